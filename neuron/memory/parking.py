@@ -87,12 +87,13 @@ class Parking:
 
     # --- for loads --------------------------------------------------------------------------------------
 
-    def lend(self, model: str, identity: object, sizes: Sequence[int]) -> Loan | None:
+    def lend(self, model: str, identity: object, sizes: Sequence[int], *, new: bool = True) -> Loan | None:
         """Memory for a load of `model`: with its weights in it, or empty, or none at all.
 
         Args:
             identity: equal for loads that come to the same weights.
             sizes: bytes of the weights of each rank, as planned.
+            new: whether it may be empty.
         """
         loan = self._loans.get(model)
         if loan is not None and loan.whole and loan.identity == identity:
@@ -100,7 +101,7 @@ class Parking:
             return loan
         self.drop(model)
         size = sum(sizes)
-        if not self._has_room(model, size):
+        if not new or not self._has_room(model, size):
             return None
         fds: list[int] = []
         try:

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from ipc.errors import Code, CortexError
 from ipc.messages.state import RankState
 from ipc.worker_messages import Ready, StepReport
-from neuron.config import ModelSettings
-from neuron.description import ModelDescription
 from neuron.memory.fit import Fit
 from neuron.memory.parking import Loan
 from neuron.models.launcher import Launcher
+from neuron.models.renewal import Renewal
 from neuron.models.statistics import Statistics
 from neuron.processes.backoff import Backoff
 from neuron.processes.group import WorkerGroup
@@ -30,8 +29,7 @@ class Epochs:
     """At most one group at a time, and what is known of those before it.
 
     Args:
-        settings: what the user said about the model.
-        description: what it is, from its files.
+        renewal: what the model is served by.
         launcher: makes the groups.
         backoff: waits between restarts.
         on_loading: told the fraction that is read and a message.
@@ -51,8 +49,7 @@ class Epochs:
 
     def __init__(
         self,
-        settings: ModelSettings,
-        description: ModelDescription,
+        renewal: Renewal,
         launcher: Launcher,
         backoff: Backoff,
         *,
@@ -68,8 +65,7 @@ class Epochs:
         self.wake_seconds: float | None = None
         self.wakes = 0
         self.loaded_on = ""
-        self._settings = settings
-        self._description = description
+        self._renewal = renewal
         self._launcher = launcher
         self._backoff = backoff
         self._on_loading = on_loading
@@ -78,10 +74,6 @@ class Epochs:
         self._bad_starts = 0
         self._ready_at = 0.0
         self._proven = 0  # the last epoch that finished a request
-
-    def adopt(self, settings: ModelSettings, description: ModelDescription) -> None:
-        """Make the groups that follow by these."""
-        self._settings, self._description = settings, description
 
     async def start(self, fit: Fit) -> list[Ready]:
         """Start an epoch and wait until it is ready; nothing of it stays when it does not get there.
@@ -156,17 +148,18 @@ class Epochs:
 
     async def _start(self, fit: Fit, tries: int) -> list[Ready]:
         """One epoch, or several where a rank is killed before they are ready."""
-        if fit.context_length < self._description.context_length:
+        description = self._renewal.description
+        if fit.context_length < description.context_length:
             log.warning(
                 "context clamped to the memory there is model=%s context_length=%d wanted=%d",
-                self._description.id,
+                description.id,
                 fit.context_length,
-                self._description.context_length,
+                description.context_length,
             )
         while True:
             self.number += 1
             began = time.monotonic()
-            loan = self._launcher.lend(self._settings, self._description, fit)
+            loan = self._launcher.lend(self._renewal.settings, description, fit)
             group = self.group = self._group(fit, loan)
             try:
                 group.start()
@@ -179,7 +172,7 @@ class Epochs:
                 again = group.died_waiting or (group.was_killed and tries > 0)
                 if not again or not isinstance(error, CortexError):
                     raise
-                log.warning("load begins again model=%s reason=%s", self._description.id, error)
+                log.warning("load begins again model=%s reason=%s", description.id, error)
         self._ready_at = time.monotonic()
         seconds, woken = self._ready_at - began, all(report.woken for report in ready)
         share = None
@@ -196,10 +189,10 @@ class Epochs:
         log.info(
             "model %s model=%s seconds=%.2f weights_seconds=%.2f bytes=%d",
             "woken" if woken else "loaded",
-            self._description.id,
+            description.id,
             seconds,
             max(report.load_seconds for report in ready),
-            self._description.bytes_weights,
+            description.bytes_weights,
         )
         return ready
 
@@ -213,8 +206,8 @@ class Epochs:
 
     def _group(self, fit: Fit, loan: Loan | None) -> WorkerGroup:
         return self._launcher.group(
-            self._settings,
-            self._description,
+            self._renewal.settings,
+            self._renewal.description,
             fit,
             self.number,
             on_loading=self._on_loading,

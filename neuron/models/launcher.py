@@ -89,11 +89,12 @@ class Launcher:
         )
 
     def lend(self, settings: ModelSettings, description: ModelDescription, fit: Fit) -> Loan | None:
-        """Memory for the weights of a load, if there is some. Those of a pinned model need none: it stays."""
-        if self.parking is None or settings.pin or description.engine != "transformer":
+        """Memory for the weights of a load, if there is some. Those of a pinned model need no new one: it
+        stays."""
+        if self.parking is None or description.engine != "transformer":
             return None
         identity = parked_identity(settings, description, fit.devices[0])
-        return self.parking.lend(description.id, identity, description.rank_bytes)
+        return self.parking.lend(description.id, identity, description.rank_bytes, new=not settings.pin)
 
     def _threads(self, fit: Fit) -> int:
         """CPU threads of each rank."""

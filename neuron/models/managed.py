@@ -85,8 +85,7 @@ class ManagedModel:
         self._tell_change = changed
         self._news = LoadNews(self._changed, self.requests.tell)
         self._tenancy = Tenancy(
-            settings,
-            description,
+            self._renewal,
             room,
             launcher,
             backoff,
@@ -371,7 +370,6 @@ class ManagedModel:
         before = self.description
         if not self._renewal.adopt():
             return
-        self._tenancy.adopt(self.settings, self.description)
         self.requests.adopt(self.settings.max_sequences, self.description.whole)
         if self.description.text != before.text:  # what waits was read by another tokenizer
             self.drop_text()

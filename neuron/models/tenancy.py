@@ -8,8 +8,6 @@ from math import inf
 from ipc.errors import CortexError
 from ipc.worker_messages import Ready
 from neuron.admission.request_queue import RequestQueue
-from neuron.config import ModelSettings
-from neuron.description import ModelDescription
 from neuron.memory.fit import Fit
 from neuron.memory.room import Place, Room, Tenant
 from neuron.models.adapters import Adapters
@@ -17,6 +15,7 @@ from neuron.models.epochs import Epochs
 from neuron.models.launcher import Launcher
 from neuron.models.pool import Pool
 from neuron.models.prefixes import Prefixes
+from neuron.models.renewal import Renewal
 from neuron.models.statistics import Statistics
 from neuron.processes.backoff import Backoff
 
@@ -25,11 +24,10 @@ SPARE_BYTES = 256 << 20  # and at least so much of it, on each rank
 
 
 class Tenancy:
-    """Of one model: from a booking to its end, again and again. What the model is and shall be, it is told.
+    """Of one model: from a booking to its end, again and again.
 
     Args:
-        settings: what the user said about the model.
-        description: what it is, from its files.
+        renewal: what the model is served by.
         room: gives it memory.
         launcher: makes its worker groups.
         backoff: waits between restarts.
@@ -48,8 +46,7 @@ class Tenancy:
 
     def __init__(
         self,
-        settings: ModelSettings,
-        description: ModelDescription,
+        renewal: Renewal,
         room: Room,
         launcher: Launcher,
         backoff: Backoff,
@@ -62,8 +59,7 @@ class Tenancy:
     ) -> None:
         self.fit: Fit | None = None
         self.epochs = Epochs(
-            settings,
-            description,
+            renewal,
             launcher,
             backoff,
             on_loading=on_loading,
@@ -72,16 +68,10 @@ class Tenancy:
         )
         self.adapters = Adapters(launcher.config, room, requests)
         self.pool = Pool(self._on_resized)
-        self._settings = settings
-        self._description = description
+        self._renewal = renewal
         self._room = room
         self._parking = launcher.parking
         self._changed = changed
-
-    def adopt(self, settings: ModelSettings, description: ModelDescription) -> None:
-        """Nothing is loaded: these count from the next booking on."""
-        self._settings, self._description = settings, description
-        self.epochs.adopt(settings, description)
 
     # --- facts ------------------------------------------------------------------------------------------
 
@@ -98,7 +88,7 @@ class Tenancy:
     @property
     def bytes_parked(self) -> int:
         """Of its weights, in the host's memory."""
-        return self._parking.bytes_of(self._settings.id) if self._parking is not None else 0
+        return self._parking.bytes_of(self._renewal.settings.id) if self._parking is not None else 0
 
     @property
     def reload_seconds(self) -> float:
@@ -129,7 +119,7 @@ class Tenancy:
         Raises:
             CortexError: INSUFFICIENT_MEMORY: it cannot have any.
         """
-        reuse = self._description.engine == "transformer"
+        reuse = self._renewal.description.engine == "transformer"
         self.fit = await self._room.take(tenant, on_place, reuse=reuse, spare=spare)
 
     @property
@@ -171,19 +161,20 @@ class Tenancy:
         self.adapters.close()
         self.pool.forget()
         self.epochs.forget()
-        self._room.release(self._settings.id)
+        self._room.release(self._renewal.settings.id)
 
     def _open(self, ready: Sequence[Ready]) -> None:
         """What was measured counts from now on; the pool may be smaller or larger than planned."""
         self.fit = self.fit.with_pages(self.statistics.kv_pages)
-        learn = self._description.overhead is not None
-        self._room.correct(self._settings.id, self.fit, [report.memory for report in ready], learn=learn)
-        self.adapters.open(self._settings, self._description, self.fit.devices, self.epochs.group)
+        settings, description = self._renewal.settings, self._renewal.description
+        learn = description.overhead is not None
+        self._room.correct(settings.id, self.fit, [report.memory for report in ready], learn=learn)
+        self.adapters.open(settings, description, self.fit.devices, self.epochs.group)
         self.pool.open(self.fit, self.epochs.group, all(report.resizable for report in ready))
 
     def _on_resized(self, pages: int, booked: Mapping[str, int]) -> None:
         """The pool has so many pages now; by what its booking changes."""
         self.fit = self.fit.resized(pages, self.statistics.measured)
         self.statistics.resize(pages, self.fit.caches.page_bytes)
-        self._room.resized(self._settings.id, booked)
+        self._room.resized(self._renewal.settings.id, booked)
         self._changed()

@@ -18,6 +18,7 @@ from neuron.memory.ledger import Ledger
 from neuron.memory.parking import SPARE_SHARE, Parking, automatic_budget
 from neuron.memory.room import Room
 from neuron.models.launcher import Launcher
+from neuron.models.renewal import Renewal
 from neuron.models.tenancy import Tenancy
 from neuron.processes.backoff import Backoff
 from neuron.processes.group import WorkerGroup
@@ -126,6 +127,15 @@ def test_nothing_is_parked_in_memory_that_others_hold(place):
     place.ledger.reserve("model", {"cpu": TOTAL - 150 * 1024})
     assert place.park("c") is None
     place.ledger.release("model")
+
+
+def test_what_may_have_no_new_memory_comes_back_from_what_it_has_parked_before(place):
+    assert place.parking.lend("b", "files", [1], new=False) is None
+    parked_before = place.park("a")
+    assert place.parking.lend("a", "files", [1], new=False) is parked_before
+    place.parking.settle(parked_before, loaded=True, woken=True)
+    assert place.parking.lend("a", "other files", [1], new=False) is None
+    assert not place.models
 
 
 def test_other_files_are_other_weights(place):
@@ -269,8 +279,8 @@ def test_a_return_is_thought_to_take_as_long_as_the_last_one_did_of_it_or_of_ano
 
     def tenancy(name):
         told = dict.fromkeys(("on_loading", "on_steps", "on_death", "changed"), print)
-        about = ModelSettings(id=name), described(id=name)
-        return Tenancy(*about, room, launcher, Backoff(), RequestQueue(Queue(), 1), **told)
+        renewal = Renewal(ModelSettings(id=name), described(id=name), print)
+        return Tenancy(renewal, room, launcher, Backoff(), RequestQueue(Queue(), 1), **told)
 
     async def scenario():
         one, other = tenancy("a"), tenancy("b")
