@@ -25,3 +25,10 @@ def too_long(
         param=param,
         details=details,
     )
+
+
+def replaced(model_id: str) -> CortexError:
+    """For a request that another model of the same name cannot go on with."""
+    return CortexError(
+        Code.SHUTTING_DOWN, f"{model_id} was replaced while the request waited; ask again", retry_after=1.0
+    )

@@ -62,12 +62,13 @@ from ipc.server import Encoded, Peer, Unread
 from ipc.settings import ConfigError
 from ipc.worker_messages import PAGE_SIZE
 from neuron.config import NeuronConfig
-from neuron.models.managed import ManagedModel, replaced
+from neuron.models.managed import ManagedModel
 from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
 from neuron.preparation.prompt import is_quick, validate_prompt
 from neuron.preparation.tokens import count_tokens
 from neuron.recent_log import RecentLog
+from neuron.refusals import replaced
 from neuron.requests.drains import ALL, Drains
 from neuron.requests.embedding import Embedding
 from neuron.requests.ended import EndedLog

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Literal
 
 from ipc.errors import Code, CortexError
 from ipc.messages.state import ModelState, ModelStatus, RankState
@@ -17,18 +18,19 @@ from neuron.description import ModelDescription
 from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse
 from neuron.memory.fit import Need
 from neuron.memory.room import Room
-from neuron.models.awaited import Awaited, nobody_has_to_ask
 from neuron.models.keep_alive import KeepAlive
 from neuron.models.launcher import Launcher
 from neuron.models.life import TRANSITIONS, Event
 from neuron.models.load_news import LoadNews
 from neuron.models.model_state import model_state
+from neuron.models.passage import Passage
 from neuron.models.prefixes import Prefixes
 from neuron.models.renewal import Renewal
 from neuron.models.speed import Speed
 from neuron.models.tenancy import Tenancy
 from neuron.models.text_path import TextPath
 from neuron.processes.backoff import Backoff
+from neuron.refusals import replaced
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
 from neuron.text.answers import AnswerText
@@ -36,15 +38,13 @@ from neuron.text.frontend import TextFiles
 
 log = logging.getLogger("neuron.models.managed")
 
-SHORT_LOADS = 3  # tries of one load, where a device ran out of memory: each time more is asked for
 UNLOAD_SECONDS = 600.0  # for running requests to end before an unload gives up
 
 
 class ManagedModel:
     """A model that this neuron knows, whether it is loaded or not.
 
-    What happens to it goes through `handle`: the table says what follows. One
-    task at a time brings it up or takes it down, whoever asked and however many did; it outlives them.
+    What happens to it goes through `handle`: the table says what follows, and what is done.
 
     Args:
         settings: what the user said about it.
@@ -78,7 +78,7 @@ class ManagedModel:
         self.preparing = 0  # requests that will be admitted
         self.last_used = time.monotonic()
         self.ready_at = 0.0  # monotonic: when it was ready last, or went on to serve
-        self.displaced = False  # it leaves or left for another model, and has not been back since
+        self.displaced = False  # it left for another model, and has not been back since
         self._room = room
         self._launcher = launcher
         self._told: ModelState | None = None  # since the last change, if anybody has looked
@@ -95,18 +95,15 @@ class ManagedModel:
             on_death=lambda error: self.handle(Event.DIED, error),
             changed=self._changed,
         )
+        self._passage = Passage(self, self._tenancy, self._news, self.handle)
         self._text = TextPath(read_text, forget_text)
-        self._task: asyncio.Task[None] | None = None  # brings it up, or takes it down
-        self._up = Awaited()  # that it is ready
-        self._down = Awaited()  # that it is unloaded
-        self._unloads = 0  # users who wait for that
+        self._unloads = 0  # users who wait for its end
         self._use = RecentUse()
+        self._leaves_for: Literal["another model", "other settings"] | None = None  # if it leaves for any
         self._evictions = 0
         self._keep_alive = KeepAlive(self._default_keep_alive, self._expire)
         self._drained = False  # it takes nothing new, as a client said
         self._speed = Speed()
-        self._retry_timer: asyncio.TimerHandle | None = None
-        self._comes_back = False  # it leaves only to be loaded again
 
     def handle(self, event: Event, error: CortexError | None = None) -> None:
         """Enter the state that `event` leads to from this one, and do what belongs to that.
@@ -187,9 +184,13 @@ class ManagedModel:
     @property
     def in_use(self) -> bool:
         """Whether it is loaded, or somebody has to do with it."""
-        working = not self.requests.idle or self.preparing > 0
         drained = self._drained and not self.retired
-        return self.status not in ("unloaded", "failed") or working or drained
+        return self.status not in ("unloaded", "failed") or not self.is_idle or drained
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has no request, and none is on its way."""
+        return self.requests.idle and not self.preparing
 
     @property
     def drained(self) -> bool:
@@ -305,8 +306,7 @@ class ManagedModel:
 
     def give_way(self) -> None:
         if self.status in ("ready", "restarting"):
-            self.displaced = True
-            self._comes_back = False
+            self._leaves_for = "another model"
             self.handle(Event.LEAVE)
 
     def resize(self, pages: int) -> None:
@@ -339,30 +339,23 @@ class ManagedModel:
             self._adopt()
         if self.status == "failed":
             self.handle(Event.LEAVE)
-        self._check_idle()
-        self._check_deserted()
-        self._check_outdated()
+        self._look()
         self._changed()
 
     def pin(self, pinned: bool) -> None:
         """Stay loaded, or no longer, whatever the settings said."""
         self._renewal.pin(pinned)
-        self._check_idle()
-        self._check_deserted()
+        self._look()
 
     def retire(self) -> None:
         """Leave for good, once what runs and what waits is done."""
         self._renewal.retire()
-        self._check_outdated()
-
-    def _check_outdated(self) -> None:
-        if self._renewal.is_due and self.requests.idle and not self.preparing:
-            self._leave_outdated()
+        self._look()
 
     def _leave_outdated(self) -> None:
         """It leaves for its other settings: it is idle, or was never without requests for too long."""
         if self.status == "ready" or self.retired:
-            self._comes_back = not self.retired
+            self._leaves_for = None if self.retired else "other settings"
             self.handle(Event.LEAVE)
 
     def _adopt(self) -> None:
@@ -385,8 +378,7 @@ class ManagedModel:
             yield
         finally:
             self.preparing -= 1
-            self._check_idle()
-            self._check_outdated()
+            self._look()
 
     def admit(self, request: OpenRequest) -> None:
         """Take a prepared request; it waits for the model, or for its turn.
@@ -445,10 +437,7 @@ class ManagedModel:
             self._tenancy.statistics.doubt(request.pages)
         self._tenancy.adapters.look()
         if self.status != "ready" or self.requests.idle:
-            self._check_quiet()
-            self._check_deserted()
-            self._check_idle()
-            self._check_outdated()
+            self._look()
         if self._room.contested:
             self._room.look()
         self._changed()
@@ -478,14 +467,13 @@ class ManagedModel:
                 while self.status != "ready":
                     await asyncio.shield(self.bring_up())
         finally:
-            self._check_deserted()
-            self._check_idle()
+            self._look()
 
     def bring_up(self) -> asyncio.Future[None]:
         """See that the model gets ready, and return the future that ends when it is or cannot be."""
-        up = self._up.ask()
+        up = self._passage.up.ask()
         if self.status == "ready":
-            self._up.come()
+            self._passage.up.come()
         else:
             self.handle(Event.WANTED)
         return up
@@ -503,9 +491,9 @@ class ManagedModel:
             self.requests.fail_all(
                 CortexError(Code.SHUTTING_DOWN, f"{self.id} was unloaded by force", retry_after=1.0)
             )
-        down = self._down.ask()
+        down = self._passage.down.ask()
         self._unloads += 1
-        self.displaced = self._comes_back = False
+        self.displaced, self._leaves_for = False, None
         try:
             self.handle(Event.LEAVE)
             await asyncio.wait([down], timeout=UNLOAD_SECONDS)
@@ -521,22 +509,17 @@ class ManagedModel:
 
     async def close(self) -> None:
         """The neuron ends: no task and no process may stay. Requests have been answered before."""
-        self._cancel_retry()
         self._keep_alive.close()
         self._renewal.stop()
         self.requests.shut()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        await self._tenancy.epochs.stop()
+        await self._passage.close()
         self._tenancy.adapters.close()
 
     # --- actions ----------------------------------------------------------------------------------------
 
     def _wish(self, error: CortexError | None) -> None:
         """Ask for memory, and load when it is there."""
-        self._cancel_retry()
-        self._task = asyncio.create_task(self._bring_up())
+        self._passage.bring_up(self.text())
 
     def _tell_load(self, error: CortexError | None) -> None:
         self._news.say("starting")
@@ -545,35 +528,31 @@ class ManagedModel:
         """Hand over what waits. It may be the group that is just ready, or the one that was to end."""
         self._news.end()
         self.ready_at = time.monotonic()
-        self.displaced = False
-        self._up.come()
+        self.displaced, self._leaves_for = False, None
+        self._passage.up.come()
         self.requests.open(self._tenancy.epochs.group, self._tenancy.fit.context_length)
-        self._comes_back = False
-        self._check_idle()
-        self._check_outdated()
+        self._look()
         self._room.look()
 
     def _give_up(self, error: CortexError | None) -> None:
         """It cannot be had now: everybody who waits is told, and nothing is held."""
         self._tenancy.epochs.count_failure()
-        self._let_go()
+        self._passage.let_go()
         self._adopt()
         self._fail_waiting(error)
         if self._is_resident:
-            self._retry_timer = asyncio.get_running_loop().call_later(
-                self._tenancy.epochs.seconds_to_wait, self._retry
-            )
+            self._passage.retry(self._retry)
 
     def _restart(self, error: CortexError | None) -> None:
         """Begin another epoch, once the dead one is gone."""
         self._lose_workers(error)
-        self._task = asyncio.create_task(self._bring_up_again(error))
+        self._passage.bring_up_again(error)
 
     def _drain(self, error: CortexError | None) -> None:
         """Let what runs end; all else waits for the next load."""
         self.requests.take_back()
         self._tenancy.adapters.pause()
-        self._check_quiet()
+        self._look()
 
     def _lose_and_end(self, error: CortexError | None) -> None:
         """It died while it drained."""
@@ -583,87 +562,31 @@ class ManagedModel:
     def _end(self, error: CortexError | None) -> None:
         """End the processes."""
         self._tenancy.adapters.stop()
-        self._task = asyncio.create_task(self._take_down(None))
+        self._passage.take_down()
 
     def _cancel(self, error: CortexError | None) -> None:
         """End what brings it up, whoever waits for that, and the processes that there are."""
         self._fail_waiting(
             CortexError(Code.MODEL_LOAD_FAILED, f"the load of {self.id} was ended by an unload")
         )
-        self._task = asyncio.create_task(self._take_down(self._task))
+        self._passage.take_down()
 
     def _rest(self, error: CortexError | None) -> None:
         """Nothing of it is left, or never was; whoever came meanwhile has it loaded again."""
-        self._cancel_retry()
+        self._passage.stop_retry()
         self._adopt()
-        self._down.come()
-        comes_back, self._comes_back = self._comes_back, False
-        wanted = not self.retired and (self._news.has_listeners or self.settings.pin or comes_back)
-        if not self.requests.idle or wanted:
+        self._passage.down.come()
+        left_for, self._leaves_for = self._leaves_for, None
+        if left_for == "another model":
+            self.displaced = True
+            self._evictions += 1
+        wanted = self._news.has_listeners or self.settings.pin or left_for == "other settings"
+        if not self.requests.idle or (wanted and not self.retired):
             self.bring_up()
-        elif self._up.is_awaited and self.retired:
+        elif self._passage.up.is_awaited and self.retired:
             self._fail_waiting(CortexError(Code.MODEL_NOT_FOUND, f"{self.id} is no longer served here"))
-        elif self._up.is_awaited:  # whoever wanted it has left meanwhile
+        elif self._passage.up.is_awaited:  # whoever wanted it has left meanwhile
             self._fail_waiting(CortexError(Code.MODEL_LOAD_FAILED, f"nobody waits for {self.id} any more"))
-
-    # --- tasks ------------------------------------------------------------------------------------------
-
-    async def _bring_up(self) -> None:
-        """From a wish for memory to workers that are ready."""
-        reading = asyncio.ensure_future(self.text())  # while it waits for memory
-        reading.add_done_callback(nobody_has_to_ask)
-        try:
-            spare = 0
-            for tries_left in reversed(range(SHORT_LOADS)):
-                await self._tenancy.book(self, self._news.on_place, spare)
-                self.handle(Event.GRANTED)
-                try:
-                    await reading  # what can refuse the model comes before its processes
-                    await self._tenancy.start()
-                    break
-                except CortexError as error:
-                    if error.code != Code.INSUFFICIENT_MEMORY or not tries_left:
-                        raise
-                    log.warning("load needs more memory model=%s spare=%d reason=%s", self.id, spare, error)
-                    spare += self._tenancy.spare
-                    self._let_go()
-                    self.handle(Event.SHORT)
-        except CortexError as error:
-            refused = error.code == Code.INSUFFICIENT_MEMORY
-            self.handle(Event.REFUSED if refused else Event.FAILED, error)
-        except Exception as error:
-            log.exception("load failed unexpectedly model=%s", self.id)
-            self.handle(Event.FAILED, CortexError(Code.INTERNAL, f"loading {self.id} failed: {error!r}"))
-        else:
-            self.handle(Event.READY)
-
-    async def _bring_up_again(self, error: CortexError) -> None:
-        """From a death to workers that are ready."""
-        try:
-            await self._tenancy.start_again(error, self._news.say)
-        except CortexError as failure:
-            self.handle(Event.FAILED, failure)
-        except Exception as failure:
-            log.exception("restart failed unexpectedly model=%s", self.id)
-            self.handle(Event.FAILED, CortexError(Code.INTERNAL, f"restarting {self.id} failed: {failure!r}"))
-        else:
-            self.handle(Event.READY)
-
-    async def _take_down(self, bringing_up: asyncio.Task[None] | None) -> None:
-        """End the processes, and before them what brings them up. Cancelled, it leaves that to `close`."""
-        try:
-            if bringing_up is not None:
-                bringing_up.cancel()
-                await asyncio.wait([bringing_up])
-            await self._tenancy.epochs.stop()
-        except CortexError as error:
-            log.error("processes of a model did not end model=%s reason=%s", self.id, error)
-            self._down.fail(error)
-        except Exception:
-            log.exception("end of a model failed unexpectedly model=%s", self.id)
-        self._let_go()
-        self._evictions += self.displaced
-        self.handle(Event.GONE)
 
     # --- parts of these ---------------------------------------------------------------------------------
 
@@ -676,27 +599,27 @@ class ManagedModel:
         self.requests.lose_worker(error)
 
     def _fail_waiting(self, error: CortexError) -> None:
-        self._up.fail(error)
+        self._passage.up.fail(error)
         self.requests.fail_all(error)
 
-    def _let_go(self) -> None:
-        self._tenancy.end()
-        self._news.end()
-
-    def _check_quiet(self) -> None:
+    def _look(self) -> None:
+        """See what follows where it has fewer users than it had, or other settings."""
+        deserted = self.is_idle and not self._news.has_listeners and not self._is_resident
         if self.status == "draining" and self.requests.quiet:
             self.handle(Event.QUIET)
+        elif self.status == "waiting" and deserted:
+            self.handle(Event.DESERTED)
+        elif self._renewal.is_due and self.is_idle:
+            self._leave_outdated()
+        if self.status == "ready" and self.is_idle and not self.settings.pin:
+            self._keep_alive.start()
+        else:
+            self._keep_alive.stop()
 
     @property
     def _is_resident(self) -> bool:
         """Whether it is loaded though nobody asks for it."""
         return self.settings.pin and not self.retired
-
-    def _check_deserted(self) -> None:
-        if self.status != "waiting":
-            return
-        if self.requests.idle and not self._news.has_listeners and not self._is_resident:
-            self.handle(Event.DESERTED)
 
     def _default_keep_alive(self) -> float:
         own = self.settings.keep_alive
@@ -712,34 +635,12 @@ class ManagedModel:
         self.last_used = time.monotonic()
         self._use.add(self.last_used)
 
-    def _check_idle(self) -> None:
-        """See that it leaves when nobody uses it for as long as it is kept."""
-        working = not self.requests.idle or self.preparing > 0
-        if self.status == "ready" and not working and not self.settings.pin:
-            self._keep_alive.start()
-        else:
-            self._keep_alive.stop()
-
     def _expire(self) -> None:
-        if self.status != "ready" or not self.requests.idle or self.preparing:
-            return
-        log.info("model was idle model=%s keep_alive=%g", self.id, self._keep_alive.told)
-        self.handle(Event.LEAVE)
+        if self.status == "ready" and self.is_idle:
+            log.info("model was idle model=%s keep_alive=%g", self.id, self._keep_alive.told)
+            self.handle(Event.LEAVE)
 
     def _retry(self) -> None:
         """It could not be had; it may be pinned no longer by now."""
-        self._retry_timer = None
         if self._is_resident:
             self.bring_up()
-
-    def _cancel_retry(self) -> None:
-        if self._retry_timer is not None:
-            self._retry_timer.cancel()
-            self._retry_timer = None
-
-
-def replaced(model_id: str) -> CortexError:
-    """For a request that another model of the same name cannot go on with."""
-    return CortexError(
-        Code.SHUTTING_DOWN, f"{model_id} was replaced while the request waited; ask again", retry_after=1.0
-    )

@@ -117,7 +117,7 @@ class Residents:
 
     def _seconds_left(self) -> float:
         """Until nobody has used any model for long enough, as it looks now; some, while one is in use."""
-        if self._room.contested or any(m.preparing or not m.requests.idle for m in self._models.values()):
+        if self._room.contested or any(not model.is_idle for model in self._models.values()):
             return max(self._idle_seconds, 0.1)
         last = max([0.0, *(model.last_used for model in self._models.values())])
         next_try = max(last + self._idle_seconds, self._tried + max(self._idle_seconds, RETRY_SECONDS))

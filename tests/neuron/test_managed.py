@@ -365,6 +365,37 @@ def test_an_unload_gives_up_when_requests_run_on_and_the_model_goes_on(monkeypat
     run(scenario())
 
 
+def test_a_model_that_left_for_another_is_counted_once_though_a_wish_to_have_it_back_was_given_up():
+    async def scenario():
+        async with owning() as model:
+            await load(model)
+            model.give_way()
+            await until(lambda: model.status == "unloaded")
+            client = Client(model, 1)
+            assert model.status == "waiting"
+            client.generation.cancel()
+            assert isinstance(await client.last(), Cancelled)
+            await until(lambda: model.status == "unloaded")
+            assert (model.state().evictions, model.displaced) == (1, True)
+
+    run(scenario())
+
+
+def test_a_request_that_is_prepared_keeps_the_wish_of_a_model_in_the_line():
+    async def scenario():
+        room = OneRoom()
+        room.take = lambda *wish, **how: asyncio.Event().wait()  # for ever
+        async with owning(room) as model:
+            client = Client(model, 1)
+            with model.expecting():
+                client.generation.cancel()
+                assert isinstance(await client.last(), Cancelled)
+                assert model.status == "waiting"
+            await until(lambda: model.status == "unloaded")
+
+    run(scenario())
+
+
 def test_a_death_during_an_unload_ends_it_and_who_had_begun_goes_on_with_the_next_load():
     async def scenario():
         async with owning(step_seconds=0.01) as model:
