@@ -4,6 +4,7 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import pytest
 
 from ipc.errors import Code, CortexError
@@ -38,7 +39,8 @@ def test_a_killed_rank_is_replaced_and_what_runs_goes_on(tmp_path, ranks, victim
         whole = one.ask(chat("sim", 300, stream=False), PATIENCE)
         for replies in told:
             assert isinstance(replies[-1], Finished)
-            assert replies[-1].usage == whole.usage
+            # what either finds cached of the other depends on when each goes on
+            assert msgspec.structs.replace(replies[-1].usage, cached_tokens=0) == whole.usage
             text = "".join(reply.text for reply in replies if isinstance(reply, Delta))
             assert text
             assert whole.choices[0].text.endswith(text)  # `begin` took what came first
