@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from difflib import get_close_matches
 from inspect import isclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -178,9 +179,10 @@ def _convert_struct(value: dict[Any, Any], struct: type[msgspec.Struct], key: st
     for name, each in value.items():
         dotted = f"{key}.{name}" if key else str(name)
         if name not in fields:
-            raise ConfigError(
-                path, dotted, f"unknown key, with the value {each!r}; there are {', '.join(fields)}"
-            )
+            nearest = get_close_matches(str(name), fields, 1)
+            meant = f"; {nearest[0]} is its nearest" if nearest else ""
+            text = f"unknown key, with the value {each!r}{meant}; there are {', '.join(fields)}"
+            raise ConfigError(path, dotted, text)
         field = fields[name]
         if each is None and NoneType not in _options(field.type):
             continue

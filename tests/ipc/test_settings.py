@@ -97,8 +97,12 @@ def test_a_text_is_a_size_or_a_value_error(text):
 @pytest.mark.parametrize(
     ("text", "key", "words"),
     [
-        ("colour: red", "colour", ["unknown", "'red'", "color", "shelves"]),
-        ("shelves: [{name: a}, {name: b, bords: 2}]", "shelves[1].bords", ["unknown", "2", "name, boards"]),
+        ("colour: red", "colour", ["unknown", "'red'", "color is its nearest", "shelves"]),
+        (
+            "shelves: [{name: a}, {name: b, bords: 2}]",
+            "shelves[1].bords",
+            ["unknown", "2", "boards is its nearest", "name, boards"],
+        ),
         ("best: {name: a, x: 1}", "best.x", ["unknown", "name, boards"]),
         ("color: red", "color", ["'red'"]),
         ("shelves: [{name: a, boards: 0}]", "shelves[0].boards", [">= 1", "0"]),

@@ -239,7 +239,8 @@ def test_an_index_cannot_point_out_of_its_folder(tmp_path, shard):
         ({"quantization_config": {"quant_method": "hqq"}}, ["hqq"]),
         ({"max_position_embeddings": 0}, [">= 1"]),
         ({"max_position_embeddings": None}, ["max_position_embeddings"]),
-        ({"rope_theta": float("nan")}, ["bad JSON"]),
+        ({"rope_theta": float("nan")}, ["bad JSON: rope_theta is NaN"]),
+        ({"unread": [1, {"a": float("-inf")}]}, ["bad JSON: unread[1].a is -Infinity"]),
         ({"eos_token_id": "5"}, ["eos_token_id"]),
     ],
 )
@@ -247,6 +248,13 @@ def test_a_config_that_cannot_be_served_says_why(tmp_path, changes, words):
     message = refusal(write_checkpoint(tmp_path, **changes))
     assert "config.json" in message
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+def test_a_number_that_json_does_not_have_is_named_by_its_file_and_field(tmp_path, name):
+    write_checkpoint(tmp_path)
+    (tmp_path / name).write_text('{"unread": {"a": [1, Infinity]}}')
+    assert f"{name}: has bad JSON: unread.a[1] is Infinity" in refusal(tmp_path)
 
 
 def test_a_tensor_that_contradicts_the_config_is_named(tmp_path):
@@ -359,7 +367,7 @@ def damaged(tmp_path, change):
         ("shape", [-131, -48], ["bad JSON", ">= 0"]),
         ("shape", [131.0, 48.5], ["bad JSON"]),
         ("shape", [1] * 17, ["bad JSON", "<= 16"]),
-        ("shape", [float("nan"), 48], ["bad JSON"]),
+        ("shape", [float("nan"), 48], ["bad JSON", "shape[0] is NaN"]),
         ("shape", [float("inf"), 48], ["bad JSON"]),
         ("data_offsets", [0, 1 << 40], ["bytes"]),
         ("data_offsets", [12576, 0], ["a hole"]),

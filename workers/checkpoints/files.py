@@ -5,8 +5,10 @@ What is no regular file (a pipe, a device) is refused before anything waits for 
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
@@ -17,6 +19,8 @@ from ipc.errors import Code, CortexError
 T = TypeVar("T")
 
 FILE_LIMIT = 100_000_000  # bytes of any file that is read whole
+SEARCHED = 16 << 20  # bytes of one in which is looked for what is wrong
+MAX_PLACE = 200  # characters of where that stands
 
 
 def refuse(path: Path, why: str) -> NoReturn:
@@ -84,4 +88,24 @@ def decode_json(path: Path, text: Any, kind: type[T], where: str = "") -> T:
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        refuse(path, f"has bad JSON{' in ' + repr(where) if where else ''}: {error}")
+        why = _no_number(bytes(text)) or error
+        refuse(path, f"has bad JSON{' in ' + repr(where) if where else ''}: {why}")
+
+
+def _no_number(text: bytes) -> str:
+    """Which field is NaN or infinite, as Python writes such numbers and reads them; "" where none is."""
+    if len(text) > SEARCHED:
+        return ""
+    try:
+        waiting = [("", json.loads(text))]
+    except (ValueError, RecursionError):
+        return ""
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{place}.{name}".lstrip("."), each) for name, each in reversed(value.items())]
+        elif isinstance(value, list):
+            waiting += [(f"{place}[{i}]", each) for i, each in reversed(list(enumerate(value)))]
+        elif isinstance(value, float) and not isfinite(value):
+            return f"{place[:MAX_PLACE]} is {json.dumps(value)}, and JSON has no such number"
+    return ""
