@@ -35,7 +35,7 @@ PROMPTS = (2048, 8192)
 NO_CACHE = 256 << 20  # bytes of keys and values, one after the other
 SECONDS = 45.0
 FEW = (Tile(16, 32, 4, 3), Tile(16, 64, 4, 3), Tile(16, 64, 8, 2), Tile(16, 32, 2, 3))
-MANY = (Tile(128, 64, 8, 3), Tile(128, 32, 8, 3), Tile(64, 64, 4, 2), Tile(128, 128, 8, 2))
+MANY = (Tile(128, 64, 8, 3), Tile(128, 32, 8, 3), Tile(128, 64, 8, 2), Tile(128, 128, 8, 2))
 
 
 TOKENS = ("single", "few", "prompt")  # of a sequence
