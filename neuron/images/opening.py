@@ -27,6 +27,8 @@ def opened(data: bytes, param: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a size that is checked here
             image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise bad_request(param, f"{param} has more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # decoders fail in any way
         raise _none(param, error) from error
     columns, rows = image.size

@@ -278,7 +278,8 @@ def test_what_stands_beside_the_pixels_is_not_unpacked_at_any_size(text, kind):
 BAD = {
     "nothing": (b"", "none of PNG"),
     "a text": (b"<svg></svg>" * 50, "none of PNG"),
-    "a bomb": (bomb(30_000, 30_000), "900"),
+    "a bomb": (bomb(30_000, 30_000), "more than 100,000,000 pixels"),
+    "a smaller one": (bomb(10_000, 10_001), "10001 x 10000 pixels, more than 100,000,000"),
     "half of one": (encoded(noise(64, 64))[:300], "cannot be read"),
     "no pixels": (bomb(64, 64), "cannot be read"),
     "a line": (encoded(noise(1, 201)), "200 times"),
