@@ -56,6 +56,7 @@ LINEAR, FULL = "linear_attention", "full_attention"
         ({"output_gate_type": "sigmoid"}, "output_gate_type sigmoid"),
         ({"hidden_act": "gelu"}, "hidden_act gelu"),
         ({"num_experts": 4}, "num_experts"),
+        ({"rope_parameters": {"partial_rotary_factor": 0}}, "partial_rotary_factor 0"),
     ],
 )
 def test_a_config_that_contradicts_itself_or_its_files_is_refused_by_name(changed, changes, words):

@@ -63,7 +63,7 @@ class RopeKeys(msgspec.Struct, frozen=True, kw_only=True):
 def rotary_share(file: RopeKeys) -> float:
     """The part of a head that turns."""
     nested = (file.rope_parameters or file.rope_scaling or {}).get("partial_rotary_factor")
-    return nested or file.partial_rotary_factor or 1.0
+    return next((each for each in (nested, file.partial_rotary_factor) if each is not None), 1.0)
 
 
 def by_type(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
