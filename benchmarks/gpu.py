@@ -14,6 +14,9 @@
   graph takes when nothing is between two of it, with the share of the step that is not that (the gap), and
   with an eager step's time.
 * waking: from files in the page cache, and from parked memory, to the first token of Qwen3-8B.
+* ranks: a Qwen3.5 of 27 billion in q6 on two GPUs, through a neuron: its first load, which quantises, and its
+  second, a prompt and an answer, beside what a system before this one took on two RTX 5090. With one GPU it
+  says that it was not measured.
 
 Each part runs in a process of its own with a time limit, so that one that faults or hangs leaves the rest as
 it is, and what it found before that is kept. OUT/gpu.txt has failures first; OUT/gpu.json says the same for
@@ -73,6 +76,7 @@ LIMITS = {
     "nvfp4": 90.0,
     "hybrid": 150.0,
     "waking": 90.0,
+    "ranks": 300.0,
 }  # of each part, in their order
 GOALS = {
     "engine": 0.25,
@@ -230,6 +234,25 @@ def waking(device: str, out: Path) -> Iterator[Result]:
         yield found
 
 
+def ranks(device: str, out: Path) -> Iterator[Result]:
+    """What clients have of a 27B on two GPUs."""
+    from benchmarks.ranks import FLOORS, RANKS, rows
+
+    small = device == "cpu"
+    if not small and (count := torch.cuda.device_count()) < RANKS:
+        value = f"not measured: it wants {RANKS} GPUs, and here is {count}"
+        yield Result("ranks", "a 27B on several ranks", True, value)
+        return
+    shape = Qwen3_5TextConfig(**(TINY | TINY_STATES if small else TWENTY_SEVEN_BILLION))
+    limits = measure_limits(device)
+    if not small:
+        torch.cuda.empty_cache()  # the ranks have use for it
+    with tempfile.TemporaryDirectory() as folder:
+        for name, limit, seconds, rate in rows(Path(folder), device.partition(":")[0], shape, *limits):
+            floor = f" (elsewhere: {FLOORS[name]})" if name in FLOORS else ""
+            yield share("ranks", name, limit, seconds, f"{rate}{floor}")
+
+
 def of_shape(
     part: str, device: str, shape: PretrainedConfig, write: Callable[[Path, PretrainedConfig], Path]
 ) -> Iterator[Result]:
@@ -346,19 +369,20 @@ TINY_STATES = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
 }
-HYBRID = Qwen3_5TextConfig(
-    vocab_size=248_320,
-    hidden_size=5120,
-    intermediate_size=17_408,
-    num_hidden_layers=12,
-    num_attention_heads=24,
-    num_key_value_heads=4,
-    head_dim=256,
-    linear_num_key_heads=16,
-    linear_num_value_heads=48,
-    tie_word_embeddings=False,
-    dtype="bfloat16",
-)
+TWENTY_SEVEN_BILLION = {
+    "vocab_size": 248_320,
+    "hidden_size": 5120,
+    "intermediate_size": 17_408,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 48,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+HYBRID = Qwen3_5TextConfig(**TWENTY_SEVEN_BILLION | {"num_hidden_layers": 12})
 MIXTURE = Qwen3MoeConfig(  # with a vocabulary that leaves most of a step to the layers
     vocab_size=32_768,
     hidden_size=2048,
@@ -445,6 +469,7 @@ PARTS: dict[str, Callable[[str, Path], Iterator[Result]]] = {
     "nvfp4": nvfp4,
     "hybrid": hybrid,
     "waking": waking,
+    "ranks": ranks,
 }
 
 

@@ -82,6 +82,19 @@ def test_so_can_its_waking(tmp_path):
         assert figures["limit"] > 0
 
 
+def test_so_can_its_ranks(tmp_path):
+    results = {result.name: result for result in gpu.ranks("cpu", tmp_path)}
+    assert [*results] == ["load", "load again", "prefill", "decode 1 at once"]
+    assert all(0 < result.figures["limit"] < result.figures["seconds"] for result in results.values())
+    assert "elsewhere: 35 to 46 tokens/s" in results["decode 1 at once"].value
+
+
+def test_with_one_gpu_what_wants_two_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    [result] = gpu.ranks("cuda:0", tmp_path)
+    assert (result.ok, result.value) == (True, "not measured: it wants 2 GPUs, and here is 1")
+
+
 def test_so_can_its_mixture_of_experts(tmp_path):
     results = {result.name: result for result in experts("cpu", tmp_path)}
     assert all(result.part == "experts" for result in results.values())
