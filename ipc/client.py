@@ -21,7 +21,14 @@ import msgspec
 import zmq
 
 from ipc.errors import Code, CortexError
-from ipc.messages.framing import HEADER, PROTOCOL_MAJOR
+from ipc.messages.framing import (
+    ARRAY_BYTES,
+    BYTES_TOGETHER,
+    HEADER,
+    MOST_TOGETHER,
+    PROTOCOL_MAJOR,
+    SEVERAL_SINCE,
+)
 from ipc.messages.replies import TERMINAL, AnyReply, Cancelled, Failed, Reply
 from ipc.messages.requests import AnyRequest, Cancel
 from ipc.sockets import MAX_MESSAGE, NOBLOCK, Pump, configure, connection_events
@@ -182,7 +189,9 @@ class NeuronClient:
         self._silence = silence
         self._calls: dict[int, Call] = {}  # open ones, by id
         self._connected = False
-        self._unsent: dict[int, bytes] = {}  # requests that wait for the connection, by id
+        self._unsent: dict[int, bytes] = {}  # requests that wait for the loop's next turn, or the connection
+        self._sending: asyncio.Handle | None = None  # that, in that turn
+        self._takes_several = False  # requests in one message, as those of the neuron say
         self._late_cancels: list[int] = []  # ids of sent requests whose `Cancel` found the queue full
         self._last_id = 0
         self._refusal = ""  # why the last handshake failed; "" after one that did not
@@ -245,7 +254,7 @@ class NeuronClient:
         return self._loop.time() - self._heard if self._started and self._calls else 0.0
 
     def open(self, request: AnyRequest, *, patient: bool = False) -> Call:
-        """Send a request; its `id` is set here. It waits for the connection where there is none yet.
+        """Send a request in the loop's next turn, or once there is a connection. Its `id` is set here.
 
         Args:
             patient: the wait for a connection ends with `Call.cancel`, and not after the silence.
@@ -257,18 +266,17 @@ class NeuronClient:
             raise CortexError(Code.NEURON_LOST, f"the client of {self.endpoint} is not started")
         self._last_id += 1
         request.id = self._last_id
-        message = HEADER + self._encode(request)
-        if len(message) > MAX_MESSAGE:  # at which the neuron would close the connection, to all who share it
-            raise CortexError(
-                Code.BAD_REQUEST, f"the request has {len(message)} bytes; a neuron takes {MAX_MESSAGE}"
-            )
+        body = self._encode(request)
+        if (size := len(HEADER) + len(body)) > MAX_MESSAGE:  # the neuron would close the connection, to all
+            raise CortexError(Code.BAD_REQUEST, f"the request has {size} bytes; a neuron takes {MAX_MESSAGE}")
         if not self._calls:  # nothing was expected up to now
             self._heard = self._loop.time()
         elif self._connected:
             self._check_silence()  # this process may have stood still, and its connection be no more
         call = self._calls[request.id] = Call(self, request.id, patient)
-        if self._unsent or not self._try_send(message):
-            self._unsent[request.id] = message
+        self._unsent[request.id] = body
+        if self._sending is None:
+            self._sending = self._loop.call_soon(self._send_unsent)
         return call
 
     async def ask(self, request: AnyRequest, within: float) -> Reply:
@@ -305,29 +313,45 @@ class NeuronClient:
             self._late_cancels.append(number)
 
     def _cancel_of(self, number: int) -> bytes:
-        return HEADER + self._encode(Cancel(id=number))
+        return self._encode(Cancel(id=number))
 
-    def _try_send(self, message: bytes) -> bool:
+    def _try_send(self, body: bytes) -> bool:
         # Between the end of a connection and our hearing of it, its queue still takes messages, which are
         # lost; so nothing is sent before the next one is known to stand.
         if not self._connected:
             return False
         try:
-            self._send(message, NOBLOCK)
+            self._send(HEADER + body, NOBLOCK)
         except zmq.Again:
             self._pump.check_if_ready()
             return False
-        self._pump.check_soon()
+        self._pump.check_after_send()
         return True
 
     def _send_unsent(self) -> None:
+        """Send what waits; what came in one turn of the loop goes together, and wakes the neuron once."""
+        self._sending = None
         while self._late_cancels and self._try_send(self._cancel_of(self._late_cancels[0])):
             del self._late_cancels[0]
         while self._unsent:
-            number, message = next(iter(self._unsent.items()))
-            if not self._try_send(message):
+            together = self._next_together()
+            bodies = [self._unsent[number] for number in together]
+            body = bodies[0] if len(bodies) == 1 else self._encode(list(map(msgspec.Raw, bodies)))
+            if not self._try_send(body):
                 return
-            del self._unsent[number]
+            for number in together:
+                del self._unsent[number]
+
+    def _next_together(self) -> list[int]:
+        """The next ones of those that wait, as many as travel in one message."""
+        chosen: list[int] = []
+        most, size = MOST_TOGETHER if self._takes_several else 1, ARRAY_BYTES
+        for number, body in self._unsent.items():
+            size += len(body)
+            if chosen and (size > BYTES_TOGETHER or len(chosen) == most):
+                break
+            chosen.append(number)
+        return chosen
 
     def _end(self, call: Call, reply: Reply) -> None:
         del self._calls[call.id]
@@ -350,6 +374,7 @@ class NeuronClient:
         frame = frames[0]
         if (not frame.startswith(HEADER) or len(frames) > 1) and not self._is_ours(frames):
             return
+        self._takes_several = frame[3] >= SEVERAL_SINCE
         body = memoryview(frame)[len(HEADER) :]
         try:
             replies = _decode(body)
@@ -400,6 +425,7 @@ class NeuronClient:
             self._refusal = ""
             self._heard = self._loop.time()
             self._connected = self.alive = True
+            self._takes_several = False  # it may be another neuron than before
             self._pump.check()  # the socket leaves the old queue and takes the new one, then sends
             return
         self._pump.check()  # replies that came before the news of the end

@@ -12,13 +12,14 @@ import ipaddress
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import zmq
+from msgspec import Meta
 
 from ipc.errors import Code, CortexError
-from ipc.messages.framing import HEADER, PROTOCOL_MAJOR, PROTOCOL_MINOR
+from ipc.messages.framing import BYTES_TOGETHER, HEADER, MOST_TOGETHER, PROTOCOL_MAJOR, PROTOCOL_MINOR
 from ipc.messages.replies import TERMINAL, Cancelled, Failed, Heartbeat, Reply
 from ipc.messages.requests import (
     AnyRequest,
@@ -77,6 +78,8 @@ _UNREAD_VERBS = frozenset(
     request.__struct_config__.tag for request in (Generate, Embed, Rerank, CountTokens, Tokenize, Detokenize)
 )
 _decode = msgspec.msgpack.Decoder(AnyRequest).decode
+_Several = Annotated[list[msgspec.Raw], Meta(max_length=MOST_TOGETHER)]
+_decode_several = msgspec.msgpack.Decoder(_Several).decode
 _decode_unread = msgspec.msgpack.Decoder(Unread).decode
 
 
@@ -237,11 +240,19 @@ class Server:
             self._refuse_older(key, frames[1])
             return
         try:
-            request = self._read(frames)
+            bodies = _bodies(frames)
         except CortexError as error:
-            logger.warning("request refused code=%s reason=%s", error.code, error.message)
-            self._answer(key, Failed.of(error.details.pop("id", 0), error))
+            self._refuse(key, error)
             return
+        for body in bodies:
+            try:
+                request = self._read(key, body)
+            except CortexError as error:
+                self._refuse(key, error)
+            else:
+                self._take(key, request)
+
+    def _take(self, key: bytes, request: AnyRequest | Unread) -> None:
         peer = self._peers.get(key)
         if type(request) is Cancel:
             if peer is not None:
@@ -252,16 +263,8 @@ class Server:
         peer._open[request.id] = type(request)
         self._handle(peer, request)
 
-    def _read(self, frames: list[bytes | memoryview]) -> AnyRequest | Unread:
-        """The request in a message; CortexError, with `details["id"]` where the id is known and free."""
-        if len(frames) != 2:
-            raise CortexError(
-                Code.BAD_FRAME, f"a message is one frame, header and body; this one has {len(frames) - 1}"
-            )
-        key, frame = frames
-        if (header := bytes(frame[: len(HEADER)])) != HEADER:
-            _check_header(header)
-        body = memoryview(frame)[len(HEADER) :]
+    def _read(self, key: bytes, body: memoryview) -> AnyRequest | Unread:
+        """The request in a body; CortexError, with `details["id"]` where the id is known and free."""
         try:
             request = _decode(body) if len(body) <= LARGE else self._read_large(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -325,6 +328,10 @@ class Server:
             peer.send(Failed(id=request.id, code=Code.INTERNAL, message=text))
 
     # --- out --------------------------------------------------------------------------------------------
+
+    def _refuse(self, key: bytes, error: CortexError) -> None:
+        logger.warning("request refused code=%s reason=%s", error.code, error.message)
+        self._answer(key, Failed.of(error.details.pop("id", 0), error))
 
     def _refuse_older(self, key: bytes, header: bytes) -> None:
         """Say it in the two frames that such a client understands."""
@@ -441,6 +448,32 @@ class Server:
         for peer in list(self._peers.values()):
             watch = next((number for number, verb in peer._open.items() if verb is Watch), 0)
             self._queue(peer, Heartbeat(id=watch))
+
+
+def _bodies(frames: list[bytes | memoryview]) -> Sequence[memoryview]:
+    """Those of the requests in a message; CortexError where it is none of the protocol."""
+    if len(frames) != 2:
+        raise CortexError(
+            Code.BAD_FRAME, f"a message is one frame, header and body; this one has {len(frames) - 1}"
+        )
+    frame = frames[1]
+    if (header := bytes(frame[: len(HEADER)])) != HEADER:
+        _check_header(header)
+    body = memoryview(frame)[len(HEADER) :]
+    if not body or not _begins_array(body[0]):
+        return (body,)
+    if len(body) > BYTES_TOGETHER:
+        text = f"requests in one message have {BYTES_TOGETHER} bytes at most, and these {len(body)}"
+        raise CortexError(Code.BAD_FRAME, text)
+    try:
+        return list(map(memoryview, _decode_several(body)))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CortexError(Code.BAD_FRAME, f"the body is no array of requests: {error}") from error
+
+
+def _begins_array(first: int) -> bool:
+    """Whether what begins with that byte is one, in msgpack."""
+    return first >> 4 == 0x9 or first in (0xDC, 0xDD)
 
 
 def _check_header(header: bytes) -> None:

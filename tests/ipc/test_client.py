@@ -16,7 +16,7 @@ from ipc.client import BlockingClient, NeuronClient
 from ipc.errors import Code, CortexError
 from ipc.keys import generate, load_public, load_secret
 from ipc.messages.answers import Usage
-from ipc.messages.framing import HEADER
+from ipc.messages.framing import BYTES_TOGETHER, HEADER, MOST_TOGETHER
 from ipc.messages.replies import Cancelled, Delta, Done, Failed, Finished, Heartbeat, Progress
 from ipc.messages.requests import Cancel, CountTokens, Generate, Health, ListModels, Load, Resume
 from ipc.server import Server
@@ -451,6 +451,41 @@ def test_a_reply_type_of_a_newer_minor_version_is_skipped():
                 {"type": "perfume", "id": call.id}, {"type": "done", "id": call.id, "x": 1}, header=newer
             )
             assert await everything(call) == [Done(id=call.id)]
+
+    asyncio.run(main())
+
+
+def test_requests_of_one_turn_travel_together_to_a_neuron_that_takes_that():
+    async def main():
+        async with puppet() as (neuron, client):
+            for header, together in ((HEADER[:3] + b"\x03", False), (HEADER, True)):
+                call = client.open(Health(id=0))
+                assert (await neuron.request())["id"] == call.id
+                await neuron.reply(Done(id=call.id), header=header)
+                await everything(call)
+                numbers = [client.open(Health(id=0)).id for _ in range(2)]
+                client.open(Health(id=0)).cancel()  # before it was sent
+                came = await neuron.request()
+                several = came if together else [came, await neuron.request()]
+                assert [each["id"] for each in several] == numbers
+                await neuron.reply(*(Done(id=number) for number in numbers))
+
+    asyncio.run(main())
+
+
+def test_more_than_one_message_holds_travels_in_several():
+    async def main():
+        async with puppet() as (neuron, client):
+            call = client.open(Health(id=0))
+            await neuron.request()
+            await neuron.reply(Done(id=call.id))
+            await everything(call)
+            for _ in range(MOST_TOGETHER + 1):
+                client.open(Health(id=0))
+            client.open(Generate(id=0, model="m", prompt="x" * BYTES_TOGETHER))
+            messages = [await neuron.request() for _ in range(3)]
+            assert [len(each) for each in messages[:1]] == [MOST_TOGETHER]
+            assert [each["verb"] for each in messages[1:]] == ["health", "generate"]
 
     asyncio.run(main())
 

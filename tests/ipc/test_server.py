@@ -57,7 +57,7 @@ from ipc.messages.requests import (
     Watch,
 )
 from ipc.messages.sampling import Sampling
-from ipc.server import Server
+from ipc.server import Server, _bodies
 
 SECONDS = 60  # how long a test waits for what must come
 
@@ -205,6 +205,18 @@ def test_replies_of_one_turn_travel_in_one_message():
     asyncio.run(main())
 
 
+def test_requests_of_one_message_are_answered_each_by_itself():
+    async def main():
+        async with serving() as (_, desk, client):
+            requests = [Generate(id=1, model="m"), {"verb": "dance", "id": 2}, ListModels(id=3), Cancel(id=1)]
+            await client.socket.send(HEADER + msgspec.msgpack.encode(requests))
+            assert [type((await desk.next())[1]) for _ in range(3)] == [Generate, ListModels, Cancel]
+            replies = [await client.receive() for _ in range(2)]
+            assert [(type(reply), reply.id) for reply in replies] == [(Failed, 2), (Done, 3)]
+
+    asyncio.run(main())
+
+
 def body(**fields):
     return msgspec.msgpack.encode(fields)
 
@@ -225,7 +237,10 @@ BAD = {
     ),
     "truncated body": ([HEADER + body(verb="load", id=1, model="demo")[:-3]], 0, Code.BAD_FRAME, None),
     "trailing bytes": ([HEADER + body(verb="health", id=1) + b"\x00"], 0, Code.BAD_FRAME, None),
-    "no map": ([HEADER + msgspec.msgpack.encode([1, 2])], 0, Code.BAD_FRAME, None),
+    "no map": ([HEADER + msgspec.msgpack.encode("health")], 0, Code.BAD_FRAME, None),
+    "an array of no map": ([HEADER + msgspec.msgpack.encode([1])], 0, Code.BAD_FRAME, None),
+    "a long array": ([HEADER + msgspec.msgpack.encode([None] * 300)], 0, Code.BAD_FRAME, None),
+    "a large array": ([HEADER + msgspec.msgpack.encode([bytes(100_000)])], 0, Code.BAD_FRAME, None),
     "not utf-8": (
         [HEADER + body(verb="load", id=1, model="xyz").replace(b"xyz", b"\xff\xfe\xfd")],
         1,
@@ -303,7 +318,9 @@ def test_a_bad_message_gets_one_clear_error_and_harms_nobody(name):
 def test_any_frames_are_a_request_or_a_typed_error(frames):
     server = Server("tcp://127.0.0.1:0", lambda peer, request: None, lambda peer: None)
     with contextlib.suppress(CortexError):
-        assert isinstance(server._read([b"\0peer", *frames]), AnyRequest)
+        for body in _bodies([b"\0peer", *frames]):
+            with contextlib.suppress(CortexError):
+                assert isinstance(server._read(b"\0peer", body), AnyRequest)
 
 
 def test_a_second_request_with_an_open_id_is_refused_and_the_first_goes_on():
