@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -20,7 +20,8 @@ from ipc.worker_messages import (
 )
 from workers.attention.whole import WholeAttention
 from workers.checkpoints.card import ModelCard
-from workers.execution.device import check_builds, check_type, is_out_of_memory, num_threads, tune_cpu
+from workers.execution.device import is_out_of_memory
+from workers.execution.loading import join, make_ready, read_weights, within_memory
 from workers.execution.memory import held, taken, trim
 from workers.execution.outcome import NOT_FINITE
 from workers.models.registry import MODELS
@@ -28,10 +29,8 @@ from workers.models.stages import Stages, pool
 from workers.parallel import RankGroup
 from workers.step.engine import Extra, Loaded, OutOfDeviceMemory, StepResult
 from workers.step.plan import NewSequence, StepPlan
-from workers.weights import parking
 from workers.weights.blocks import Empty
 from workers.weights.loader import Shard
-from workers.weights.quantised_cache import load_weights
 
 
 class EncoderRunner:
@@ -52,32 +51,16 @@ class EncoderRunner:
             CortexError: the checkpoint cannot be loaded, or does not divide over the ranks;
                 INSUFFICIENT_MEMORY, it does not fit.
         """
-        try:
-            return self._load(progress)
-        except (RuntimeError, OutOfDeviceMemory) as error:
-            if not (isinstance(error, OutOfDeviceMemory) or is_out_of_memory(error)):
-                raise
-            reason = str(error).partition("\n")[0]
-        raise CortexError(
-            Code.INSUFFICIENT_MEMORY,
-            f"{self.spec.device} ran out of memory while {self.card.folder} was loaded: {reason}. "
-            "A smaller max_step_tokens or context_length needs less",
-        )
+        return within_memory(partial(self._load, progress), self.spec, self.card)
 
     def _load(self, progress: Callable[[float, str], None]) -> Loaded:
         spec, config = self.spec, self.card.config
         dtype, device = getattr(torch, spec.dtype), torch.device(spec.device)
-        self.card.check_ranks(spec.world_size)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-            check_type(torch.cuda.get_device_capability(device), spec)
-            check_builds(spec.device)
-        self.group = RankGroup.join(spec)
+        self.group = join(spec, self.card)
         formats = self.card.formats(spec.world_size, spec.quantization)
         self.model = MODELS[self.card.family](config, self.group, dtype, formats)
         self.stages = Stages(self.card.stages, config.norm_eps, Empty(dtype, device))
         weights = self.model.nbytes + self.stages.nbytes
-        torch.set_num_threads(1)  # the loader has threads of its own
 
         def parts() -> list[Shard]:
             parts = [*self.model.parts(), *self.stages.parts()]
@@ -87,20 +70,8 @@ class EncoderRunner:
                 return [Shard(part.pieces) for part in parts]
             return parts
 
-        def reading(fraction: float) -> None:
-            progress(fraction, "reading weights")
-
-        def read(parts: Iterable[Shard]) -> None:
-            load_weights(self.card, formats, parts, reading, self.group, spec.weight_cache)
-
-        woken = parking.load(spec.parking_fd, parts, reading, self.group, read)
-        torch.set_num_threads(num_threads(spec, weights))
-        if device.type == "cpu":
-            tune_cpu(dtype)
-        if spec.exact:
-            progress(1.0, "trying products")
-            with torch.inference_mode():
-                self.model.make_exact()
+        woken = read_weights(spec, self.card, self.group, formats, parts, progress)
+        make_ready(spec, self.model, weights, progress)
         windows = [layer.window or 0 for layer in config.layers]
         self.attention = WholeAttention(windows, device, config.attention_scale, spec.exact)
         progress(1.0, "measuring a step")

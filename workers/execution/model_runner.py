@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -22,7 +22,6 @@ from ipc.worker_messages import (
     CacheGroup,
     DropAdapter,
     LoadAdapter,
-    Logprobs,
     MemoryUse,
     PoolReport,
     ResizePool,
@@ -39,12 +38,13 @@ from workers.checkpoints.card import ModelCard
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.vision import REMEMBERED_BYTES
 from workers.execution.adapters import Adapters
-from workers.execution.device import check_builds, check_type, is_out_of_memory, num_threads, tune_cpu
+from workers.execution.device import is_out_of_memory
+from workers.execution.findings import find
 from workers.execution.graphs import CudaGraphs, GraphDevice, Graphs, Kind
 from workers.execution.head_drafts import INPUTS, HeadDrafts
 from workers.execution.input_buffers import InputBuffers, decode_sizes
+from workers.execution.loading import join, make_ready, read_weights, within_memory
 from workers.execution.memory import (
-    TOLD_TOKENS,
     check_pages,
     held,
     largest_step,
@@ -63,7 +63,6 @@ from workers.parallel import RankGroup
 from workers.sampling.draws import choose
 from workers.sampling.grammar import Grammars
 from workers.sampling.inputs import Wishes
-from workers.sampling.logprobs import logprobs
 from workers.sampling.sampler import Launched, Sampler
 from workers.step.batch import Segment, Slot, Step, make_step
 from workers.step.engine import Loaded, OutOfDeviceMemory, StepResult
@@ -71,10 +70,8 @@ from workers.step.gallery import Gallery
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan, drafts_of, verified
 from workers.vision.sight import Sight
-from workers.weights import parking
 from workers.weights.blocks import Empty
 from workers.weights.loader import Shard, bytes_filled
-from workers.weights.quantised_cache import load_weights
 
 GRID = ("rows", "columns")  # of the tokens of images, among the inputs of a step
 NO_GRID = (array("q"), array("q"))
@@ -121,29 +118,14 @@ class ModelRunner:
             CortexError: the checkpoint cannot be loaded, or does not divide over the ranks;
                 INSUFFICIENT_MEMORY, it does not fit or leaves no room.
         """
-        try:
-            return self._load(progress)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error).partition("\n")[0]
-        raise CortexError(
-            Code.INSUFFICIENT_MEMORY,
-            f"{self.spec.device} ran out of memory while {self.card.folder} was loaded: {reason}. "
-            "A smaller max_step_tokens, max_sequences or context_length needs less",
-        )
+        return within_memory(partial(self._load, progress), self.spec, self.card)
 
     def _load(self, progress: Callable[[float, str], None]) -> Loaded:
         spec = self.spec
         dtype = getattr(torch, spec.dtype)
         device = torch.device(spec.device)
         config = self.card.config.at_context(spec.context_length)
-        self.card.check_ranks(spec.world_size)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-            check_type(torch.cuda.get_device_capability(device), spec)
-            check_builds(spec.device)
-        self.group = RankGroup.join(spec)
+        self.group = join(spec, self.card)
         formats = self.card.formats(spec.world_size, spec.quantization)
         self.model = MODELS[self.card.family](config, self.group, dtype, formats)
         if config.mtp:
@@ -151,25 +133,11 @@ class ModelRunner:
         if self.card.vision is not None:
             self.sight = Sight(self.card.vision, dtype, self.group, Gallery(), REMEMBERED_BYTES)
         weights = bytes_filled(self._parts())
-        torch.set_num_threads(1)  # the loader has threads of its own
-
-        def reading(fraction: float) -> None:
-            progress(fraction, "reading weights")
-
-        def read(parts: Iterable[Shard]) -> None:
-            load_weights(self.card, formats, parts, reading, self.group, spec.weight_cache)
-
-        self.woken = parking.load(spec.parking_fd, self._parts, reading, self.group, read)
+        self.woken = read_weights(spec, self.card, self.group, formats, self._parts, progress)
         linears = [linear for block in self.model.blocks for linear in block.linears]
         self.adapters.stand_beside(linears, Empty(dtype, device))
-        torch.set_num_threads(threads := num_threads(spec, weights))
-        if device.type == "cpu":
-            tune_cpu(dtype)
-        if spec.exact:
-            progress(1.0, "trying products")
-            with torch.inference_mode():
-                self.model.make_exact()
-        elif device.type == "cpu":  # how many threads there are can change a bit
+        threads = make_ready(spec, self.model, weights, progress)
+        if device.type == "cpu" and not spec.exact:  # how many threads there are can change a bit
             self.threads = Threads(threads)
         self.sampler = Sampler(config.vocab_size, device)
         progress(1.0, "measuring a step")
@@ -481,7 +449,7 @@ class ModelRunner:
             self.adapters.step.begin([(s.slot.new.adapter, s.rows) for s in step.segments], self.group.device)
         masks = self.grammars.begin(step.sampled) if self.grammars is not None else None
         segments = step.segments
-        pooled, told, launched, made = [], [], None, None
+        findings, launched, made = None, None, None
         if self.graphs is not None and step.is_decode:
             inputs, logits, launched, follow = self._decode(step, masks is None)
         else:
@@ -494,8 +462,7 @@ class ModelRunner:
                 behind = self.sight.look(segments, ahead=1)
             hidden = self._hidden(segments, inputs, step.shows, made)
             follow = self._follow(step, segments, inputs, hidden, behind)
-            pooled = [(each.slot, self._pool(each, hidden)) for each in segments if each.slot.new.pooling]
-            told = [(each.slot, self._tell(each, hidden)) for each in segments if each.slot.tells]
+            findings = find(self.model, self.card, segments, hidden)
             logits = self.model.logits(hidden[inputs["sampled_rows"]]) if step.sampled else None
         if launched is None:
             if logits is not None:
@@ -507,10 +474,8 @@ class ModelRunner:
             known = self.latest is not None and not step.drafts  # else the next step waits for these
             if known and step.sampled:
                 self.latest.keep(inputs["sampled_slots"], None if launched is None else launched.tokens)
-        for slot, vector in pooled:
-            slot.pooled = slot.pooled + vector if slot.new.pooling == "mean" else vector
-        for slot, entries in told:
-            slot.prompt_logprobs += entries
+        if findings is not None:
+            findings.keep()
         for segment in segments:
             segment.slot.num_computed += len(segment.rows)
         for number, drafts in step.drafts.items():
@@ -647,36 +612,6 @@ class ModelRunner:
             if not slot.sampling:
                 self.sampler.add(number, slot.new.params, slot.prompt, slot.output)
                 slot.sampling = True
-
-    def _pool(self, segment: Segment, hidden: Tensor) -> Tensor:  # [hidden] float64
-        """The last of its hidden states, or the sum of all: in float64, so that chunks do not matter."""
-        rows = segment.rows
-        if segment.slot.new.pooling == "score":
-            return self._score(segment, hidden)
-        first = rows.start if segment.slot.new.pooling == "mean" else rows.stop - 1
-        return self.model.norm(hidden[first : rows.stop]).sum(dim=0, dtype=torch.float64)
-
-    def _score(self, segment: Segment, hidden: Tensor) -> Tensor:  # [1] float64
-        """How much more likely the one answer to a whole prompt is than the other; on rank 0."""
-        nothing = hidden.new_zeros(1, dtype=torch.float64)
-        question, last = self.card.reranker.question, segment.rows.stop - 1
-        if segment.end < segment.slot.new.prompt_len:
-            return nothing
-        logits = self.model.logits(hidden[last : last + 1])
-        return nothing if logits is None else (logits[:, question.yes] - logits[:, question.no]).double()
-
-    def _tell(self, segment: Segment, hidden: Tensor) -> list[Logprobs]:
-        """How probable the tokens of a prompt were that follow those of `segment`."""
-        slot, first = segment.slot, segment.rows.start
-        start = slot.num_computed + 1
-        following = slot.token_ids[start : start + len(segment.rows)].tolist()
-        told: list[Logprobs] = []
-        for start in range(0, len(following), TOLD_TOKENS):
-            targets = following[start : start + TOLD_TOKENS]
-            logits = self.model.logits(hidden[first + start : first + start + len(targets)])
-            if logits is not None:
-                told += logprobs(logits, targets, [slot.new.params.prompt_logprobs] * len(targets))
-        return told
 
 
 def graph_device(device: torch.device) -> GraphDevice | None:

@@ -1,0 +1,75 @@
+"""What a step finds out beside next tokens: vectors, scores, and how likely the tokens of prompts were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ipc.worker_messages import Logprobs
+from workers.checkpoints.card import ModelCard
+from workers.execution.memory import TOLD_TOKENS
+from workers.models.decoder import Decoder
+from workers.sampling.logprobs import logprobs
+from workers.step.batch import Segment, Slot
+
+
+class Findings(NamedTuple):
+    """Those of one step, for the sequences that are asked for any."""
+
+    pooled: list[tuple[Slot, Tensor]]
+    prompt_logprobs: list[tuple[Slot, list[Logprobs]]]
+
+    def keep(self) -> None:
+        """Add them to what earlier steps found, once all of this one was sent."""
+        for slot, vector in self.pooled:
+            slot.pooled = slot.pooled + vector if slot.new.pooling == "mean" else vector
+        for slot, entries in self.prompt_logprobs:
+            slot.prompt_logprobs += entries
+
+
+def find(model: Decoder, card: ModelCard, segments: Iterable[Segment], hidden: Tensor) -> Findings:
+    """Look at what the model made of a step's tokens.
+
+    Args:
+        hidden: `[tokens, hidden]`, before the last norm.
+    """
+    return Findings(
+        [(each.slot, _pool(model, card, each, hidden)) for each in segments if each.slot.new.pooling],
+        [(each.slot, _prompt_logprobs(model, each, hidden)) for each in segments if each.slot.tells],
+    )
+
+
+def _pool(model: Decoder, card: ModelCard, segment: Segment, hidden: Tensor) -> Tensor:  # [hidden] float64
+    """The last of its hidden states, or the sum of all: in float64, so that chunks do not matter."""
+    rows = segment.rows
+    if segment.slot.new.pooling == "score":
+        return _score(model, card, segment, hidden)
+    first = rows.start if segment.slot.new.pooling == "mean" else rows.stop - 1
+    return model.norm(hidden[first : rows.stop]).sum(dim=0, dtype=torch.float64)
+
+
+def _score(model: Decoder, card: ModelCard, segment: Segment, hidden: Tensor) -> Tensor:  # [1] float64
+    """How much more likely the one answer to a whole prompt is than the other; on rank 0."""
+    nothing = hidden.new_zeros(1, dtype=torch.float64)
+    question, last = card.reranker.question, segment.rows.stop - 1
+    if segment.end < segment.slot.new.prompt_len:
+        return nothing
+    logits = model.logits(hidden[last : last + 1])
+    return nothing if logits is None else (logits[:, question.yes] - logits[:, question.no]).double()
+
+
+def _prompt_logprobs(model: Decoder, segment: Segment, hidden: Tensor) -> list[Logprobs]:
+    """How probable the tokens of a prompt were that follow those of `segment`; on rank 0."""
+    slot, first = segment.slot, segment.rows.start
+    start = slot.num_computed + 1
+    following = slot.token_ids[start : start + len(segment.rows)].tolist()
+    found: list[Logprobs] = []
+    for start in range(0, len(following), TOLD_TOKENS):
+        targets = following[start : start + TOLD_TOKENS]
+        logits = model.logits(hidden[first + start : first + start + len(targets)])
+        if logits is not None:
+            found += logprobs(logits, targets, [slot.new.params.prompt_logprobs] * len(targets))
+    return found
