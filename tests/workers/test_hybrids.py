@@ -6,11 +6,15 @@ import copy
 import json
 from array import array
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3_5TextConfig, Qwen3NextConfig
 
+from benchmarks.driver import write_hollow
+from benchmarks.loading import memory
 from ipc.errors import CortexError
 from ipc.worker_messages import SamplingParams
 from tests.workers.checkpoints import fill, greedy, qwen3_5, qwen3_next
@@ -19,8 +23,11 @@ from tests.workers.test_model import logits_of
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.caches import num_states
 from workers.checkpoints.card import read_card
+from workers.models.hybrid import Hybrid
+from workers.parallel import RankGroup
 from workers.step.pages import pages_for
 from workers.step.plan import HOLE, NewSequence, Scheduled, StateMove, StepPlan
+from workers.weights.loader import Shard, WeightFiles
 
 
 @pytest.fixture
@@ -255,3 +262,37 @@ def test_states_come_back_to_the_bit_and_the_host_holds_no_more_than_was_planned
     host.move([StateMove(2, 0, leaves=False), StateMove(4, 1, leaves=False)])
     assert torch.equal(cache.arena.view(torch.int32)[[2, 4]], before[[0, 4]])
     assert not cache.arena[[0, 1, 3]].any()
+
+
+# of a 27B: what all heads have for queries, keys and values is 105 MB, and with their gates 168
+WIDE_LAYERS = {
+    "hidden_size": 5120,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "layer_types": [LINEAR, FULL],
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 48,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 256,
+    "dtype": "bfloat16",
+}
+NO_EXPERTS = {"mlp_only_layers": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    "config", [Qwen3_5TextConfig(**WIDE_LAYERS), Qwen3NextConfig(**WIDE_LAYERS | NO_EXPERTS)]
+)
+def test_no_rank_holds_more_of_what_is_fused_than_its_part(tmp_path, config):
+    card = read_card(write_hollow(tmp_path, config))
+    model = Hybrid(card.config, RankGroup(1, 2), torch.bfloat16)
+    parts = [Shard(part.pieces) for part in model.parts()]
+    for part in parts:
+        for piece in part.pieces:
+            piece.into.fill_(1.0)
+    Path("/proc/self/clear_refs").write_text("5")  # from now on the peak is that of what follows
+    before = memory("VmRSS")
+    WeightFiles(card).load(parts, lambda fraction: None)
+    assert memory("VmHWM") - before < 50 << 20
+    assert not any(piece.into.any() for part in parts for piece in part.pieces)
