@@ -117,9 +117,13 @@ def at_load(quantization: Quantization, name: str, layers: int, columns: int, vo
         columns: on each rank.
         vocabulary: whether its rows are tokens.
     """
-    dear = (found := DEAR.fullmatch(name)) is not None and _has_more_bits(int(found[1]), layers)
-    names = (_VOCABULARY if vocabulary else _DEAR if dear else _AT_LOAD)[quantization]
+    names = (_VOCABULARY if vocabulary else _DEAR if is_dear(name, layers) else _AT_LOAD)[quantization]
     return next((name for name in names if columns % FORMATS[name].elements == 0), None)
+
+
+def is_dear(name: str, layers: int) -> bool:
+    """Whether it is a weight that costs most in quality, of a layer that has more bits."""
+    return (found := DEAR.fullmatch(name)) is not None and _has_more_bits(int(found[1]), layers)
 
 
 def _has_more_bits(layer: int, layers: int) -> bool:

@@ -30,7 +30,7 @@ from workers.checkpoints import (
     vision,
     within,
 )
-from workers.checkpoints.blocks import FORMATS, PLAIN, Formats, Quantization, at_load
+from workers.checkpoints.blocks import FORMATS, PLAIN, Formats, Quantization, at_load, is_dear
 from workers.checkpoints.caches import KVCacheDtype, group_layers
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import number_of
@@ -192,20 +192,25 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     ) -> list[int]:
         """Bytes of weights on each rank, exactly; `dtype` None is the checkpoint's own."""
         self.check_ranks(world_size)
-        kept = self.kept_in(quantization)
-        formats, itemsize = self.formats(world_size, quantization), DTYPE_BYTES[dtype or self.dtype]
+        model, itemsize = self.kept_in(quantization).config, DTYPE_BYTES[dtype or self.dtype]
+        formats = self._formats(world_size, quantization)
 
         def bytes_of(rank: int) -> int:
             total = 0
-            for name, shape in kept._on_rank(world_size, rank):
-                if name in formats:
-                    total += shape[0] * FORMATS[formats[name]].row_bytes(shape[1])
+            for names, form in zip(self._alike, formats, strict=True):
+                shape, sharing = (
+                    self._on_rank(names[0], model, world_size, rank),
+                    self.tensors[names[0]].sharing,
+                )
+                if form is not None:
+                    each = shape[0] * FORMATS[form].row_bytes(shape[1])
                 else:
-                    wide = self.tensors[name].sharing in ("wide", "wide_rows")
-                    total += math.prod(shape) * (DTYPE_BYTES["float32"] if wide else itemsize)
+                    wide = sharing in ("wide", "wide_rows")
+                    each = math.prod(shape) * (DTYPE_BYTES["float32"] if wide else itemsize)
+                total += len(names) * each
             return total
 
-        experts = kept.config.experts
+        experts = model.experts
         if self.vision is not None or (experts is not None and experts.whole_on(world_size)):
             return [bytes_of(rank) for rank in range(world_size)]
         return [bytes_of(0)] * world_size
@@ -234,30 +239,53 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         Raises:
             CortexError: MODEL_LOAD_FAILED, the ranks would share columns that are not whole blocks.
         """
-        formats = Formats()
-        for name, shape in self.kept_in(quantization)._on_rank(world_size):
-            tensor = self.tensors[name]
-            if len(shape) != 2 or tensor.sharing in ("none", "wide", "plain_rows", "wide_rows", "first"):
-                continue
-            if tensor.order and tensor.sharing == "vocabulary" and name != HEAD:
-                continue  # it is looked up, not multiplied: its columns have to be where they are
-            if tensor.dtype not in PLAIN:
-                self._check_blocks(name, shape[1], world_size)
-                formats[name] = tensor.dtype
-                if tensor.order:
-                    self._check_order(name, shape[1], world_size)
-                    formats.orders[name] = tensor.order
-            elif quantization is not None:
-                layers, vocabulary = self.config.num_layers, tensor.sharing == "vocabulary"
-                chosen = at_load(quantization, name, layers, shape[1], vocabulary)
-                if chosen is not None:
-                    formats[name] = chosen
+        found: dict[str, str] = {}
+        for names, form in zip(self._alike, self._formats(world_size, quantization), strict=True):
+            found |= dict.fromkeys(names, form) if form is not None else {}
+        formats = Formats({name: found[name] for name in self.tensors if name in found})
+        formats.orders = {name: order for name in formats if (order := self.tensors[name].order)}
         return formats
 
-    def _on_rank(self, world_size: int, rank: int = 0) -> Iterator[tuple[str, tuple[int, ...]]]:
+    @cached_property
+    def _alike(self) -> list[list[str]]:
+        """The names of tensors, those together that ranks share and keep alike: of a model with many experts
+        a hundredth of all."""
+        found: dict[tuple[Any, ...], list[str]] = {}
         for name, tensor in self.tensors.items():
-            spec = TensorSpec(name, tensor.shape, tensor.sharing)
-            yield name, spec.shape_on_rank(self.config, world_size, rank)
+            stored = tensor.shape, tensor.dtype, tensor.sharing, bool(tensor.order)
+            kind = (*stored, name == HEAD, number_of(name), is_dear(name, self.config.num_layers))
+            found.setdefault(kind, []).append(name)
+        return list(found.values())
+
+    def _formats(self, world_size: int, quantization: Quantization | None) -> list[str | None]:
+        """What `formats` says of each of `_alike`; None: the type of the model."""
+        model = self.kept_in(quantization).config
+        return [
+            self._format(name, self._on_rank(name, model, world_size), world_size, quantization)
+            for name, *_ in self._alike
+        ]
+
+    def _format(
+        self, name: str, shape: tuple[int, ...], world_size: int, quantization: Quantization | None
+    ) -> str | None:
+        """The same of a tensor, of which a rank has `shape`."""
+        tensor = self.tensors[name]
+        if len(shape) != 2 or tensor.sharing in ("none", "wide", "plain_rows", "wide_rows", "first"):
+            return None
+        vocabulary = tensor.sharing == "vocabulary"
+        if tensor.order and vocabulary and name != HEAD:
+            return None  # it is looked up, not multiplied: its columns have to be where they are
+        if tensor.dtype in PLAIN:
+            layers = self.config.num_layers
+            return quantization and at_load(quantization, name, layers, shape[1], vocabulary)
+        self._check_blocks(name, shape[1], world_size)
+        if tensor.order:
+            self._check_order(name, shape[1], world_size)
+        return tensor.dtype
+
+    def _on_rank(self, name: str, model: ModelConfig, world_size: int, rank: int = 0) -> tuple[int, ...]:
+        tensor = self.tensors[name]
+        return TensorSpec(name, tensor.shape, tensor.sharing).shape_on_rank(model, world_size, rank)
 
     def _check_blocks(self, name: str, columns: int, world_size: int) -> None:
         form = FORMATS[self.tensors[name].dtype]
