@@ -189,8 +189,12 @@ class Host:
             verdict="evicts" if leave <= now else "waits",
             seconds=leave - now + seconds,
             evicts=[victim.model for victim in victims],
-            loss=sum(victim.loss for victim in victims),
+            loss=sum(victim.loss(self._strategy) for victim in victims),
         )
+
+    @property
+    def _strategy(self) -> Strategy:
+        return "cost" if self.setting.leaves == "foresight" else self.setting.leaves
 
     def _lacking(self, model: str) -> int:
         """Bytes that have to come free for it."""
@@ -204,11 +208,10 @@ class Host:
 
     def _victims(self, model: str, now: float) -> list[Holder]:
         """Who leaves for another model: as few as it takes, by the neuron's own order."""
-        lacking, strategy = self._lacking(model), self.setting.leaves
+        lacking, strategy = self._lacking(model), self._strategy
         if lacking <= 0:
             return []
         holders = [self._holder(name, copy, now) for name, copy in self.copies.items()]
-        strategy = "cost" if strategy == "foresight" else strategy
 
         def does(chosen: Sequence[Holder]) -> bool:
             return sum(holder.freed([DEVICE]) for holder in chosen) >= lacking

@@ -45,6 +45,7 @@ from ipc.messages.replies import Quoted
 from ipc.messages.requests import Generate
 from ipc.messages.sampling import Sampling
 from ipc.messages.state import ModelState, ModelStatus
+from neuron.memory import eviction
 from neuron.memory.eviction import RESIDENCY_SHARE, RecentUse
 from tests.neuron.harness import Neuron, simulated
 
@@ -111,7 +112,13 @@ class Host:
             return Quoted(id=1, verdict="fits", seconds=self.load)
         leaves, victim = self._victim(now)
         verdict = "evicts" if leaves <= now else "waits"
-        loss = self.load * min(1.0, self.holders[victim].use.requests(now))
+        use = self.holders[victim].use
+        loss = eviction.Holder(
+            *(victim, {}, 0, 0.0),
+            reload_seconds=self.load,
+            recent_use=use.at(now),
+            recent_requests=use.requests(now),
+        ).loss("cost")
         seconds = leaves - now + self.load
         return Quoted(id=1, verdict=verdict, seconds=seconds, evicts=[victim], loss=loss)
 

@@ -64,4 +64,4 @@ class Outlook:
         waits = not now and (
             any(must_wait(holder, need.priority) for holder in victims) if victims else not shrinks
         )
-        return Prospect(fit, now=now, waits=waits, loss=sum(holder.loss for holder in victims))
+        return Prospect(fit, now=now, waits=waits, loss=sum(holder.loss(strategy) for holder in victims))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from neuron.memory.eviction import (
     HALF_LIFE,
+    MISSED_VISITS,
     VISIT_HALF_LIFE,
     VISIT_SECONDS,
     VISIT_USES,
@@ -48,6 +49,14 @@ def test_between_models_that_nobody_used_for_long_those_stay_that_are_wanted_oft
     once.add(3.5 * VISIT_SECONDS)
     assert once.at(4 * VISIT_SECONDS) > often.at(4 * VISIT_SECONDS)
     assert often.at(VISIT_HALF_LIFE) > 3 * once.at(VISIT_HALF_LIFE)
+
+
+def test_by_cost_a_quote_counts_who_comes_now_and_then_and_no_more_than_one_load():
+    facts = {"reload_seconds": 10.0, "recent_use": 0.2, "recent_requests": 0.1}
+    assert holder("seldom", **facts).loss("cost") == pytest.approx(10.0 * (0.1 + 10.0 * MISSED_VISITS * 0.1))
+    assert holder("seldom", **facts).loss("lru") == pytest.approx(1.0)
+    facts |= {"recent_use": 9.0, "recent_requests": 9.0}
+    assert holder("often", **facts).loss("cost") == holder("often", **facts).loss("lru") == 10.0
 
 
 def test_cost_is_seconds_of_reload_times_use_times_priority_for_each_byte():
