@@ -16,7 +16,7 @@ from transformers import Qwen3_5TextConfig, Qwen3NextConfig
 from benchmarks.driver import write_hollow
 from benchmarks.loading import memory
 from ipc.errors import CortexError
-from ipc.worker_messages import SamplingParams
+from ipc.worker_messages import PAGE_SIZE, SamplingParams
 from tests.workers.checkpoints import fill, greedy, qwen3_5, qwen3_next
 from tests.workers.engines import Answer, Session, make_runner, request
 from tests.workers.test_model import logits_of
@@ -25,6 +25,7 @@ from workers.checkpoints.caches import num_states
 from workers.checkpoints.card import read_card
 from workers.models.hybrid import Hybrid
 from workers.parallel import RankGroup
+from workers.scheduling import cache_manager
 from workers.step.pages import pages_for
 from workers.step.plan import HOLE, NewSequence, Scheduled, StateMove, StepPlan
 from workers.weights.loader import Shard, WeightFiles
@@ -106,10 +107,25 @@ def test_turns_of_a_conversation_go_on_from_states_and_say_the_same(tiny):
     session = Session(runner_of(folder), **SMALL)
     prompt = [(5 * i + 2) % 131 for i in range(100)]
     for turn in range(3):
-        [answer] = session.answer([request(turn, prompt, 24)])
+        [answer] = session.answer([request(turn, prompt, 64)])
         assert answer.token_ids == greedy(oracle, prompt, answer.token_ids)
-        assert answer.cached_tokens == (0, 64, 160)[turn]
+        assert answer.cached_tokens == (0, 160, 224)[turn]
         prompt = [*prompt, *answer.token_ids, *range(10, 30)]
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next"])
+def test_others_go_on_from_each_state_that_is_kept_of_a_prompt_and_say_the_same(tiny, name, monkeypatch):
+    monkeypatch.setattr(cache_manager, "CHECKPOINT_TOKENS", PAGE_SIZE)
+    folder, oracle = tiny(name)
+    limits = SMALL | {"states": 40}
+    session = Session(runner_of(folder, **limits), **limits)
+    prompt = [(5 * i + 2) % 131 for i in range(200)]
+    session.answer([request(0, prompt, 1)])
+    for kept in range(PAGE_SIZE, len(prompt) - cache_manager.REWRITTEN, PAGE_SIZE):
+        other = [*prompt[:kept], *range(20, 29)]
+        [answer] = session.answer([request(kept, other, 8)])
+        assert answer.cached_tokens == kept
+        assert answer.token_ids == greedy(oracle, other, answer.token_ids)
 
 
 def test_what_is_preempted_and_what_shares_its_beginning_says_the_same(tiny):

@@ -154,10 +154,14 @@ def test_answers_are_the_same_on_several_ranks(folder, model, monkeypatch, size)
     assert [answer.token_ids for answer in answers] == [expected(model, parts) for parts in asked]
 
 
-def test_text_alone_is_computed_as_without_eyes(engine, folder, tmp_path):
-    """The same weights as a Qwen3 give the same bits."""
+@pytest.mark.parametrize(("kind", "blind"), [("qwen3_vl", "Qwen3"), ("qwen3_5", "Qwen3_5")])
+def test_text_alone_is_computed_as_without_eyes(tmp_path, kind, blind):
+    """The same weights as a model without them give the same bits."""
     from safetensors.torch import load_file, save_file
 
+    folder, without = tmp_path / "seeing", tmp_path / "blind"
+    without.mkdir()
+    seeing.write(folder, kind)
     weights = load_file(folder / "model.safetensors")
     prefix = "model.language_model."
     text = {
@@ -165,14 +169,16 @@ def test_text_alone_is_computed_as_without_eyes(engine, folder, tmp_path):
         for name, weight in weights.items()
         if name.startswith((prefix, "lm_head"))
     }
-    save_file(text, tmp_path / "model.safetensors")
+    save_file(text, without / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())["text_config"]
     for key in ("mrope_section", "mrope_interleaved"):
         config["rope_parameters"].pop(key)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen3ForCausalLM"]}))
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with seeing.loaded(tmp_path) as blind:
-        told = [serve(each, [((90,), 8)], prompt_logprobs=3)[0][0] for each in (engine, blind)]
+    (without / "config.json").write_text(json.dumps(config | {"architectures": [f"{blind}ForCausalLM"]}))
+    (without / "tokenizer.json").write_text("{}")
+    told = []
+    for each in (folder, without):
+        with seeing.loaded(each) as engine:
+            told += serve(engine, [((90,), 8)], prompt_logprobs=3)[0]
     assert told[0].prompt_logprobs == told[1].prompt_logprobs
     assert told[0].token_ids == told[1].token_ids
 
@@ -340,7 +346,8 @@ def test_a_prompt_with_an_image_keeps_its_tokens(engine):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in seeing.KINDS if kind != "qwen3_vl"])
-def test_other_families_see_as_well(tmp_path, kind):
+def test_other_families_see_as_well(tmp_path, kind, monkeypatch):
+    """On one rank and on two."""
     model = seeing.write(tmp_path, kind)
     with seeing.loaded(tmp_path) as engine:
         ids, images = prompt(*TWO)
@@ -348,11 +355,18 @@ def test_other_families_see_as_well(tmp_path, kind):
             logits = model(**oracle(model, ids, images)).logits[0]
         following = logits[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
         [whole], _ = serve(engine, [(TWO, 1)], prompt_logprobs=0)
-        [chunked, beside], _ = serve(engine, [(TWO, TOKENS), (ONE, TOKENS)], max_step_tokens=13)
+        asked = [(TWO, TOKENS), (ONE, TOKENS)]
+        [chunked, beside], _ = serve(engine, asked, max_step_tokens=13)
+    ranks = Ranks(tmp_path, 2, monkeypatch)
+    try:
+        shared, _ = serve(ranks, asked, max_step_tokens=20)
+    finally:
+        ranks.close()
     told = torch.tensor([each.logprob for each in whole.prompt_logprobs])
     torch.testing.assert_close(told, following, atol=1e-4, rtol=1e-4)
     assert chunked.token_ids == expected(model, TWO)
     assert beside.token_ids == expected(model, ONE)
+    assert [answer.token_ids for answer in shared] == [chunked.token_ids, beside.token_ids]
 
 
 AGAIN = (*TWO, [1, 2, 3], picture(2, 2, 11), 5)  # the next turn
