@@ -93,7 +93,7 @@ class Call:
     async def take(self, within: float) -> list[Reply]:
         """All replies that are here, after waiting up to `within` seconds for the first.
 
-        A wait as long as a neuron may be silent lasts up to a quarter of that longer.
+        One of a fifth of the time that a neuron may be silent, or longer, lasts up to that much longer.
 
         Returns:
             [] when none came in time, or when there is none to come any more. It never cancels the request.
@@ -102,7 +102,9 @@ class Call:
         if not replies and not self.closed:
             loop = self._client._loop
             self._deadline = loop.time() + within
-            if within < self._client._silence and (self._timer is None or self._timer_ends > self._deadline):
+            if within < self._client._between_looks and (
+                self._timer is None or self._timer_ends > self._deadline
+            ):
                 self._set_timer()
             self._waiter = waiter = loop.create_future()
             await waiter
@@ -186,7 +188,7 @@ class NeuronClient:
         self.endpoint = endpoint
         self.alive = False  # connected, and not silent
         self._secret, self._server_public = secret, server_public
-        self._silence = silence
+        self._silence, self._between_looks = silence, silence / 5
         self._calls: dict[int, Call] = {}  # open ones, by id
         self._connected = False
         self._unsent: dict[int, bytes] = {}  # requests that wait for the loop's next turn, or the connection
@@ -202,7 +204,7 @@ class NeuronClient:
         """Begin to connect, in the running loop. CortexError when the endpoint or a key cannot be right."""
         self._loop = asyncio.get_running_loop()
         self._connect()
-        self._timer = self._loop.call_later(self._silence / 4, self._tick)
+        self._timer = self._loop.call_later(self._between_looks, self._tick)
         self._started = True
 
     def _connect(self) -> None:
@@ -440,7 +442,7 @@ class NeuronClient:
             self._fail(sent, Code.NEURON_LOST, f"the connection to the neuron at {self.endpoint} was lost")
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(self._silence / 4, self._tick)
+        self._timer = self._loop.call_later(self._between_looks, self._tick)
         now = self._loop.time()
         for call in self._calls.values():
             call._look(now)

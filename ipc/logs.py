@@ -60,6 +60,12 @@ class Event(logging.LogRecord):
         known["msecs"] = int(created % 1 * 1000) + 0.0
         known["process"] = _pid()
 
+    def saying(self, message: str, args: tuple[Any, ...]) -> Event:
+        """Another one of the same moment, for a fifth of what it would take anew."""
+        other = Event.__new__(Event)
+        other.__dict__ = self.__dict__ | {"msg": message, "args": args}
+        return other
+
 
 class Lines(logging.StreamHandler):
     """Writes each event at once, and those that come `together` with few writes.
@@ -141,12 +147,25 @@ class Gathered:
             self._timer.cancel()
             self._timer = None
         unwritten, self._unwritten = self._unwritten, []
+        if not unwritten or not self._logger.isEnabledFor(logging.INFO):
+            return
+        handlers = [handler for handler in _handlers(self._logger) if handler.level <= logging.INFO]
+        first = Event(self._logger.name, logging.INFO, "", 0, "", (), None)
         with ExitStack() as stack:
-            for handler in logging.getLogger().handlers:
+            for handler in handlers:
                 if isinstance(handler, Lines):
                     stack.enter_context(handler.together())
             for message, args in unwritten:
-                self._logger.info(message, *args)
+                event = first.saying(message, args)
+                for handler in handlers:
+                    handler.handle(event)
+
+
+def _handlers(logger: logging.Logger | None) -> Iterator[logging.Handler]:
+    """Those that have what a logger is told."""
+    while logger is not None:
+        yield from logger.handlers
+        logger = logger.parent if logger.propagate else None
 
 
 class TextLines(logging.Formatter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from ipc.messages.sampling import Sampling
@@ -48,6 +49,9 @@ LENGTHS = {
     "allowed_token_ids": MAX_ALLOWED_IDS,
 }
 
+_ranged, _lists = attrgetter(*RANGES), attrgetter(*LENGTHS)
+_USUAL = _ranged(Sampling())  # what most requests say
+
 
 def check(sampling: Sampling, *, may_be_empty: bool) -> None:
     """See that every value is in its range, and that no two contradict each other.
@@ -58,10 +62,10 @@ def check(sampling: Sampling, *, may_be_empty: bool) -> None:
     Raises:
         CortexError: BAD_REQUEST naming the field and the limit.
     """
-    for name, (least, most) in RANGES.items():
-        value = getattr(sampling, name)
-        if value is not None and not least <= value <= most:
-            raise bad_request(name, f"{name} is {value}, not between {least} and {most}")
+    if (values := _ranged(sampling)) != _USUAL:
+        for value, (name, (least, most)) in zip(values, RANGES.items(), strict=True):
+            if value is not None and not least <= value <= most:
+                raise bad_request(name, f"{name} is {value}, not between {least} and {most}")
     if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
         raise bad_request("top_p", f"top_p is {sampling.top_p}, not above 0 and at most 1")
     if sampling.top_k is not None and sampling.top_k < 0:
@@ -70,7 +74,8 @@ def check(sampling: Sampling, *, may_be_empty: bool) -> None:
         value = sampling.repetition_penalty
         raise bad_request("repetition_penalty", f"repetition_penalty is {value}, not above 0 and at most 10")
     _check_lengths(sampling, 0 if may_be_empty else 1)
-    _check_lists(sampling)
+    if any(_lists(sampling)):
+        _check_lists(sampling)
 
 
 def _check_lengths(sampling: Sampling, least: int) -> None:
