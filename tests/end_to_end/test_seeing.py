@@ -62,6 +62,8 @@ BLOCKS = [
     {"type": "text", "text": "?"},
 ]
 
+TOOL = {"id": "1", "type": "function"}
+
 
 def said(http, path, **body):
     answer = http.post(path, json={"model": "eyes", "temperature": 0} | body)
@@ -87,6 +89,29 @@ def test_an_answer_is_that_of_transformers_in_each_dialect(seen):
     assert message["content"][0]["text"] == words
     asked = {"model": "eyes", "messages": [{"role": "user", "content": BLOCKS}]}
     assert http.post("/messages/count_tokens", json=asked).json() == {"input_tokens": tokens}
+
+
+def test_an_image_in_the_result_of_a_tool_is_seen_in_each_dialect(seen):
+    http, _, _ = seen
+    ask, call = {"role": "user", "content": QUESTION}, {"name": "look", "arguments": "{}"}
+    chat = [ask, {"role": "assistant", "content": None, "tool_calls": [TOOL | {"function": call}]}]
+    tokens = {}
+    for shown in (False, True):
+        result = {"role": "tool", "tool_call_id": "1", "content": CHAT if shown else [CHAT[0], CHAT[2]]}
+        answer = said(http, "/chat/completions", messages=[*chat, result], max_tokens=TOKENS)
+        tokens[shown] = answer["usage"]["prompt_tokens"]
+    assert tokens[True] - tokens[False] == 12 + 2  # of the image, and around it
+    words = answer["choices"][0]["message"]["content"]
+    items = [ask, call | {"type": "function_call", "call_id": "1"}]
+    output = {"type": "function_call_output", "call_id": "1", "output": INPUT}
+    response = said(http, "/responses", input=[*items, output], max_output_tokens=TOKENS)
+    assert response["usage"]["input_tokens"] == tokens[True]
+    assert response["output"][0]["content"][0]["text"] == words
+    used = {"type": "tool_use", "id": "1", "name": "look", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": BLOCKS}
+    turns = [ask, {"role": "assistant", "content": [used]}, {"role": "user", "content": [result]}]
+    message = said(http, "/messages", messages=turns, max_tokens=TOKENS)
+    assert message["content"][0]["text"] == words
 
 
 @pytest.fixture
