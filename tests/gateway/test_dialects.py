@@ -102,8 +102,9 @@ def test_an_image_goes_on_as_the_file_that_it_is() -> None:
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0K", "detail": "auto"}}
     content = chat(messages=[{"role": "user", "content": [part]}]).messages[0].content
     assert content == [ImagePart(data=b"\x89PNG\r\n", media_type="image/png")]
-    bare = part | {"image_url": part["image_url"]["url"]}
-    assert chat(messages=[{"role": "user", "content": [bare]}]).messages[0].content == content
+    for url in (part["image_url"]["url"], "DATA:image/png;name=a.png;BASE64,iVBORw0K"):
+        bare = part | {"image_url": url}
+        assert chat(messages=[{"role": "user", "content": [bare]}]).messages[0].content == content
 
 
 @pytest.mark.parametrize(

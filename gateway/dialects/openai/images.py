@@ -10,7 +10,9 @@ from ipc.messages.conversation import ImagePart
 
 _INSTEAD = "as data:image/...;base64,..."
 _LINK = re.compile(r"https?:", re.IGNORECASE)
-_DATA_URL = re.compile(r"data:(image/[\w.+-]{1,64});base64,", re.ASCII)
+_DATA_URL = re.compile(
+    r"data:(image/[\w.+-]{1,64})(?:;[\w.+=-]{1,64}){0,8};base64,", re.ASCII | re.IGNORECASE
+)
 
 
 def image(url: str, param: str) -> ImagePart:
@@ -23,5 +25,5 @@ def image(url: str, param: str) -> ImagePart:
     if start is None:
         if _LINK.match(url):
             return behind(url, param, _INSTEAD)
-        raise unsupported(param, f"that is no http(s) URL; send the image itself, {_INSTEAD}")
+        raise unsupported(param, f"that is no image in base64, nor an http(s) URL; send one {_INSTEAD}")
     return from_base64(url[start.end() :], start[1], param)
