@@ -28,6 +28,8 @@ PLACES = ("cortex.yaml", "cortex.toml", "/etc/cortex/cortex.yaml", "/etc/cortex/
 
 MAX_BODY = MAX_MESSAGE - (1 << 20)  # a request is no longer in msgpack than in JSON; some room for the rest
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
+
 MIN_STORE = 1 << 20  # bytes
 
 MIN_HEADER = 1024  # bytes; clients' own headers need some

@@ -24,8 +24,6 @@ WRONG_WORKER = (
     "or have a gunicorn.conf.py in this directory that says: from gateway.gunicorn_conf import *"
 )
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
-
 
 def application() -> Callable[..., Any]:
     """The ASGI application. Exits the process where the worker class or the configuration is wrong."""
@@ -33,7 +31,7 @@ def application() -> Callable[..., Any]:
         _refuse(WRONG_WORKER)
     try:
         chosen = config.in_force or config.load()
-        logs.log_to_stderr(chosen.gateway.log_level, LOG_FORMAT, chosen.gateway.log_format)
+        logs.log_to_stderr(chosen.gateway.log_level, config.LOG_FORMAT, chosen.gateway.log_format)
         metrics_directory.ensure()
         from gateway.http.application import Gateway  # it counts, so it must know where
 

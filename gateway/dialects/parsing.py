@@ -1,8 +1,8 @@
 """Bodies of requests, read where they hold up few.
 
-What a dialect makes of 30 MB takes it up to a second. In a thread the loop has its turns meanwhile, but for
-the time in which the bytes are decoded: that keeps the interpreter to itself, 0.03 s for one text of 30 MB,
-and 0.2 to 0.4 s for lists of small things. Dialects bound of how many of these anything is made.
+What a dialect makes of a body of megabytes takes it a tenth of a second. In a thread the loop has its turns
+meanwhile, but for the time in which the bytes are decoded, which keeps the interpreter to itself. Where that
+is long another process does it all (`gateway.http.aside`). Dialects bound how much anything is made of.
 """
 
 from __future__ import annotations

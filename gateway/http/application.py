@@ -25,6 +25,7 @@ from gateway.fleet.exchange import EXCHANGE, Exchange
 from gateway.fleet.view import Fleet
 from gateway.http import errors
 from gateway.http.access import Access
+from gateway.http.aside import Aside, SentAside
 from gateway.http.body import Bodies
 from gateway.http.browsers import Browsers
 from gateway.http.generation import GenerationResource, context_of, open_exchange
@@ -57,17 +58,26 @@ Refuse = Callable[[Refusal], tuple[int, bytes]]
 class Gateway:
     """What gunicorn serves.
 
+    Args:
+        sends_aside: bodies that are dear to read are for another process.
+
     Raises:
         CortexError: a key of the configuration cannot be used.
     """
 
-    def __init__(self, settings: GatewayConfig, dialects: Sequence[MakeDialect] = DIALECTS) -> None:
+    def __init__(
+        self,
+        settings: GatewayConfig,
+        dialects: Sequence[MakeDialect] = DIALECTS,
+        *,
+        sends_aside: bool = True,
+    ) -> None:
         fleet = Fleet(settings)
         listen = settings.gateway.metrics_listen
         self._metrics_port = split_address(listen)[1] if listen is not None else None
         self._metrics = Exposition(fleet.neurons, fleet.knows)
         ours = settings.gateway
-        self._bodies = bodies = Bodies(ours.body_limit, ours.body_memory)
+        self._bodies = bodies = Bodies(ours.body_limit, ours.body_memory, sends_aside)
         store = _store(settings.store)
         history = History()
         keyring = Keyring(keys_path(settings.access), settings.anonymous, settings.local)
@@ -93,17 +103,19 @@ class Gateway:
                 own[path] = ReplyResource(fleet, parse_one, bodies, images)
             routes |= own
             refuse |= dict.fromkeys(own, dialect.refuse)
+        aside = Aside(settings)
         browsers = Browsers(ours.cors_origins, ours.hosts)
         self._falcon = falcon.asgi.App(
             request_type=Request,
             middleware=[
-                _Lifetime(fleet, store, keyring, history),
+                _Lifetime(fleet, store, keyring, history, aside),
                 _Identity(refuse),
                 browsers,
                 Access(keyring),
             ],
         )
         errors.install(self._falcon)
+        self._falcon.add_error_handler(SentAside, aside.answer)
         for path, resource in routes.items():
             self._falcon.add_route(path, resource)
 
@@ -144,10 +156,13 @@ def _store(settings: StoreSettings) -> ResponseStore | None:
 
 
 class _Lifetime:
-    """Ties the fleet's connections, and the files of the stores, to the process."""
+    """Ties the fleet's connections, the files of the stores, and the process for large bodies to this one."""
 
-    def __init__(self, fleet: Fleet, store: ResponseStore | None, keyring: Keyring, history: History) -> None:
+    def __init__(
+        self, fleet: Fleet, store: ResponseStore | None, keyring: Keyring, history: History, aside: Aside
+    ) -> None:
         self._fleet, self._store, self._keyring, self._history = fleet, store, keyring, history
+        self._aside = aside
 
     async def process_startup(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
         signals.release()
@@ -157,6 +172,7 @@ class _Lifetime:
         await self._fleet.start(START_PATIENCE)
 
     async def process_shutdown(self, scope: dict[str, Any], event: dict[str, Any]) -> None:
+        await self._aside.stop()
         await self._fleet.stop()
         await self._keyring.stop()
         await self._history.stop()

@@ -8,6 +8,7 @@ from typing import Any
 import falcon
 import falcon.asgi
 
+from gateway.http.aside import SentAside, is_dear
 from gateway.refusals import shown
 
 DISCARD_SECONDS = 10.0
@@ -22,13 +23,14 @@ class Bodies:
     Args:
         limit: bytes of one.
         memory: bytes of all that are held at once, each until its request is over.
+        sends_aside: those that are dear to read are for another process.
 
     Attributes:
         held: bytes that are now.
     """
 
-    def __init__(self, limit: int, memory: int) -> None:
-        self._limit, self._memory = limit, memory
+    def __init__(self, limit: int, memory: int, sends_aside: bool = False) -> None:
+        self._limit, self._memory, self._sends_aside = limit, memory, sends_aside
         self.held = 0
 
     async def read(self, req: falcon.asgi.Request) -> bytes | bytearray:
@@ -38,6 +40,7 @@ class Bodies:
             HTTPUnsupportedMediaType: it is compressed, or does not say that it is JSON.
             HTTPContentTooLarge: it is longer than may be, whether or not it said so.
             HTTPServiceUnavailable: too much is held already.
+            SentAside: it is dear to read.
         """
         try:
             _check_headers(req)
@@ -67,6 +70,8 @@ class Bodies:
         except falcon.HTTPError:
             body.clear()  # the error refers to this frame
             raise
+        if self._sends_aside and is_dear(body):
+            raise SentAside(body)
         return body
 
     def _too_large(self) -> falcon.HTTPContentTooLarge:

@@ -40,6 +40,14 @@ def forget(pid: int) -> None:
     mark_process_dead(pid)
 
 
+def forget_gone() -> None:
+    """The same, of every process that is no more: those that children start have no other to do it."""
+    folder = Path(os.environ[VARIABLE])
+    for pid in {path.stem.rpartition("_")[2] for path in folder.glob("gauge_live*.db")}:
+        if not os.path.exists(f"/proc/{pid}"):
+            forget(int(pid))
+
+
 def _remove(path: str, owner: int) -> None:
     if os.getpid() == owner:  # forked children inherit the handler
         shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,193 @@
+"""How long the dearest body of each kind holds up a gateway process, as another client sees it.
+
+python -m benchmarks.bodies [--repeat N] [--json FILE] [KIND ...]
+
+Another process posts the body; this one asks for `/version` all the while, and takes the longest wait for an
+answer. On a machine that is busy with other things some of that is theirs: the least of several runs is shown
+beside the worst, and the line for nothing says what a machine does to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import http.client
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from benchmarks.gateway import process, wait_for_answer
+from tests.ports import free_ports
+
+SECONDS = 60.0  # for one request
+MODEL = "simulated"
+
+CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
+
+
+def chat(messages: list[Any], **more: Any) -> tuple[str, Any]:
+    return CHAT, {"model": MODEL, "max_tokens": 1, "messages": messages} | more
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def texts(count: int, text: str) -> list[Any]:
+    return [{"type": "text", "text": text}] * count
+
+
+def nested(levels: int) -> Any:
+    value: Any = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+WORDS = "word " * 6_000_000  # 30 MB
+IMAGE = "data:image/png;base64," + base64.b64encode(bytes(22_000_000)).decode()
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+def wide(count: int) -> dict[str, Any]:
+    properties = {f"p{number}": {"type": "string"} for number in range(count)}
+    return {"type": "function", "function": {"name": "f", "parameters": {"properties": properties}}}
+
+
+KINDS: dict[str, Callable[[], tuple[str, Any]]] = {
+    "nothing": lambda: chat([user("Hello")]),
+    "a text of 30 MB": lambda: chat([user(WORDS)]),
+    "a text of 30 MB, escaped": lambda: chat([user("é\n" * 4_000_000)]),
+    "600,000 messages": lambda: chat([user("")] * 600_000),
+    "10,000 messages of 3,000": lambda: chat([user("word " * 600)] * 10_000),
+    "600,000 parts": lambda: chat([user(texts(600_000, "a"))]),
+    "100 messages of 6,000 parts": lambda: chat([user(texts(6000, "a"))] * 100),
+    "an image of 22 MB": lambda: chat([user([{"type": "image_url", "image_url": {"url": IMAGE}}])]),
+    "a tool of 600,000 properties": lambda: chat([user("")], tools=[wide(600_000)]),
+    "300,000 tools": lambda: chat([user("")], tools=[TOOL] * 300_000),
+    "1,000 tools of 700 properties": lambda: chat([user("")], tools=[wide(700)] * 1000),
+    "an unknown field of 5,000,000 numbers": lambda: chat([user("")], unknown=[1] * 5_000_000),
+    "5,000,000 stop tokens": lambda: chat([user("")], stop_token_ids=[1] * 5_000_000),
+    "template arguments of 5,000,000": lambda: chat([user("")], chat_template_kwargs={"a": [1] * 5_000_000}),
+    "a prompt of 5,000,000 tokens": lambda: (
+        "/v1/completions",
+        {"model": MODEL, "max_tokens": 1, "prompt": [1] * 5_000_000},
+    ),
+    "300,000 prompts": lambda: (
+        "/v1/completions",
+        {"model": MODEL, "max_tokens": 1, "prompt": ["word " * 10] * 300_000},
+    ),
+    "1,000,000 texts to embed": lambda: (
+        "/v1/embeddings",
+        {"model": MODEL, "input": ["word word"] * 1_000_000},
+    ),
+    "600,000 messages, Anthropic": lambda: (
+        MESSAGES,
+        {"model": MODEL, "max_tokens": 1, "messages": [user("a")] * 600_000},
+    ),
+    "100 messages of 6,000 parts, Anthropic": lambda: (
+        MESSAGES,
+        {"model": MODEL, "max_tokens": 1, "messages": [user(texts(6000, "a"))] * 100},
+    ),
+    "counting 30 MB, Anthropic": lambda: (
+        "/v1/messages/count_tokens",
+        {"model": MODEL, "messages": [user(WORDS)]},
+    ),
+    "10,000 items of 2,500, Responses": lambda: (
+        RESPONSES,
+        {"model": MODEL, "max_output_tokens": 16, "input": [user("word " * 500)] * 10_000},
+    ),
+    "600,000 items, Responses": lambda: (RESPONSES, {"model": MODEL, "input": [user("")] * 600_000}),
+    "no JSON": lambda: (CHAT, [[[1] * 1000] * 10_000]),
+}
+
+
+def send(kind: str, port: int) -> None:
+    """The other process: prepare, wait for a line, post, say what became of it."""
+    path, fields = KINDS[kind]()
+    body = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    connection.connect()
+    print(len(body), flush=True)
+    sys.stdin.readline()
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    error = json.loads(text).get("error") if answer.status != 200 else None
+    print(answer.status, (error or {}).get("message", "")[:70], flush=True)
+
+
+def measure(kind: str, port: int) -> tuple[int, float, float, str]:
+    """Bytes of the body, the longest wait for `/version`, seconds until the body was answered, and how."""
+    command = [sys.executable, "-m", "benchmarks.bodies", "--send", kind, str(port)]
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        size = int(other.stdout.readline())
+        outcome: list[str] = []
+        reader = Thread(target=lambda: outcome.append(other.stdout.readline().strip()))
+        reader.start()
+        started, longest = time.perf_counter(), 0.0
+        other.stdin.write("\n")
+        other.stdin.flush()
+        while reader.is_alive():
+            asked = time.perf_counter()
+            connection.request("GET", "/version")
+            connection.getresponse().read()
+            longest = max(longest, time.perf_counter() - asked)
+            time.sleep(0.001)
+        return size, longest, time.perf_counter() - started, outcome[0]
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--send"]:
+        send(sys.argv[2], int(sys.argv[3]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kinds", nargs="*", default=list(KINDS))
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    options = parser.parse_args()
+    results = {}
+    api, metrics, endpoint = free_ports(3)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "neuron.yaml").write_text(
+            f"listen: tcp://127.0.0.1:{endpoint}\ndevices: [cpu]\n"
+            "models: [{id: simulated, pin: true, simulated: {}}]\n"
+        )
+        (folder / "cortex.yaml").write_text(
+            f"gateway: {{listen: '127.0.0.1:{api}', metrics_listen: '127.0.0.1:{metrics}'}}\n"
+            f"neurons: [{{name: local, endpoint: 'tcp://127.0.0.1:{endpoint}'}}]\n"
+        )
+        neuron = process(folder / "neuron.log", "-m", "neuron", "serve", "--config", f"{folder}/neuron.yaml")
+        gateway = process(
+            folder / "gateway.log", "-m", "gunicorn", "gateway:app", CORTEX_CONFIG=f"{folder}/cortex.yaml"
+        )
+        with neuron, gateway as serving:
+            wait_for_answer(serving, api)
+            print(f"{'body':40} {'MB':>5} {'stall ms: least':>15} {'worst':>7} {'answered s':>11}")
+            for kind in options.kinds:
+                runs = [measure(kind, api) for _ in range(options.repeat)]
+                size, _, seconds, outcome = runs[-1]
+                stalls = [stall for _, stall, _, _ in runs]
+                results[kind] = {"stalls": stalls, "seconds": seconds, "outcome": outcome, "bytes": size}
+                print(
+                    f"{kind:40} {size / 1e6:5.1f} {min(stalls) * 1e3:15.1f} {max(stalls) * 1e3:7.1f} "
+                    f"{seconds:11.2f}  {outcome}",
+                    flush=True,
+                )
+    if options.json is not None:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
