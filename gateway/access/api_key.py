@@ -11,7 +11,6 @@ from hashlib import sha256
 from typing import NamedTuple
 
 PREFIX = "sk-cortex-"  # clients want "sk-", and people see whose it is
-LENGTH = len(PREFIX) + 43  # characters
 
 
 class NewKey(NamedTuple):

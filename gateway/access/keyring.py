@@ -51,11 +51,6 @@ class Keyring:
         self._keeping: asyncio.Task[None] | None = None
         self._broken = ""  # why the store could not be used last
 
-    @property
-    def holds_keys(self) -> bool:
-        """Whether somebody has a key."""
-        return bool(self._keys)
-
     async def start(self) -> None:
         await self._look()
         self._keeping = asyncio.create_task(self._keep())

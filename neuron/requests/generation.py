@@ -358,5 +358,6 @@ class Generation(OpenRequest):
             reasoning_tokens=reasoning,
         )
 
-    def fail(self, error: CortexError, tokens_sent: int = 0) -> None:
-        super().fail(error, sum(answer.tokens_sent for answer in self.parts))
+    @property
+    def tokens_sent(self) -> int:
+        return sum(answer.tokens_sent for answer in self.parts)

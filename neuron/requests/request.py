@@ -241,11 +241,16 @@ class OpenRequest(ABC):
             usage = self.usage() if self.begun or self.output_tokens else Usage()
             self._end("cancelled", Cancelled(id=self.request.id, usage=usage))
 
-    def fail(self, error: CortexError, tokens_sent: int = 0) -> None:
+    @property
+    def tokens_sent(self) -> int:
+        """Tokens of its answer that its client has."""
+        return 0
+
+    def fail(self, error: CortexError) -> None:
         """It cannot be served."""
         if self.outcome is None:
             failed = Failed.of(self.request.id, error)
-            self._end("failed", msgspec.structs.replace(failed, tokens_sent=tokens_sent))
+            self._end("failed", msgspec.structs.replace(failed, tokens_sent=self.tokens_sent))
 
     def _end(self, outcome: str, reply: Reply) -> None:
         self.outcome = outcome

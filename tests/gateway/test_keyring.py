@@ -74,7 +74,7 @@ def test_keys_of_a_file_that_took_anothers_place_count_and_its_own_no_longer(
             path.unlink()
 
             async def gone() -> bool:
-                return not ring.holds_keys
+                return not await holds(ring, old)
 
             await until(gone)
         os.replace(other, path)
