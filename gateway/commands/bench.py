@@ -19,7 +19,7 @@ WORDS = ("river", "stone", "lamp", "garden", "winter", "signal", "paper", "coppe
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TimedAnswer:
     """One streamed answer. Times are seconds."""
 
     first_token: float  # from the request
@@ -44,7 +44,7 @@ class Load:
     max_tokens: int
 
 
-def run(endpoint: str, load: Load, seed: int = 0) -> tuple[list[Answer], float]:
+def run(endpoint: str, load: Load, seed: int = 0) -> tuple[list[TimedAnswer], float]:
     """Ask, and the seconds that all of it took, once the model is loaded.
 
     Raises:
@@ -63,7 +63,7 @@ def run(endpoint: str, load: Load, seed: int = 0) -> tuple[list[Answer], float]:
     return answers, time.monotonic() - began
 
 
-def table(answers: list[Answer]) -> Table:
+def table(answers: list[TimedAnswer]) -> Table:
     """How long clients waited."""
     good = [answer for answer in answers if not answer.error]
     rows = tables.table("", "median", "95 %", "worst")
@@ -85,7 +85,7 @@ def table(answers: list[Answer]) -> Table:
     return rows
 
 
-def total(answers: list[Answer], seconds: float) -> str:
+def total(answers: list[TimedAnswer], seconds: float) -> str:
     """What all requests together came to, in one line."""
     good = [answer for answer in answers if not answer.error]
     tokens, prompts = sum(answer.tokens for answer in good), sum(answer.prompt_tokens for answer in good)
@@ -95,9 +95,9 @@ def total(answers: list[Answer], seconds: float) -> str:
     )
 
 
-def summary(answers: list[Answer], seconds: float) -> dict[str, object]:
+def summary(answers: list[TimedAnswer], seconds: float) -> dict[str, object]:
     """The same for programs: each answer, and the seconds of all."""
-    fields = Answer.__dataclass_fields__
+    fields = TimedAnswer.__dataclass_fields__
     return {
         "seconds": seconds,
         "answers": [{name: getattr(answer, name) for name in fields} for answer in answers],
@@ -113,7 +113,7 @@ def _complete(prompt: str) -> tuple[str, dict[str, object]]:
     return "/v1/completions", {"prompt": prompt}
 
 
-def _measure(endpoint: str, path: str, asked: dict[str, object], load: Load) -> Answer:
+def _measure(endpoint: str, path: str, asked: dict[str, object], load: Load) -> TimedAnswer:
     body = asked | {
         "model": load.model,
         "max_tokens": load.max_tokens,
@@ -125,14 +125,16 @@ def _measure(endpoint: str, path: str, asked: dict[str, object], load: Load) -> 
     try:
         for event in remote.events(endpoint, path, body):
             if "error" in event:
-                return Answer(0.0, 0.0, 0, 0, event["error"]["message"])
+                return TimedAnswer(0.0, 0.0, 0, 0, event["error"]["message"])
             if not first and any(map(_says, event["choices"])):
                 first = time.monotonic() - began
             usage = event.get("usage") or usage
     except (remote.Unreachable, json.JSONDecodeError, KeyError) as error:
-        return Answer(0.0, 0.0, 0, 0, str(error))
+        return TimedAnswer(0.0, 0.0, 0, 0, str(error))
     total = time.monotonic() - began
-    return Answer(first or total, total, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+    return TimedAnswer(
+        first or total, total, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
+    )
 
 
 def _says(choice: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ BODILESS = frozenset((204, 304))  # statuses
 _LAST_CHUNK = b"0\r\n\r\n"
 
 
-class Answer:
+class HttpAnswer:
     """To one request, as it is sent.
 
     Args:

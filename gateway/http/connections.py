@@ -18,7 +18,7 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
 from gateway import config
-from gateway.http.answer import VERSION, Answer
+from gateway.http.answer import VERSION, HttpAnswer
 from gateway.http.parser import Parser
 from gateway.refusals import BUG, Refusal
 
@@ -150,7 +150,7 @@ class Connection(ASGIProtocol):
             return await self._handle_http_request(request, sockname, peername)
         await asyncio.sleep(0)  # who was told in this turn that a neuron is lost says so first
         closes = self._will_close(request, False)
-        answer = Answer(self, closes)
+        answer = HttpAnswer(self, closes)
         scope = self._build_http_scope(request, sockname, peername)
         try:
             await self.app(scope, self._body_receiver.receive, answer.send)

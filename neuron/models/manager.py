@@ -42,7 +42,7 @@ RELIEF_SECONDS = 1.0  # between two looks whether the host runs short of memory
 SCAN_SHARE = 20.0  # times as long as one look takes, at least
 
 
-class Tried(NamedTuple):
+class Refused(NamedTuple):
     """What a model could not be served with, and why."""
 
     signature: Signature
@@ -93,7 +93,7 @@ class ModelManager:
         self._models: dict[str, ManagedModel] = {}
         self._broken: dict[str, str] = {}  # ids that are there and cannot be read, and why
         self._seen: dict[str, Signature] = {}  # of every model that was found, when it was inspected
-        self._tried: dict[str, Tried] = {}  # models that could not be served as they are wanted
+        self._refused: dict[str, Refused] = {}  # models that could not be served as they are wanted
         self._finding = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
         self._relieving: asyncio.Task[None] | None = None
@@ -241,7 +241,7 @@ class ModelManager:
             self._configured = False
         await asyncio.shield(asyncio.ensure_future(self._configure()))  # whoever said it may be gone by now
         counts = self._fleet.current
-        unreadable = {m.id: self._tried[m.id].why for m in counts.models if m.id in self._tried}
+        unreadable = {m.id: self._refused[m.id].why for m in counts.models if m.id in self._refused}
         return CatalogueReply(
             id=request_id,
             version=counts.version,
@@ -281,8 +281,8 @@ class ModelManager:
         found = await asyncio.to_thread(self._catalogue.scan)
         for model_id in [*{**self._seen, **self._models, **self._broken}]:
             as_it_was = model_id in found and self._seen.get(model_id) in (None, found[model_id])
-            if as_it_was and (tried := self._tried.get(model_id)) is not None:
-                as_it_was = tried.is_of(found[model_id], self._catalogue.settings(model_id))
+            if as_it_was and (refused := self._refused.get(model_id)) is not None:
+                as_it_was = refused.is_of(found[model_id], self._catalogue.settings(model_id))
             if not as_it_was and self._forget(model_id):
                 self._seen.pop(model_id, None)
         for model_id, signature in found.items():
@@ -294,7 +294,9 @@ class ModelManager:
             try:
                 await self.open(model_id)
             except CortexError as error:
-                self._tried[model_id] = Tried(signature, self._catalogue.settings(model_id), error.message)
+                self._refused[model_id] = Refused(
+                    signature, self._catalogue.settings(model_id), error.message
+                )
                 log.warning("model cannot be used model=%s reason=%s", model_id, error)
         self._pulls.keep(self._catalogue.away)
         self._residents.call()
@@ -304,17 +306,17 @@ class ModelManager:
         """Have `model` served as it is wanted now."""
         settings = self._catalogue.settings(model.id)
         if settings == model.wanted and not model.retired:
-            self._tried.pop(model.id, None)
+            self._refused.pop(model.id, None)
             return
-        if model.id in self._tried and self._tried[model.id].is_of(signature, settings):
+        if model.id in self._refused and self._refused[model.id].is_of(signature, settings):
             return
         try:
             description = await asyncio.to_thread(self._inspect, settings)
         except CortexError as error:
-            self._tried[model.id] = Tried(signature, settings, error.message)
+            self._refused[model.id] = Refused(signature, settings, error.message)
             log.warning("model stays as it was model=%s reason=%s", model.id, error)
             return
-        self._tried.pop(model.id, None)
+        self._refused.pop(model.id, None)
         self._seen[model.id] = signature
         model.renew(settings, description)
 
@@ -325,7 +327,7 @@ class ModelManager:
             return False
         if model is not None:
             model.drop_text()
-        for known in (self._models, self._broken, self._tried):
+        for known in (self._models, self._broken, self._refused):
             known.pop(model_id, None)
         self.parking.drop(model_id)
         log.info("model forgotten, or to be read again model=%s", model_id)

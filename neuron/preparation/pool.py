@@ -23,7 +23,7 @@ IDLE_MEMORY = 1 << 30  # bytes that those which wait for a job hold together; th
 MAX_WAITING = 512  # requests that wait for a turn, of which one account may have half
 
 
-class Pool:
+class ProcessPool:
     """Has work done by processes of its own. No account ever has all of several, and those who wait take
     turns: one dear request slows its own account, and nobody else's.
 

@@ -20,7 +20,7 @@ from neuron.description import ModelDescription
 from neuron.memory.devices import CpuProbe
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.jobs import Job
-from neuron.preparation.pool import JOB_SECONDS, OURS, Pool
+from neuron.preparation.pool import JOB_SECONDS, OURS, ProcessPool
 from neuron.preparation.prepared import Prepared
 from neuron.preparation.prepared_inputs import PreparedInputs
 from neuron.preparation.process import TextProcess
@@ -29,7 +29,7 @@ from neuron.preparation.readers import Readers
 from neuron.text.answers import AnswerFacts, AnswerText
 from neuron.text.budget import QUICK_SECONDS
 from neuron.text.frontend import ModelText, TextFiles, TextFrontEnd
-from neuron.text.template import Tried
+from neuron.text.template import TriedTemplate
 
 MEMORY = 4 << 30  # bytes of a process: a million tokens of text take a fifth of that
 MOST_PROCESSES = 8  # of a pool; more do not help one host
@@ -50,9 +50,9 @@ class Preparation:
     def __init__(self, log_level: str, memory: int = MEMORY, seconds: float = JOB_SECONDS) -> None:
         start = partial(TextProcess, memory, log_level)
         size = max(2, min(CpuProbe().cores(), MOST_PROCESSES))
-        self._texts = Pool(start, size, seconds)
-        self._counts = Pool(start, 2, seconds)  # editors ask for dozens at once, beside an answer
-        self._grammars = Pool(start, size, seconds)  # minutes of these hold up no text
+        self._texts = ProcessPool(start, size, seconds)
+        self._counts = ProcessPool(start, 2, seconds)  # editors ask for dozens at once, beside an answer
+        self._grammars = ProcessPool(start, size, seconds)  # minutes of these hold up no text
         self._small = Readers(start, seconds)
         self._pools = (self._texts, self._counts, self._grammars, self._small)
 
@@ -68,7 +68,7 @@ class Preparation:
             return await asyncio.to_thread(lambda: TextFrontEnd.read(ModelText(files, files.try_templates())))
         with _unloadable(f"the chat template in {files.template_file} cannot be tried"):
             tried = await self._texts.run(OURS, Job(verb="try"), msgspec.msgpack.encode(files))
-        model = ModelText(files, msgspec.msgpack.decode(tried, type=dict[str, Tried]))
+        model = ModelText(files, msgspec.msgpack.decode(tried, type=dict[str, TriedTemplate]))
         if files.is_little:
             return await asyncio.to_thread(TextFrontEnd.read, model)
         encoded = msgspec.msgpack.encode(model)
@@ -137,7 +137,7 @@ class Preparation:
 
     async def _run(
         self,
-        usual: Pool,
+        usual: ProcessPool,
         verb: str,
         request: Asked,
         text: AnswerText,

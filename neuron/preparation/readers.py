@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from neuron.preparation.jobs import Job
-from neuron.preparation.pool import IDLE_MEMORY, JOB_SECONDS, Pool
+from neuron.preparation.pool import IDLE_MEMORY, JOB_SECONDS, ProcessPool
 from neuron.preparation.process import TextProcess
 
 IDLE_SECONDS = 3600.0  # a model that was not asked for so long takes a second the next time
@@ -33,7 +33,9 @@ class Readers:
         self._start = start
         self._seconds = seconds
         self._most = memory
-        self._pools: OrderedDict[bytes, Pool] = OrderedDict()  # by `ModelText`; who was asked last is last
+        self._pools: OrderedDict[bytes, ProcessPool] = (
+            OrderedDict()
+        )  # by `ModelText`; who was asked last is last
         self._kept: Counter[bytes] = Counter()  # by `ModelText`: models that have it
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -49,9 +51,9 @@ class Readers:
         self._make_room()
 
     async def run(self, account: str, job: Job, body: bytes | memoryview) -> bytes:
-        """The result of `job`; see `Pool.run`."""
+        """The result of `job`; see `ProcessPool.run`."""
         if job.text not in self._pools:
-            self._pools[job.text] = Pool(
+            self._pools[job.text] = ProcessPool(
                 self._start, 1, self._seconds, most=MOST_WAITING, idle_seconds=IDLE_SECONDS
             )
         self._pools.move_to_end(job.text)

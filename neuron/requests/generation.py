@@ -32,7 +32,7 @@ from neuron.trace import word
 log = logging.getLogger("neuron.requests.generation")
 
 
-class Prompt:
+class OpenPrompt:
     """One prompt of a request, and what the worker says of it.
 
     Attributes:
@@ -76,7 +76,7 @@ class Generation(OpenRequest):
             validate(request)
         super().__init__(keys, request, send, on_end)
         self.parts = []
-        self._prompts: list[Prompt] = []
+        self._prompts: list[OpenPrompt] = []
         self._first_token: float | None = None
         self._usual_tokens: int | None = None  # of an answer, where the model has a say
         self._most_tokens: int | None = None  # of an answer, where its owner has
@@ -102,7 +102,7 @@ class Generation(OpenRequest):
         self._usual_tokens = description.defaults.max_tokens
         self._most_tokens = description.max_output
         for given in prepared.prompts:
-            prompt = Prompt(given)
+            prompt = OpenPrompt(given)
             self._prompts.append(prompt)
             self.prompt_tokens += prompt.tokens
             self._add_answers(prompt, prepared, tools, text)
@@ -111,7 +111,7 @@ class Generation(OpenRequest):
 
     def _add_answers(
         self,
-        prompt: Prompt,
+        prompt: OpenPrompt,
         prepared: Prepared,
         tools: Sequence[Tool | OfferedTool],
         text: AnswerText,
@@ -208,7 +208,7 @@ class Generation(OpenRequest):
         ends = [(int(mark.share * self.prompt_tokens), mark.digest) for mark in self.request.marks]
         return [(tokens // PAGE_SIZE - 1, digest) for tokens, digest in ends if tokens >= PAGE_SIZE]
 
-    def _prompt_of(self, answer: Answer) -> Prompt:
+    def _prompt_of(self, answer: Answer) -> OpenPrompt:
         return self._prompts[answer.index // self.request.sampling.n]
 
     def _speaks_for_prompt(self, answer: Answer) -> bool:

@@ -19,7 +19,7 @@ from neuron.text.formats.tool_format import ToolFormat
 from neuron.text.infill import infill
 from neuron.text.reasoning import BY_NAME as THOUGHTS
 from neuron.text.reasoning import KNOWN, THINK, Thought, think_tags
-from neuron.text.template import ChatTemplate, Tried, attempt
+from neuron.text.template import ChatTemplate, TriedTemplate, attempt
 from neuron.text.thinking import NOTHING_SAID, is_off
 from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.card import ModelCard
@@ -80,7 +80,7 @@ class TextFiles(msgspec.Struct, frozen=True):
         """Whether the tokenizer is read in no time. What a GGUF file has of one is not known by its size."""
         return self.changed[0] <= LITTLE and not self.tokenizer.endswith(SUFFIX)
 
-    def try_templates(self) -> dict[str, Tried]:
+    def try_templates(self) -> dict[str, TriedTemplate]:
         """What is found out about each template: seconds, where a template is up to no good.
 
         Raises:
@@ -96,7 +96,7 @@ class ModelText(msgspec.Struct, frozen=True):
     """A model's text path as it travels: what it is made of, and what was found out about its templates."""
 
     files: TextFiles
-    tried: dict[str, Tried]
+    tried: dict[str, TriedTemplate]
 
 
 class TextFrontEnd(AnswerText):

@@ -33,7 +33,7 @@ PROBE_SECONDS = 2.0  # for a conversation of a few words
 QUICK_PROGRAM = 256 << 10  # characters; up to here a program is read within some hundredths of a second
 
 
-class Tried(msgspec.Struct, frozen=True):
+class TriedTemplate(msgspec.Struct, frozen=True):
     """What was found out about a template: enough to render it without looking at its text again."""
 
     program: str  # that Jinja made of it, in Python
@@ -57,7 +57,7 @@ class ChatTemplate:
 
     def __init__(
         self,
-        tried: Tried,
+        tried: TriedTemplate,
         special_tokens: dict[str, str],
         file: str = "the model's folder",
         tool_format: ToolFormat = HERMES,
@@ -90,7 +90,7 @@ class ChatTemplate:
 
     @property
     def texts(self) -> tuple[str, str]:
-        """See `Tried`."""
+        """See `TriedTemplate`."""
         return self.tried.texts
 
     def thinking_values(self, thinking: Thinking) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class ChatTemplate:
         return shaped
 
 
-def attempt(source: str, special_tokens: dict[str, str], file: str) -> Tried:
+def attempt(source: str, special_tokens: dict[str, str], file: str) -> TriedTemplate:
     """Compile a template and try it with small conversations.
 
     Args:
@@ -227,7 +227,7 @@ def attempt(source: str, special_tokens: dict[str, str], file: str) -> Tried:
 
     # There are templates for requests with tools, and for no others.
     tries = partial(rendered, [] if rendered([], around("user", ONE)) else [TOOL])
-    return Tried(
+    return TriedTemplate(
         program,
         thinking,
         forms={role: forms(role, tries) for role in ROLES},

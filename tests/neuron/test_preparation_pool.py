@@ -7,7 +7,7 @@ import pytest
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import Failed
 from neuron.preparation.jobs import Job, Outcome
-from neuron.preparation.pool import OURS, Pool
+from neuron.preparation.pool import OURS, ProcessPool
 from neuron.preparation.process import ProcessDied, TextProcess
 from tests.doubles import stands_for
 
@@ -48,7 +48,7 @@ def run(scenario):
 
 def test_one_account_never_has_all_processes():
     async def scenario():
-        pool, done = Pool(Started(), 3), asyncio.Event()
+        pool, done = ProcessPool(Started(), 3), asyncio.Event()
         dear = [asyncio.create_task(pool.run("dear", JOB, done.wait)) for _ in range(20)]
         await asyncio.sleep(0)
         for number in range(5):
@@ -64,7 +64,7 @@ def test_one_account_never_has_all_processes():
 def test_what_waits_when_it_closes_never_begins():
     async def scenario():
         made, never = Started(), asyncio.Event()
-        pool = Pool(made, 2)
+        pool = ProcessPool(made, 2)
         jobs = [asyncio.create_task(pool.run("a", JOB, never.wait)) for _ in range(3)]
         await asyncio.sleep(0.01)
         await pool.close()
@@ -77,7 +77,7 @@ def test_what_waits_when_it_closes_never_begins():
 
 def test_accounts_take_turns():
     async def scenario():
-        pool, begin, order = Pool(Started(), 2), asyncio.Event(), []
+        pool, begin, order = ProcessPool(Started(), 2), asyncio.Event(), []
         blocked = [asyncio.create_task(pool.run(name, JOB, begin.wait)) for name in "xy"]
         await asyncio.sleep(0)
         waiting = [
@@ -96,7 +96,7 @@ def test_accounts_take_turns():
 
 def test_what_is_cancelled_before_its_turn_never_runs_and_holds_nobody_up():
     async def scenario():
-        pool, begin, order = Pool(Started(), 2), asyncio.Event(), []
+        pool, begin, order = ProcessPool(Started(), 2), asyncio.Event(), []
         blocked = [asyncio.create_task(pool.run(name, JOB, begin.wait)) for name in "xy"]
         await asyncio.sleep(0)
         gone = asyncio.create_task(pool.run("a", JOB, lambda: order.append("gone")))
@@ -113,7 +113,7 @@ def test_what_is_cancelled_before_its_turn_never_runs_and_holds_nobody_up():
 
 def test_so_many_may_wait_and_an_account_half_of_them_and_who_leaves_makes_room():
     async def scenario():
-        pool, done = Pool(Started(), 2, most=4), asyncio.Event()
+        pool, done = ProcessPool(Started(), 2, most=4), asyncio.Event()
 
         async def ask(account, count):
             asked = [asyncio.create_task(pool.run(account, JOB, done.wait)) for _ in range(count)]
@@ -148,7 +148,7 @@ def test_so_many_may_wait_and_an_account_half_of_them_and_who_leaves_makes_room(
 def test_idle_processes_hold_so_much_together_and_the_longest_idle_makes_way():
     async def scenario():
         made = Started()
-        pool = Pool(made, 4, idle_memory=250)
+        pool = ProcessPool(made, 4, idle_memory=250)
 
         async def work():
             await asyncio.sleep(0.01)
@@ -167,7 +167,7 @@ def test_idle_processes_hold_so_much_together_and_the_longest_idle_makes_way():
 def test_idle_processes_make_way_as_many_as_it_takes_and_the_longest_idle_first():
     async def scenario():
         made, together = Started(), asyncio.Barrier(3)
-        pool, begun, done = Pool(made, 4), asyncio.Event(), asyncio.Event()
+        pool, begun, done = ProcessPool(made, 4), asyncio.Event(), asyncio.Event()
 
         async def work():
             begun.set()
@@ -193,7 +193,7 @@ def test_idle_processes_make_way_as_many_as_it_takes_and_the_longest_idle_first(
 
 def test_work_whose_caller_left_counts_until_it_is_done():
     async def scenario():
-        pool, done = Pool(Started(), 2), asyncio.Event()
+        pool, done = ProcessPool(Started(), 2), asyncio.Event()
         left = asyncio.create_task(pool.run("a", JOB, done.wait))
         await asyncio.sleep(0.01)
         left.cancel()
@@ -210,7 +210,7 @@ def test_work_whose_caller_left_counts_until_it_is_done():
 def test_a_process_serves_one_request_after_the_other_and_is_replaced_when_it_is_gone_or_leaves():
     async def scenario():
         started = Started()
-        pool = Pool(started, 2)
+        pool = ProcessPool(started, 2)
         for _ in range(3):
             await pool.run("a", JOB, lambda: b"")
         assert len(started) == 1
@@ -235,7 +235,7 @@ def left():
 def test_a_job_whose_process_is_killed_is_done_by_another():
     async def scenario():
         started = Started()
-        pool = Pool(started, 2)
+        pool = ProcessPool(started, 2)
         assert await pool.run("a", JOB, lambda: died() if len(started) == 1 else b"served") == b"served"
         assert [process.ended for process in started] == [True, False]
         await pool.close()
@@ -246,7 +246,7 @@ def test_a_job_whose_process_is_killed_is_done_by_another():
 def test_a_process_that_dies_while_it_has_nothing_to_do_is_forgotten_at_once():
     async def scenario():
         started = Started()
-        pool = Pool(started, 2)
+        pool = ProcessPool(started, 2)
         await pool.run("a", JOB, lambda: b"")
         started[0].on_gone(started[0])
         await asyncio.sleep(0)
@@ -269,7 +269,7 @@ def test_a_process_that_dies_while_it_has_nothing_to_do_is_forgotten_at_once():
 def test_what_goes_wrong_costs_one_request(work, code, words):
     async def scenario():
         started = Started()
-        pool = Pool(started, 2, seconds=0.05)
+        pool = ProcessPool(started, 2, seconds=0.05)
         with pytest.raises(CortexError, match=words) as raised:
             await pool.run("a", JOB, work)
         assert raised.value.code == code
@@ -303,7 +303,7 @@ def cannot_start():
 )
 def test_what_goes_wrong_with_a_load_is_not_said_of_a_request(start, work, words, verb):
     async def scenario():
-        pool = Pool(start, 2, seconds=0.05)
+        pool = ProcessPool(start, 2, seconds=0.05)
         with pytest.raises(CortexError, match=words[verb == "generate"]) as raised:
             await pool.run("a", Job(verb=verb), work)
         assert ("request" in str(raised.value)) == (verb == "generate")

@@ -23,7 +23,7 @@ from ipc.messages.sampling import Sampling, Structured
 from neuron.preparation import child
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.jobs import Fronts, Job, Outcome, perform
-from neuron.preparation.pool import Pool
+from neuron.preparation.pool import ProcessPool
 from neuron.preparation.preparation import Preparation
 from neuron.preparation.prepared import Prepared
 from neuron.preparation.process import ProcessDied, TextProcess, memory_of
@@ -247,7 +247,7 @@ def test_a_process_that_does_not_come_back_is_ended(loop, text):
             pids.append(process.pid)
             return process
 
-        pool, request = Pool(start, 2, seconds=1.0), said("loop")
+        pool, request = ProcessPool(start, 2, seconds=1.0), said("loop")
         with pytest.raises(CortexError, match="more than 1 seconds"):
             await pool.run("a", job(text, request), msgspec.msgpack.encode(request))
         assert not is_running(pids[0])

@@ -99,7 +99,7 @@ class Guess(NamedTuple):
 
 
 @dataclass(slots=True)
-class Guesses:
+class Drafted:
     """What a step keeps of its sequences with drafts, whose rows follow each other.
 
     That is a row in every layer for each of their tokens. A state after each of them, of which one could be
@@ -113,7 +113,7 @@ class Guesses:
     inputs: dict[int, Tensor] = field(default_factory=dict)  # `[rows, channels]` of layers that are no more
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], group: int) -> Guesses | None:
+    def of(cls, segments: Sequence[Segment], group: int) -> Drafted | None:
         """None: there are no drafts. For `group` see `states_of`."""
         segments = [segment for segment in segments if segment.drafts]
         if not segments:
@@ -151,7 +151,7 @@ class StateStep:
     checked: list[slice]  # rows of the step, of each of those with drafts
     chunks: list[slice]  # the same, of each of the others
     places: list[tuple[int, int]]  # what `read` and `written` say, for a CPU, which need not copy
-    guesses: Guesses | None
+    guesses: Drafted | None
 
 
 class RecurrentStates:
@@ -169,7 +169,7 @@ class RecurrentStates:
     def __init__(self, cache: StateCache, group: int, max_segments: int, exact: bool = False) -> None:
         self.cache, self._group, self._exact = cache, group, exact
         self.sizes = {"states_read": max_segments, "states_written": max_segments}
-        self._guesses: Guesses | None = None  # of the last step that had some
+        self._guesses: Drafted | None = None  # of the last step that had some
 
     def arrays(self, segments: Sequence[Segment]) -> dict[str, array[int]]:
         """Which state each sequence begins with, and which it leaves."""
@@ -180,7 +180,7 @@ class RecurrentStates:
         """Of the same segments, and their arrays on the device."""
         several = [segment for segment in segments if len(segment.rows) > 1]
         arrays = self.arrays(segments).values() if tensors["states_read"].device.type == "cpu" else ((), ())
-        self._guesses = Guesses.of(several, self._group)
+        self._guesses = Drafted.of(several, self._group)
         return StateStep(
             tensors["states_read"],
             tensors["states_written"],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ipc.worker_messages import FREE_ROWS
-from workers.attention.states import Guesses, states_of
+from workers.attention.states import Drafted, states_of
 from workers.cache.state import StateCache
 from workers.kernels import gated_delta_triton as kernels
 from workers.kernels.gated_delta_chunks_triton import CHUNK, Chunks, Part, chunked, parts_of
@@ -27,7 +27,7 @@ class StateStep:
     num_few: int  # sequences with one token, or with drafts
     chunks: Chunks  # of the others
     parts: list[Part]
-    guesses: Guesses | None
+    guesses: Drafted | None
 
 
 class TritonStates:
@@ -47,7 +47,7 @@ class TritonStates:
         self.sizes = dict.fromkeys(names, max_segments)
         self.sizes["state_chunk_owners"] = max_segments
         self.sizes |= dict.fromkeys(("state_starts", "state_chunk_starts"), max_segments + 1)
-        self._guesses: Guesses | None = None  # of the last step that had some
+        self._guesses: Drafted | None = None  # of the last step that had some
 
     def arrays(self, segments: Sequence[Segment]) -> dict[str, array[int]]:
         """See `Places`, `Chunks` and `StateStep`, whose arrays they are; without prompts nothing is cut."""
@@ -76,7 +76,7 @@ class TritonStates:
         places = Places(*(tensors[name] for name in names))
         chunks = Chunks(tensors["state_chunk_owners"], tensors["state_chunk_starts"])
         counts = [count for each in segments if (count := _chunks_of(each))]
-        self._guesses = Guesses.of(segments, self._group)
+        self._guesses = Drafted.of(segments, self._group)
         few = len(segments) - len(counts)
         parts = parts_of(counts, few)
         return StateStep(tensors["state_owners"], places, few, chunks, parts, self._guesses)
@@ -116,7 +116,7 @@ class TritonStates:
             kernels.keep_inputs(mixed, self.cache.inputs[layer], places)
             kernels.recur(y, decay, beta, self.cache.matrices[layer], unread, places, len(right), delta)
 
-    def _places_of(self, guesses: Guesses, right: Sequence[int]) -> Places:
+    def _places_of(self, guesses: Drafted, right: Sequence[int]) -> Places:
         """Where the drafts that were right are, and the states that they get into."""
         firsts, count = guesses.firsts, len(guesses.firsts)
         starts = [*firsts, guesses.rows.stop - guesses.rows.start]

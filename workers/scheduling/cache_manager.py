@@ -39,17 +39,17 @@ WORTH_A_STATE = 4  # pages before the place where two texts part, that could be 
 Table = list[int]
 
 
-class Room(msgspec.Struct, frozen=True, gc=False):
+class Amount(msgspec.Struct, frozen=True, gc=False):
     """Free places, or such as are needed."""
 
     pages: int
     states: int = 0
 
-    def holds(self, other: Room) -> bool:
+    def holds(self, other: Amount) -> bool:
         return self.pages >= other.pages and self.states >= other.states
 
-    def without(self, other: Room, count: int = 1) -> Room:
-        return Room(self.pages - count * other.pages, self.states - count * other.states)
+    def without(self, other: Amount, count: int = 1) -> Amount:
+        return Amount(self.pages - count * other.pages, self.states - count * other.states)
 
 
 class CacheManager:
@@ -85,7 +85,7 @@ class CacheManager:
         stateful = [group.kind == "state" for group in self.groups]
         self._pools = [self.states if state else self.pages for state in stateful]
         # what a sequence takes for PAGE_SIZE tokens more
-        self.row = Room(stateful.count(False), stateful.count(True))
+        self.row = Amount(stateful.count(False), stateful.count(True))
         self._forgetful = [i for i, group in enumerate(self.groups) if group.window or group.kind == "state"]
         self.keeps_states = any(stateful)
         self.max_pages = self._most_pages()  # of one sequence, the only one
@@ -108,7 +108,7 @@ class CacheManager:
             rows = 0
         return sequence.capacity - sequence.num_computed + rows * PAGE_SIZE
 
-    def spare(self, prefilling: Iterable[Sequence], num_decoding: int) -> Room:
+    def spare(self, prefilling: Iterable[Sequence], num_decoding: int) -> Amount:
         """What no running sequence is about to need: to finish its prompt, and one more row each.
 
         Who is admitted must fit into this with its prompt as a whole: otherwise somebody would soon be
@@ -118,15 +118,15 @@ class CacheManager:
         for sequence in prefilling:
             pages -= self._missing(sequence)
             running += 1
-        return Room(pages, self.states.num_free).without(self.row, running)
+        return Amount(pages, self.states.num_free).without(self.row, running)
 
-    def cost(self, sequence: Sequence, found: list[Table]) -> Room:
+    def cost(self, sequence: Sequence, found: list[Table]) -> Amount:
         """What a waiting sequence takes for its prompt and a token more, where it can share `found`."""
         if not self._forgetful:
             pages = self.row.pages * (
                 pages_for(len(sequence.token_ids) + 1) - (len(found[0]) if found else 0)
             )
-            return Room(pages + sum(map(self.pages.count_idle, found)))
+            return Amount(pages + sum(map(self.pages.count_idle, found)))
         pages = sum(self._most_held(group, len(sequence.token_ids) + 1) for group in self.groups)
         states = LIVE_STATES * self.row.states
         for pool, table in zip(self._pools, found, strict=False):
@@ -136,7 +136,7 @@ class CacheManager:
                 states += idle + (table[-1] == HOLE)  # what comes back from the host takes one, too
             else:
                 pages += idle - len(shared)
-        return Room(pages, states)
+        return Amount(pages, states)
 
     # --- tables -----------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.dialects import Parse, ParseOne, Services
-from gateway.dialects.admin import figures, logs, resources
+from gateway.dialects.admin import logs, reports, resources
 from gateway.dialects.openai.envelope import refuse
 
 
@@ -23,9 +23,9 @@ class Admin:
             "/admin/neurons/drain": resources.DrainResource(services),
             "/admin/neurons/resume": resources.ResumeResource(services),
             "/admin/logs": logs.LogsResource(services),
-            "/admin/keys": figures.KeysResource(services),
-            "/admin/usage": figures.UsageResource(services),
-            "/admin/history": figures.HistoryResource(services),
+            "/admin/keys": reports.KeysResource(services),
+            "/admin/usage": reports.UsageResource(services),
+            "/admin/history": reports.HistoryResource(services),
         }
 
     refuse = staticmethod(refuse)
