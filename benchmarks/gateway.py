@@ -119,12 +119,19 @@ def measure_gateway(folder: Path, seconds: float) -> dict[str, dict[str, float]]
         }
 
 
-def measure_hello(folder: Path, seconds: float) -> dict[str, dict[str, float]]:
+@contextmanager
+def hello(folder: Path) -> Iterator[tuple[int, int]]:
+    """gunicorn alone: its port, and the process that serves."""
     (port,) = free_ports(1)
     arguments = ["-m", "gunicorn", "--config", os.devnull, "--worker-class", "asgi", "--no-control-socket"]
     bind = ["--bind", f"127.0.0.1:{port}", "benchmarks.hello:app"]
     with process(folder / "hello.log", *arguments, *bind) as serving:
         wait_for_answer(serving, port)
+        yield port, int(Path(f"/proc/{serving.pid}/task/{serving.pid}/children").read_text())
+
+
+def measure_hello(folder: Path, seconds: float) -> dict[str, dict[str, float]]:
+    with hello(folder) as (port, _):
         return {
             ALONE: load(port, seconds, 0, stream=False),
             f"gunicorn alone, {TOKENS} events": load(port, seconds, TOKENS, stream=True),
