@@ -278,7 +278,9 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
     for kind, tokens, dtype in product(EXPERT_KINDS, TOKENS, small_kernels.TYPES):
         call = partial(compile_experts, kind=kind, tokens=tokens, dtype=dtype)
         yield grouped_triton.grouped_kernel, f"experts {kind} {tokens} {dtype}", call
-    for kind, tokens, dtype in product(planes_triton.KINDS, (1, 16), ("bf16", "fp16")):
+    for kind, tokens, dtype in product(planes_triton.KINDS, (1, 8, 16), ("bf16", "fp16")):
+        if tokens == 8 and not skinny.alone(kind):
+            continue  # as for one
         call = _of_both(compile_skinny, kind, tokens, dtype)
         yield skinny.product_kernel, f"few rows {kind} {tokens} {dtype}", call
     for kind, tokens in product(planes_triton.KINDS, (32, 64)):
@@ -286,8 +288,10 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
             continue  # the programs are those of fewer tokens
         yield skinny.product_kernel, f"some rows {kind} {tokens}", _of_both(compile_skinny, kind, tokens)
     for kind, tokens, dtype in product(
-        (*planes_triton.KINDS, experts_triton.PLAIN), (1, 16), ("bf16", "fp16")
+        (*planes_triton.KINDS, experts_triton.PLAIN), (1, 8, 16), ("bf16", "fp16")
     ):
+        if tokens == 8 and not skinny.alone(kind):
+            continue
         call = _of_both(compile_few_experts, kind, tokens, dtype)
         yield experts_triton.experts_kernel, f"few rows of experts {kind} {tokens} {dtype}", call
     for kept, head_dim, tokens in product(KEPT, HEAD_DIMS, SORTS):

@@ -17,7 +17,9 @@ from workers.kernels.planes_triton import STEP
 from workers.kernels.skinny import (
     COUNTERS,
     EIGHT_BITS,
+    FEWEST,
     Shape,
+    alone,
     counters,
     is_last_part,
     processors_of,
@@ -113,7 +115,7 @@ def takes(weight: Weight, dtype: torch.dtype) -> bool:
 
 
 # As in `workers.kernels.skinny`, beside what a program keeps of its expert.
-REGISTERS = {("Q5_1", 8): 144, ("Q5_K", 8): 144, ("FP8_128", 16): 136, ("INT4_32", 8): 144}
+REGISTERS = {("Q5_1", 8): 144, ("Q5_K", 8): 144, ("FP8_128", 16): 136, ("INT4_32", 8): 144, ("Q5_1", 16): 176}
 
 
 def shape_of(pairs: int, kind: str) -> Shape:
@@ -122,9 +124,10 @@ def shape_of(pairs: int, kind: str) -> Shape:
     With 8 bits a number or more, programs are smaller and more: on an H200 both products of a layer of
     Qwen3-30B-A3B take 31 and not 38 us for one token in bfloat16, and 138 and not 210 for eight.
     """
-    most = 8 if pairs <= 8 else 16
-    if most == 8 and kind in (PLAIN, *EIGHT_BITS):
-        return Shape(8, 16, 24)
+    few = alone(kind)
+    most = few if pairs <= few else 8 if pairs <= 8 else 16
+    if most <= 8 and kind in (PLAIN, *EIGHT_BITS):
+        return Shape(most, 16, 24)
     rows = 16 if (kind, most) == ("Q6_K", 16) else 32
     return Shape(most, rows, 16, registers=REGISTERS.get((kind, most)))
 
@@ -149,7 +152,9 @@ def product(
     total_rows, columns = weight.shape
     rows = total_rows // experts
     kind, data = (weight.format.name, weight.data) if isinstance(weight, Blocks) else (PLAIN, weight)
-    shape = shape or shape_of(rows_at_once or -(-count // experts), kind)
+    # a token's experts are unlike; of several tokens some meet
+    probable = 1 if count == pairs.chosen else max(FEWEST.value, -(-count // experts))
+    shape = shape or shape_of(rows_at_once or probable, kind)
     tiles, blocks = count // shape.tokens + min(experts, count), triton.cdiv(rows, shape.rows)
     steps = triton.cdiv(columns, STEP.value)
     splits = (

@@ -398,6 +398,14 @@ def tile(a, b, c, d):  # [n, 4, 2] each -> [n, 32]
     return tl.reshape(tl.permute(all, (0, 4, 1, 3, 2)), (a.shape[0], 32))
 
 
+@triton.jit
+def in_turns(a, b, c, d):  # [n, 4, 2] each -> [n, 32]
+    """The same in the order in which a tensor core takes one half after the other, of which four threads have
+    registers that follow each other: so has what it is multiplied with."""
+    all = tl.join(tl.join(a, b), tl.join(c, d))  # row, thread, in a pair, pair, half
+    return tl.reshape(tl.permute(all, (0, 3, 1, 4, 2)), (a.shape[0], 32))
+
+
 # --- scales ---------------------------------------------------------------------------------------------
 
 
@@ -524,3 +532,62 @@ def scale_of(loaded, GROUP: tl.constexpr, KIND: tl.constexpr):
         return _with_zero(loaded[0])
     else:
         return loaded[0], 0.0
+
+
+@triton.jit
+def _by_thread(at, TOGETHER: tl.constexpr):
+    """`[n, 4]` of what stands from `at` `[n]` on: one for each of four threads, or for TOGETHER of them."""
+    # so divided, as the compiler would have a thread load what it sees to follow each other
+    if FIRST_AXIS_FIRST:
+        return tl.trans(tl.load(at[None, :] + tl.arange(0, 4)[:, None] * 2 // (2 * TOGETHER)))
+    else:
+        return tl.load(at[:, None] + tl.arange(0, 4)[None, :] * 2 // (2 * TOGETHER))
+
+
+@triton.jit
+def own_scales(rows, k, columns, KIND: tl.constexpr):
+    """What `scale_of` has of `load_scales`, of 128 columns: for each of four threads that of its group of 32.
+
+    `[n, 4]`; where 16 columns have a scale of their own `[n, 4, 2]`.
+    """
+    words = tl.pointer_type(tl.int32)
+    floats = tl.pointer_type(tl.float32)
+    halves = tl.pointer_type(tl.int16)
+    group = tl.arange(0, 4)[None, :]
+    if KIND == "Q4_K" or KIND == "Q5_K":
+        d, m, scale, least = load_scales(rows, k, columns, KIND)
+        return d * _byte_of(scale, group).to(tl.float32), m * _byte_of(least, group).to(tl.float32)
+    elif KIND == "Q6_K":
+        at = rows + columns // 128 * 96
+        both = _by_thread((at + k // 16).to(halves), 1).to(tl.int32)
+        whole = _once((at + columns // 128 * 8 + k // 256 * 2).to(tl.pointer_type(tl.float16))).to(tl.float32)
+        return tl.join(whole * (both << 24 >> 24).to(tl.float32), whole * (both >> 8).to(tl.float32)), 0.0
+    elif KIND == "Q4_1" or KIND == "Q5_1":
+        at = rows + columns // 128 * 64 + k // 8
+        if KIND == "Q5_1":
+            at += columns // 128 * 16
+        both = _by_thread(at.to(words), 1)
+        return _half_of(both, 0), -_half_of(both, 1)
+    elif KIND == "Q4_0" or KIND == "Q5_0" or KIND == "Q8_0":
+        at = rows + k // 16
+        if KIND == "Q8_0":
+            at += columns
+        elif KIND == "Q5_0":
+            at += columns // 128 * 80
+        else:
+            at += columns // 128 * 64
+        return _by_thread(at.to(tl.pointer_type(tl.float16)), 1).to(tl.float32), 0.0
+    elif KIND == "MXFP4":
+        e = _by_thread(rows + columns // 128 * 64 + k // 32, 1).to(tl.int32)
+        return tl.where(e == 0, 1 << 22, e << 23).to(tl.float32, bitcast=True), 0.0
+    elif KIND == "NVFP4":
+        at = rows + columns // 128 * 64
+        both = _by_thread((at + k // 16).to(halves), 1).to(tl.int32)
+        whole = _once((at + columns // 16).to(floats))
+        return tl.join(e4m3(both & 255) * whole, e4m3(both >> 8 & 255) * whole), 0.0
+    elif KIND == "NF4_64" or KIND == "FP4_64":
+        return _by_thread((rows + columns // 128 * 64 + k // 16).to(floats), 2), 0.0
+    elif KIND == "INT4_32":
+        return _with_zero(_by_thread((rows + columns // 128 * 64 + k // 8).to(words), 1))
+    else:
+        return _with_zero(_by_thread((rows + columns // 128 * 64 + k // 16).to(words), 2))

@@ -38,17 +38,17 @@ def product(x: Tensor, weight: Blocks, bias: Tensor | None = None) -> Tensor:
     return widened(x, weight, bias)
 
 
-def steady_rows(weight: Blocks) -> int | None:
-    """Tokens at once, up to which each has the same bits in any company; None: that has to be tried."""
+def steady_rows(weight: Blocks) -> range | None:
+    """Of how many tokens at once each has the same bits in any company; None: that has to be tried."""
     if compiled.takes(weight.device, weight.dtype, weight):
-        return 1 << 30
+        return range(1, 1 << 30)
     if rows.takes(weight.device, weight):
-        return rows.FEW
+        return range(1, rows.FEW + 1)
     if weight.in_planes:
         from workers.kernels import skinny  # for which Triton comes with torch where there is CUDA
 
         return skinny.steady_tokens(weight.format.name)
-    return TILE if _has_kernel(weight) else None
+    return range(1, TILE + 1) if _has_kernel(weight) else None
 
 
 def wants_planes(weight: Blocks) -> bool:

@@ -4,7 +4,10 @@ Of up to 16 rows a program is one warp. It has some rows of the weight and some 
 register on in the order in which its tensor core takes them, so that it needs no shared memory and waits for
 nobody; and it is small, so that a GPU has some ten of them on each multiprocessor, which is what it takes to
 keep memory busy. What parts of the columns give is added by whoever of them comes last, in the order of the
-columns: sums do not depend on who that is, nor on how many rows there are, up to `steady_tokens`.
+columns: sums do not depend on who that is, nor on how many rows there are, within `steady_tokens`.
+
+Instructions are waited for as memory is: by the figures of an H200 a product takes the sum of both. So a
+token or two leave no column of a tensor core's product to zeros (`own_columns_of`).
 
 Of more rows a program is four warps, which share the inputs, and multiplies what numbers mean, rounded.
 """
@@ -22,21 +25,25 @@ from torch import Tensor
 from workers.kernels.launch import Launcher
 from workers.kernels.planes_triton import (
     BY_SIXTEEN,
+    INTERPRETED,
     STEP,
     four_threads,
     halves_of,
     has_least,
+    in_turns,
     is_coarse,
     load_numbers,
     load_scales,
     middle_of,
     numbers_of,
     offset_of,
+    own_scales,
     scale_of,
     tile,
 )
 
 COUNTERS = 1 << 16  # of programs' parts that are done
+FEWEST = tl.constexpr(8)  # columns that a product of a tensor core has
 FEW = tl.constexpr(16)  # tokens, up to which a program is one warp
 WARPS = 4  # of one that has more
 
@@ -45,7 +52,7 @@ class Shape(NamedTuple):
     """What a program has.
 
     Args:
-        tokens: rows of x, at most: a power of two from 8 on.
+        tokens: rows of x, at most: a power of two from 8 on, or those of `alone`.
         rows: of the weight: 16, 32 or 64.
         warps: that a multiprocessor is to have, so that memory is busy.
         stages: steps that are on their way from memory at once; with more than one they come by way of
@@ -68,17 +75,22 @@ def _for_all(sums, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def _as_input(low, high):  # [n, 4, 4] each -> [32, n]
+    """32 columns of x, of which four threads have four each of both halves, beside `in_turns`."""
+    n: tl.constexpr = low.shape[0]
+    both = tl.reshape(tl.join(low, high), (n, 4, 2, 2, 2))  # token, thread, pair, in a pair, half
+    return tl.reshape(tl.permute(both, (2, 1, 4, 3, 0)), (32, n))
+
+
+@triton.jit
 def _inputs(at, HALVES: tl.constexpr, N: tl.constexpr):
     """32 columns of x from `at` `[HALVES * N]` on: `[32, HALVES * N]`. With two halves the first N have
     the first 16 columns and zeros, the last N the others."""
     if HALVES == 2:
         row = tl.arange(0, 2 * N)
-        a = four_threads(at, 4, 4, row < N)
-        b = four_threads(at + 16, 4, 4, row >= N)
+        return _as_input(four_threads(at, 4, 4, row < N), four_threads(at + 16, 4, 4, row >= N))
     else:
-        a = four_threads(at, 4, 4)
-        b = four_threads(at + 16, 4, 4)
-    return tl.reshape(tl.permute(tl.join(a, b), (3, 1, 2, 0)), (32, HALVES * N))
+        return _as_input(four_threads(at, 4, 4), four_threads(at + 16, 4, 4))
 
 
 @triton.jit
@@ -119,27 +131,95 @@ def columns_of(
     for k in range(begin, end, STEP):
         scales = load_scales(rows, k, columns, KIND)
         loaded = load_numbers(rows, k, columns, KIND)
+        sums = tl.zeros((16, HALVES * N), tl.float32)
+        if is_coarse(KIND):
+            if OFFSET > 0:
+                for group in tl.static_range(4):
+                    sums = tl.dot(taken, _inputs(inputs + k + 32 * group, HALVES, N), sums)
+            found = _for_all(sums, BLOCK_N)
         for group in tl.static_range(4):
             x = _inputs(inputs + k + 32 * group, HALVES, N)
             a, b, c, d = numbers_of(loaded, group, KIND, DTYPE)
-            if group == 0 or not is_coarse(KIND):
+            if not is_coarse(KIND):
                 if OFFSET > 0:
                     sums = tl.dot(taken, x)
-                    found = tl.dot(tile(a, b, c, d), x, _for_all(sums, BLOCK_N))
-                else:
-                    found = tl.dot(tile(a, b, c, d), x)
-            else:
-                if OFFSET > 0:
-                    new = tl.dot(taken, x)
-                    sums += new
-                    found += _for_all(new, BLOCK_N)
-                found = tl.dot(tile(a, b, c, d), x, found)
+                found = _for_all(sums, BLOCK_N)
+            found = tl.dot(in_turns(a, b, c, d), x, found)
             if group == 3 or not is_coarse(KIND):
                 scale, least = scale_of(scales, group, KIND)
                 total += _beside(scale, HALVES) * _seen(found, HALVES)
                 if has_least(KIND):
-                    total += _beside(least * (1.0 / OFFSET), HALVES) * _seen(sums, HALVES)
+                    total += _beside(least * (1.0 / OFFSET), HALVES) * _seen(_for_all(sums, BLOCK_N), HALVES)
     return tl.reshape(tl.sum(total, axis=2), (BLOCK_N, N))
+
+
+@triton.jit
+def _only(x, there):  # [n, 4, 4], [n]
+    """What is there, and zeros: of two numbers at once."""
+    if INTERPRETED:
+        return tl.where(there[:, None, None], x, 0.0).to(x.dtype)
+    else:
+        mask = tl.where(there, -1, 0).to(tl.int16)[:, None, None]
+        return tl.inline_asm_elementwise(
+            "and.b32 $0, $1, $2;", "=r,r,r", [x, mask], x.dtype, is_pure=True, pack=2
+        )
+
+
+@triton.jit
+def own_columns_of(
+    rows,  # [BLOCK_N] pointers: where rows of the weight begin
+    x,
+    source,  # [N] int64: rows of x
+    begin,
+    end,
+    columns,
+    KIND: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    N: tl.constexpr,
+):
+    """The same of a token or two: a tensor core's other columns have the other groups of a step.
+
+    All of a step adds up in one product, whose columns have a token in one group, and zeros in the others.
+    So a thread has of each row the group that it has a scale for, and no thread has what another has.
+    """
+    GROUPS: tl.constexpr = FEWEST // N
+    HALVES: tl.constexpr = GROUPS // 4  # that are groups of their own
+    OFFSET: tl.constexpr = offset_of(KIND, DTYPE)
+    group = tl.arange(0, FEWEST) // N
+    source = tl.reshape(tl.broadcast_to(source[None, :], (GROUPS, N)), (FEWEST,))
+    inputs = x + source * columns + group * (STEP // GROUPS)
+    total = tl.zeros((BLOCK_N // 16, 16, 4, 2), tl.float32)
+    taken = tl.full((16, 32), -middle_of(KIND, DTYPE), DTYPE)
+    for k in range(begin, end, STEP):
+        scale, least = own_scales(rows, k, columns, KIND)
+        loaded = load_numbers(rows, k, columns, KIND)
+        low = four_threads(inputs + k, 4, 4)
+        high = low
+        sums = tl.zeros((16, FEWEST), tl.float32)
+        if HALVES == 1:
+            high = four_threads(inputs + k + 16, 4, 4)
+            if OFFSET > 0:
+                sums = tl.dot(taken, _as_input(low, high))
+        elif OFFSET > 0:
+            sums = tl.dot(taken, _as_input(low, tl.zeros_like(low)))
+        sums = _for_all(sums, BLOCK_N)
+        found = sums
+        for four in tl.static_range(4):
+            a, b, c, d = numbers_of(loaded, four, KIND, DTYPE)
+            first = _only(low, group == HALVES * four)
+            second = _only(high, group == HALVES * four + HALVES - 1)
+            found = tl.dot(in_turns(a, b, c, d), _as_input(first, second), found)
+        total += _own(scale, HALVES) * tl.reshape(found, (BLOCK_N // 16, 16, 4, 2))
+        if has_least(KIND):
+            total += _own(least * (1.0 / OFFSET), HALVES) * tl.reshape(sums, (BLOCK_N // 16, 16, 4, 2))
+    return tl.sum(tl.reshape(total, (BLOCK_N, GROUPS, N)), axis=1)
+
+
+@triton.jit
+def _own(scale, HALVES: tl.constexpr):  # [n, 4], or with two halves [n, 4, 2]
+    """Scales as they stand beside columns, of which a thread has two."""
+    return tl.reshape(scale, (scale.shape[0] // 16, 16, 4, HALVES))
 
 
 @triton.jit
@@ -212,6 +292,8 @@ def product_of(
     elif N > FEW:
         inputs = x + source * columns
         return tiled_columns_of(rows, inputs, begin, end, columns, KIND, x.dtype.element_ty, BLOCK_N, N)
+    elif N < FEWEST:
+        return own_columns_of(rows, x, source, begin, end, columns, KIND, x.dtype.element_ty, BLOCK_N, N)
     else:
         HALVES: tl.constexpr = halves_of(KIND)
         if HALVES == 2:
@@ -351,9 +433,14 @@ REGISTERS = {
 EIGHT_BITS = ("FP8_128", "INT8_128", "Q8_0")
 
 
-def steady_tokens(kind: str) -> int:
-    """Up to how many tokens a row has the same bits in any company."""
-    return 8 if kind in EIGHT_BITS else FEW.value
+def alone(kind: str) -> int:
+    """Tokens, up to which a step's scales stand side by side in a product (`own_columns_of`)."""
+    return 0 if is_coarse(kind) or kind == "PLAIN" else FEWEST.value // (4 * halves_of(kind))
+
+
+def steady_tokens(kind: str) -> range:
+    """Of how many tokens each has the same bits in any company."""
+    return range(alone(kind) + 1, 1 + (8 if kind in EIGHT_BITS else FEW.value))
 
 
 def shape_of(tokens: int, kind: str) -> Shape:
@@ -367,9 +454,9 @@ def shape_of(tokens: int, kind: str) -> Shape:
     if tokens > FEW.value:
         most = 32 if tokens <= 32 else 64
         return Shape(most, 64, 6, 2, REGISTERS.get((kind, most)))
-    most = 8 if tokens <= 8 else 16
-    if most == 8 and kind in EIGHT_BITS:
-        return Shape(8, 16, 24)
+    most = alone(kind) if tokens <= alone(kind) else 8 if tokens <= 8 else 16
+    if most <= 8 and kind in EIGHT_BITS:
+        return Shape(most, 16, 24)
     return Shape(most, 32, 16, registers=REGISTERS.get((kind, most)))
 
 

@@ -101,7 +101,7 @@ class Linear:
     def _block_counts(self, weight: Blocks) -> list[int]:
         steady = steady_rows(weight)
         if steady is not None:
-            return [count for count in COUNTS if count <= steady]
+            return [count for count in COUNTS if count in steady]
         generator = torch.Generator(weight.device).manual_seed(0)
         # in float32, whose last bits show what rounding to 16 bits would hide; sums are made in it either way
         probe = torch.randn(COUNTS[0], self._shape[1], generator=generator, device=weight.device)
