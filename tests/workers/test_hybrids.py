@@ -196,9 +196,10 @@ def test_experts_that_are_stored_as_one_tensor_are_those_that_are_stored_one_by_
     assert torch.equal(logits_of(here, prompt), logits_of(there, prompt))
 
 
-def test_a_prompt_may_be_cut_at_any_token(tiny):
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next"])
+def test_a_prompt_may_be_cut_at_any_token(tiny, name):
     """Into two steps, of which the first has 1 to 130 tokens; then one more token, which the state gives."""
-    folder, oracle = tiny("qwen3_5")
+    folder, oracle = tiny(name)
     prompt, at_once = [(5 * i + 2) % 131 for i in range(133)], 13
     pages, limits = pages_for(len(prompt)), {"max_sequences": at_once, "context_length": 512}
     runner = make_runner(folder, max_step_tokens=at_once * len(prompt), kv_pages=at_once * pages, **limits)
