@@ -84,12 +84,19 @@ class TextFiles(msgspec.Struct, frozen=True):
         """What is found out about each template: seconds, where a template is up to no good.
 
         Raises:
-            CortexError: MODEL_LOAD_FAILED.
+            CortexError: MODEL_LOAD_FAILED, one is wrong, or the default one fails whatever is said. Others
+                may be for conversations that are unlike those that are tried.
         """
-        return {
+        found = {
             name: attempt(source, self.special_tokens, self.template_file)
             for name, source in self.templates.items()
         }
+        if (default := next(iter(found.values()), None)) is not None and default.fails:
+            raise CortexError(
+                Code.MODEL_LOAD_FAILED,
+                f"the chat template in {self.template_file} refuses every conversation: {default.fails}",
+            )
+        return found
 
 
 class ModelText(msgspec.Struct, frozen=True):

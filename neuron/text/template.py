@@ -42,6 +42,7 @@ class TriedTemplate(msgspec.Struct, frozen=True):
     takes: Takes
     knows_developer: bool
     texts: tuple[str, str]  # it, and a prompt: the tags that a model writes are put together in some
+    fails: str = ""  # why it refuses every conversation; "": it takes some
 
 
 class ChatTemplate:
@@ -214,20 +215,26 @@ def attempt(source: str, special_tokens: dict[str, str], file: str) -> TriedTemp
         line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise unfit(f"wrong{line}: {error}") from error
 
+    takes_some = False
+    refusals: list[Exception] = []
+
     def rendered(tools: list[dict[str, Any]], conversation: list[Turn]) -> str:
         """A small conversation, rendered; nothing where the template refuses it."""
+        nonlocal takes_some
+        variables = _variables(special_tokens, {}, deepcopy(conversation), tools)
         try:
-            return render(
-                template, _variables(special_tokens, {}, deepcopy(conversation), tools), PROBE_SECONDS
-            )
+            text = render(template, variables, PROBE_SECONDS)
         except OverBudget as error:
             raise unfit(f"never done: {error}") from error
-        except Exception:
+        except Exception as error:
+            refusals.append(error)
             return ""
+        takes_some = True
+        return text
 
     # There are templates for requests with tools, and for no others.
     tries = partial(rendered, [] if rendered([], around("user", ONE)) else [TOOL])
-    return TriedTemplate(
+    tried = TriedTemplate(
         program,
         thinking,
         forms={role: forms(role, tries) for role in ROLES},
@@ -235,6 +242,9 @@ def attempt(source: str, special_tokens: dict[str, str], file: str) -> TriedTemp
         knows_developer="developer" in source and ONE in tries(around("developer", ONE)),
         texts=(source, tries([USER, ASSISTANT, USER])),
     )
+    if takes_some:
+        return tried
+    return msgspec.structs.replace(tried, fails=str(refusals[0]) or type(refusals[0]).__name__)
 
 
 def _variables(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
@@ -280,6 +280,7 @@ def test_a_word_that_is_a_token_is_that_token_where_its_model_has_it_so(folder):
 
 
 @given(text=TEXTS)
+@example(text="a[SEP] b[MASK]")
 def test_wordpiece_is_that_of_bert(folder, text):
     plain = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "##a", "##bc", "c", "\u4e00", "'", "e", "1"]
     path = folder / "bert.gguf"
@@ -293,11 +294,13 @@ def test_wordpiece_is_that_of_bert(folder, text):
     original = Tokenizer(models.WordPiece({token: n for n, token in enumerate(plain)}, unk_token="[UNK]"))
     original.normalizer = normalizers.BertNormalizer()
     original.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    original.add_special_tokens([token for token in plain if token[0] == "["])
     ids = original.encode(text).ids
     assert read(path).encode(text, special=True) == [2, *ids, 3]
 
 
 @given(text=TEXTS)
+@example(text="a</s> b<pad>")
 def test_unigram_is_that_of_sentencepiece(folder, text):
     vocab = [
         ("<pad>", 0.0),
@@ -316,6 +319,7 @@ def test_unigram_is_that_of_sentencepiece(folder, text):
         write(path, "t5", tokens, scores=scores, token_type=types, unknown_token_id=2)
     original = Tokenizer(models.Unigram(vocab, unk_id=2))
     original.pre_tokenizer = pre_tokenizers.Metaspace()
+    original.add_special_tokens(["<pad>", "</s>"])
     assert read(path).encode(text, special=True) == [*original.encode(text).ids, 1]
 
 
@@ -358,7 +362,21 @@ def test_templates_and_ends_of_a_text_come_from_the_file(model):
     assert text.encode("<s>", special=False) == [1]
 
 
-def test_a_template_that_fails_names_the_file(model):
-    path = model("bad", tokenizer__chat_template="{% if %}")
-    with pytest.raises(CortexError, match=rf"the chat template in {path} is wrong"):
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% if %}", "is wrong in line 1"),
+        ("{{ messages[0].content }}{{ 1 / 0 }}", "refuses every conversation: division by zero"),
+        ("{{ raise_exception('') }}", "refuses every conversation: "),
+    ],
+    ids=["syntax", "division", "raised"],
+)
+def test_a_template_that_fails_names_the_file(model, template, reason):
+    path = model("bad", tokenizer__chat_template=template)
+    with pytest.raises(CortexError, match=rf"the chat template in {path} {reason}"):
         TextFrontEnd.load(read_card(path))
+
+
+def test_a_template_for_conversations_of_another_kind_may_refuse_all_that_are_tried(model):
+    more = {"tokenizer__chat_template__rag": "{{ documents[0].text + 1 }}", "tokenizer__chat_template": "a"}
+    assert TextFrontEnd.load(read_card(model("rag", **more))).render([], [], {}) == "a"

@@ -42,6 +42,8 @@ EMBEDDING = ("token_embd.weight", (32, 4), 0, 0)
     ("tensors", "reason"),
     [
         ([EMBEDDING, ("b", (32, 4), 0, 480)], "has 'b' in the bytes of 'token_embd.weight'"),
+        ([EMBEDDING, ("b", (32, 4), 0, 544)], "has 32 bytes before 'b' that are no tensor's"),
+        ([("a", (32, 4), 8, 0), ("b", (32, 4), 0, 512)], "has 376 bytes before 'b' that are no tensor's"),
         ([EMBEDDING, EMBEDDING], "names 'token_embd.weight' twice"),
         ([("a", (32, 4), 99, 0)], "has 'a' in the unknown type 99"),
         ([("a", (32, 4), 4, 0)], "has 'a' in the unknown type 4"),  # Q4_2, of which nobody knows any more

@@ -204,6 +204,9 @@ class Reader:
                 refuse(
                     self._path, f"is cut short: it has {file_size:,} bytes, and {name!r} ends at {needs:,}"
                 )
+            if offset - end >= alignment:  # what is of a type that is too small leaves a hole
+                what = f"{offset - end:,} bytes before {name!r} that are no tensor's"
+                refuse(self._path, f"has {what}: its types, shapes or offsets are wrong")
             tensors[name] = Tensor(self._path, kind, shape, data + offset, size)
             end, before = offset + size, name
         return tensors
