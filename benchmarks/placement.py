@@ -72,7 +72,7 @@ class Setting:
     Attributes:
         room: GiB for models.
         leaves: by what models leave; "foresight" knows when each is asked for next, which nobody does.
-        begins_with: models that each host has loaded, as far as they fit.
+        begins_with: models that each host has loaded, by host.
     """
 
     models: Mapping[str, Size]
@@ -80,7 +80,7 @@ class Setting:
     prefill_rate: float = 5000.0  # tokens a second
     token_seconds: float = TOKEN_SECONDS  # of output
     leaves: Strategy | Literal["foresight"] = "cost"
-    begins_with: Sequence[str] = ()
+    begins_with: Sequence[Sequence[str]] = ()
 
 
 @dataclass(slots=True)
@@ -168,10 +168,6 @@ class Host:
         self.copies: dict[str, Copy] = {}
         self.uses = {model: RecentUse() for model in setting.models}
         self.cache = Cache(CACHE_TOKENS)
-        for model in setting.begins_with:
-            if self._lacking(model) <= 0:
-                self.copies[model] = Copy(0.0)
-                self.models[model].status = "ready"
 
     def is_shaky(self, model: str) -> bool:
         return False
@@ -331,7 +327,10 @@ class Run:
         self.chance = random.Random(1)
         self.turns: Counter[str] = Counter()
         models = list(setting.models)
-        for host in self.hosts:
+        for host, loaded in itertools.zip_longest(self.hosts, setting.begins_with, fillvalue=()):
+            for model in loaded:
+                host.copies[model] = Copy(0.0)
+                host.models[model].status = "ready"
             self.directory.update(host, models)
         if way == "no lifecycle":
             self._place_for_good(models)

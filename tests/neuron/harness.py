@@ -30,6 +30,7 @@ from ipc.messages.state import ModelState
 from tests.neuron.forked import Forked
 
 PATIENCE = 150.0  # seconds that any single wait of a test may take
+HURRY = "CORTEX_HURRY"  # of the environment: times as fast as usual a neuron forgets (`hurry`)
 ROOT = Path(__file__).parents[2]
 
 
@@ -209,6 +210,17 @@ def measure_once(folder: Path) -> None:
     Standby.measure = measure
 
 
+def hurry(times: float) -> None:
+    """Have this neuron forget so many times as fast how its models were used, for a benchmark that does not
+    take as long as what it simulates."""
+    from neuron.memory import eviction, room
+
+    for name in ("HALF_LIFE", "VISIT_SECONDS", "VISIT_HALF_LIFE"):
+        setattr(eviction, name, getattr(eviction, name) / times)
+    eviction.MISSED_VISITS *= times
+    room.LOOK_SECONDS /= times
+
+
 def serve(config_file: str) -> int:
     """Be a neuron with short waits between restarts; its exit code."""
     from neuron.config import load
@@ -218,4 +230,6 @@ def serve(config_file: str) -> int:
     config = load(config_file)
     if not config.standby and "CORTEX_TESTS" in os.environ:
         measure_once(Path(os.environ["CORTEX_TESTS"]))
+    if HURRY in os.environ:
+        hurry(float(os.environ[HURRY]))
     return run(config, config_file, Backoff(first=0.01, longest=0.05))
