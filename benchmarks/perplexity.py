@@ -26,10 +26,10 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import off_grid
+from ipc.model_settings import KVCacheDtype
 from ipc.worker_messages import RingHandle, SamplingParams, Submit, WorkerSpec
 from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.blocks import QUANTIZATIONS
-from workers.checkpoints.caches import KVCacheDtype
 from workers.checkpoints.card import read_card
 from workers.checkpoints.gguf import checkpoint as gguf
 from workers.execution.model_runner import ModelRunner

@@ -42,7 +42,8 @@ from gateway.fleet.prefixes import Prefixes
 from gateway.fleet.prompts import Place, Prompt
 from gateway.fleet.view import QUOTED
 from ipc.messages.replies import Quoted
-from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse, Strategy, cheapest, order
+from ipc.messages.requests import Strategy
+from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse, cheapest, order
 
 SEQUENCES = 16  # that a model computes at once
 TOKEN_SECONDS = 0.02  # of output

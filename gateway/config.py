@@ -21,6 +21,7 @@ from gateway.store.key_store import KEYS
 from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
 from ipc.messages.conversation import MAX_IMAGE
+from ipc.messages.requests import Strategy
 from ipc.settings import ConfigError, Size, load_settings
 from ipc.sockets import MAX_MESSAGE
 
@@ -86,7 +87,7 @@ class AccessSettings(Struct, frozen=True, kw_only=True):
 class EvictionPolicy(Struct, frozen=True, kw_only=True):
     """How neurons make room; each is told at `hello`."""
 
-    strategy: Literal["cost", "lru", "priority"] = "cost"
+    strategy: Strategy = "cost"
     defrag_after_cycles: Annotated[int, Meta(ge=1)] = 50
     min_residency_seconds: Annotated[float, Meta(ge=0)] = 0.0
 

@@ -17,7 +17,11 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 MAX_MODEL_ID = 1024  # characters; it may be a folder's path
 
-# How: by what followed the same tokens before, in the same text; or by a head of the model.
+Dtype = Literal["bfloat16", "float16", "float32"]  # that a model computes in
+Quantization = Literal["q8", "q6", "q4", "int8", "fp8"]  # of weights that are stored in a plain type
+KVCacheDtype = Literal["int8", "fp8"]  # in which keys and values may be kept
+
+# How tokens are guessed: by what followed the same ones before, in the same text; or by a head of the model.
 Speculation = Literal["ngram", "mtp"]
 
 HUB = "hf:"  # the scheme of a source in the Hugging Face cache
@@ -117,8 +121,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: Annotated[str, Meta(min_length=1, max_length=MAX_MODEL_ID)]
     path: str | None = None  # a checkpoint folder or a GGUF file; null: looked up by source or id
     source: str | None = None  # hf:ORG/NAME, hf:ORG/NAME:Q4_K_M, or a path
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None  # null: the checkpoint's
-    quantization: Literal["q8", "q6", "q4", "int8", "fp8"] | None = None  # of weights stored in a plain type
+    dtype: Dtype | None = None  # null: the checkpoint's
+    quantization: Quantization | None = None  # of weights stored in a plain type
     exact: bool = False  # the same bits whatever else the engine does
     ranks: Count = 1
     devices: list[str] | None = None  # one a rank, or just "cpu"
@@ -141,7 +145,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_adapters: Count = 8  # in memory at once; who was used longest ago makes way
     host_state_memory: Size = 0  # of the host, for states that leave the device of a rank, at most
     pull: bool = False  # a host without its files fetches them from the hub when somebody asks for it
-    kv_cache_dtype: Literal["int8", "fp8"] | None = None  # of keys and values; null: the model's own type
+    kv_cache_dtype: KVCacheDtype | None = None  # of keys and values; null: the model's own type
     speculation: Speculation | None = None  # tokens are guessed, and several checked in one step
 
     @property

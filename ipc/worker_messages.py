@@ -14,7 +14,9 @@ from typing import Literal
 import msgspec
 
 from ipc.messages.values import Plain
-from ipc.model_settings import FailurePlan, Speculation
+from ipc.model_settings import Dtype, FailurePlan, KVCacheDtype, Quantization, Speculation
+
+CacheKind = Literal["full", "window", "chunk", "state", "latent"]  # of what layers keep (see `CacheGroup`)
 
 PAGE_SIZE = 32  # tokens in one page of a KV pool
 FREE_ROWS = 16  # of a decode step, guesses included: about as fast as one, a tile of a GPU's product
@@ -69,7 +71,7 @@ class CacheGroup(Plain, frozen=True):
     `state` layer one state, as large after any number of tokens.
     """
 
-    kind: Literal["full", "window", "chunk", "state", "latent"]
+    kind: CacheKind
     layers: list[int]  # their numbers in the model
     window: int = 0  # tokens that a token sees at most, itself included; of `window` and `chunk`
     bytes_per_token: int = 0  # of all these layers, on one rank; 0 for a state
@@ -113,7 +115,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     world_size: int
     device: str  # "cpu" or "cuda:N"
     threads: int  # CPU threads that this rank may use
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     context_length: int
     max_sequences: int
     max_step_tokens: int
@@ -129,12 +131,12 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     store_fd: int | None = None  # a listening socket for the rendezvous, rank 0 only
     store_port: int = 0
     log_level: str = "INFO"
-    quantization: Literal["q8", "q6", "q4", "int8", "fp8"] | None = None  # of weights that are stored plain
+    quantization: Quantization | None = None  # of weights that are stored plain
     weight_cache: WeightCache | None = None  # of what that makes; None: it is made with every load
     states: int | None = None  # where layers keep one, on each rank; None: enough for all sequences
     parking_fd: int | None = None  # memory for its weights (`ipc.parked`): whole to be read, or to be filled
     host_states: int = 0  # for which there is room in the host's memory, once they left the device
-    kv_cache_dtype: Literal["int8", "fp8"] | None = None  # of keys and values; None: `dtype`
+    kv_cache_dtype: KVCacheDtype | None = None  # of keys and values; None: `dtype`
     speculation: Speculation | None = None  # how tokens are guessed that a step then checks; None: not at all
     resizable: bool = False  # its pool shall be such as `ResizePool` can change, where the device has such
 

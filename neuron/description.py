@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from ipc.errors import Code, CortexError
+from ipc.model_settings import Dtype
 from ipc.worker_messages import FREE_ROWS, CacheGroup, SimulatedSpec
 from neuron.config import ModelSettings
 from neuron.memory.cache_plan import CachePlan
@@ -17,7 +18,7 @@ from neuron.memory.fit import Need
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, kernels_of, packs_head
 from neuron.text.frontend import TextFiles, TextFrontEnd
 from workers.checkpoints.adapter import AdapterCard, read_adapter
-from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard, read_card
+from workers.checkpoints.card import DTYPE_BYTES, ModelCard, read_card
 from workers.checkpoints.families.llama import EMBEDDING
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.vectors.modules import Embedder

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from ipc.errors import CortexError
 from ipc.messages.state import Device
+from ipc.model_settings import KVCacheDtype, Quantization
 from neuron.config import ModelSettings
 from neuron.description import described
 from neuron.memory.fit import find_fit
 from neuron.memory.ledger import Ledger
 from neuron.text.frontend import TextFrontEnd
-from workers.checkpoints.blocks import QUANTIZATIONS, Quantization
-from workers.checkpoints.caches import KVCacheDtype, state_bytes
+from workers.checkpoints.blocks import QUANTIZATIONS
+from workers.checkpoints.caches import state_bytes
 from workers.checkpoints.card import ModelCard, read_card
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer

@@ -19,6 +19,9 @@ from ipc.messages.values import MAX_TOKEN_IDS, ModelId, Name, Plain, Seconds, To
 
 MAX_MARKS = 8
 
+# Who leaves first: the one that costs least to bring back, was used longest ago, has the lowest priority.
+Strategy = Literal["cost", "lru", "priority"]
+
 
 class Mark(Plain):
     """What a client calls a place in a prompt, so that it is told which neurons hold the prompt up to there.
@@ -37,8 +40,7 @@ class Request(msgspec.Struct, tag_field="verb", omit_defaults=True, kw_only=True
 class Eviction(Plain):
     """How a neuron makes room for a model that does not fit. The gateway hands it over in `hello`."""
 
-    # Who leaves first: the one that costs least to bring back, was used longest ago, has the lowest priority.
-    strategy: Literal["cost", "lru", "priority"] = "cost"
+    strategy: Strategy = "cost"
     # loads that one worker process serves at most before it is replaced
     defrag_after_cycles: Annotated[int, Meta(ge=1)] = 50
     # from the end of its load, for which a model stays where another of its priority wants its memory

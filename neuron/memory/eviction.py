@@ -9,11 +9,9 @@ import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Literal
 
+from ipc.messages.requests import Strategy
 from neuron.memory.ledger import gib
-
-Strategy = Literal["cost", "lru", "priority"]
 
 # Seconds after which a request counts half: long enough for the pauses of an agent, and short enough that one
 # which is done is soon forgotten.

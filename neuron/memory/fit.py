@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ipc.errors import Code, CortexError
+from ipc.messages.requests import Strategy
 from ipc.worker_messages import SMALLEST_CONTEXT
 from neuron.memory.cache_plan import CachePlan
-from neuron.memory.eviction import Holder, Strategy, cheapest, order, stays
+from neuron.memory.eviction import Holder, cheapest, order, stays
 from neuron.memory.ledger import gib
 
 HOST = "cpu"  # the device whose memory is the host's

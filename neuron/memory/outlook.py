@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ipc.errors import CortexError
-from neuron.memory.eviction import Holder, Strategy, must_wait
+from ipc.messages.requests import Strategy
+from neuron.memory.eviction import Holder, must_wait
 from neuron.memory.fit import Fit, Need, find_fit
 
 

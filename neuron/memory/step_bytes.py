@@ -12,12 +12,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from ipc.model_settings import Dtype, KVCacheDtype
 from ipc.worker_messages import CONTEXT_BYTES, GRAPH_BYTES, KERNEL_BYTES
 from neuron.memory.cpu_step import TORCH_ALONE, CpuKernels, CpuStep
 from neuron.memory.gpu_step import GpuStep
 from workers import checkpoints
-from workers.checkpoints.caches import SPARE_STATES, KVCacheDtype
-from workers.checkpoints.card import DTYPE_BYTES, Dtype
+from workers.checkpoints.caches import SPARE_STATES
+from workers.checkpoints.card import DTYPE_BYTES
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.vision import REMEMBERED_BYTES, Vision
 

@@ -13,14 +13,12 @@ import msgspec
 
 from ipc.broadcast import BroadcastRing
 from ipc.heartbeat import HeartbeatPage
-from ipc.model_settings import Speculation
+from ipc.model_settings import KVCacheDtype, Quantization, Speculation
 from ipc.ring import Ring
 from ipc.sealed import seal
 from ipc.worker_messages import Fatal, Ready, SimulatedSpec, WeightCache, WorkerSpec
 from neuron.processes.worker import Worker
 from workers.checkpoints.adapter import AdapterCard
-from workers.checkpoints.blocks import Quantization
-from workers.checkpoints.caches import KVCacheDtype
 from workers.checkpoints.card import ModelCard
 
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ipc.model_settings import KVCacheDtype
 from ipc.worker_messages import PAGE_SIZE, CacheGroup, PlacedImage, SamplingParams
 from workers.attention.backend import AttentionBackend
 from workers.cache.paged import KVCache
 from workers.cache.quantised import CODES, dequantise, quantise
-from workers.checkpoints.caches import KVCacheDtype, first_page_seen
+from workers.checkpoints.caches import first_page_seen
 from workers.checkpoints.layers import PageShape
 from workers.execution.input_buffers import InputBuffers
 from workers.scheduling.undivided import undivided

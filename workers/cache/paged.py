@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ipc.model_settings import KVCacheDtype
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
 from workers.cache.quantised import CODES, SCALES, Pages, quantise
 from workers.cache.reserve import Reserve, reserve
-from workers.checkpoints.caches import SCALE_BYTES, KVCacheDtype
+from workers.checkpoints.caches import SCALE_BYTES
 from workers.checkpoints.layers import PageShape
 
 logger = logging.getLogger("workers.cache.paged")

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.checkpoints.caches import KVCacheDtype
+from ipc.model_settings import KVCacheDtype
 
 # As which type codes lie in memory: the bits of e4m3 as bytes, for a card need not know the type.
 CODES: dict[KVCacheDtype, torch.dtype] = {"int8": torch.int8, "fp8": torch.uint8}

@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from ipc.model_settings import Dtype
 from workers.checkpoints import within
-from workers.checkpoints.card import DTYPE_BYTES, Dtype, ModelCard
+from workers.checkpoints.card import DTYPE_BYTES, ModelCard
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.registry import FAMILIES

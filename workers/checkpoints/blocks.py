@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
-Quantization = Literal["q8", "q6", "q4", "int8", "fp8"]
+from ipc.model_settings import Quantization
 
 
 class Format(NamedTuple):

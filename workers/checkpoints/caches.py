@@ -9,15 +9,12 @@ five groups and one, each with its own list of pages for a sequence.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import msgspec
 
-from ipc.worker_messages import PAGE_SIZE, CacheGroup
+from ipc.worker_messages import PAGE_SIZE, CacheGroup, CacheKind
 
-Kind = Literal["full", "window", "chunk", "state", "latent"]
-KVCacheDtype = Literal["int8", "fp8"]  # in which keys and values may be kept (`workers.cache.quantised`)
-ORDER: tuple[Kind, ...] = (
+ORDER: tuple[CacheKind, ...] = (
     "full",
     "latent",
     "chunk",
@@ -37,7 +34,7 @@ MOST_WASTE = 1 / 8  # of a page may be without use where layers do not divide ev
 class LayerCache(msgspec.Struct, frozen=True):
     """What one layer keeps on one rank."""
 
-    kind: Kind
+    kind: CacheKind
     window: int = 0  # tokens that a token sees at most, itself included
     bytes_per_token: int = 0
     bytes_per_sequence: int = 0  # of a state

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 import msgspec
 
 from ipc.errors import Code, CortexError
+from ipc.model_settings import Dtype, KVCacheDtype, Quantization
 from ipc.worker_messages import CacheGroup
 from workers.checkpoints import (
     config,
@@ -30,8 +31,8 @@ from workers.checkpoints import (
     vision,
     within,
 )
-from workers.checkpoints.blocks import FORMATS, PLAIN, Formats, Quantization, at_load, is_dear
-from workers.checkpoints.caches import KVCacheDtype, group_layers
+from workers.checkpoints.blocks import FORMATS, PLAIN, Formats, at_load, is_dear
+from workers.checkpoints.caches import group_layers
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import number_of
 from workers.checkpoints.families.llama import EMBEDDING, HEAD, MTP_JOINS
@@ -52,8 +53,6 @@ from workers.checkpoints.vectors.modules import Embedder
 from workers.checkpoints.vectors.rerankers import Reranker
 from workers.checkpoints.vectors.stages import Pooling, Stage
 from workers.checkpoints.vision import Vision
-
-Dtype = Literal["bfloat16", "float16", "float32"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 WEIGHT_DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from workers.checkpoints.caches import SCALE_BYTES, Kind, KVCacheDtype, LayerCache
+from ipc.model_settings import KVCacheDtype
+from ipc.worker_messages import CacheKind
+from workers.checkpoints.caches import SCALE_BYTES, LayerCache
 
 STATE_BYTES = 4  # of an element of a recurrent state: float32, whatever the weights are
 
@@ -34,7 +36,7 @@ class Layer(msgspec.Struct, frozen=True, array_like=True):
     * `latent`: one compressed vector a token, of which every rank keeps all (multi-head latent attention).
     """
 
-    kind: Kind
+    kind: CacheKind
     kv_heads: int = 0  # `full`, `window`, `chunk`
     head_dim: int = 0
     window: int | None = None  # tokens
