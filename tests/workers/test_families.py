@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from ipc.errors import CortexError
 from tests.neuron.folders import CONFIG, write_checkpoint
+from tests.workers import encoders
 from tests.workers.checkpoints import VARIANTS
-from workers.checkpoints.card import read_card, refusal
+from workers.checkpoints.card import ModelCard, read_card, refusal
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.registry import ARCHITECTURES, FAMILIES
 from workers.models.decoder import Decoder
@@ -32,12 +33,24 @@ def test_a_model_asks_for_what_its_family_declares(tiny, name, size):
     card = read_card(tiny(name).folder)
     if not card.config.splits_into(size):
         pytest.skip("does not divide")
+    assert_asks_for_what_is_declared(card, name, size)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert_biased", "nomic_bert"])
+def test_an_encoder_does_so_too(tmp_path, name):
+    encoders.write(name, tmp_path)
+    for size in (1, 2):
+        assert_asks_for_what_is_declared(read_card(tmp_path), name, size)
+
+
+def assert_asks_for_what_is_declared(card: ModelCard, variant: str, size: int) -> None:
+    """See that the ranks of a model hold all that its card says, shared as it says."""
     held = dict.fromkeys(card.tensors, 0)
     for rank in range(size):
         model = MODELS[card.family](card.config, RankGroup(rank, size), torch.float32)
         planned = card.bytes_per_rank(size, "float32")[rank]
         assert model.nbytes <= planned  # which counts padding, too
-        if "whole" in name:
+        if "whole" in variant:
             assert planned - model.nbytes <= 2 * 4 * card.config.hidden_size  # a row of padding, twice
         for piece in (piece for part in model.parts() for piece in part.pieces):
             tensor = card.tensors[piece.name]
@@ -45,10 +58,9 @@ def test_a_model_asks_for_what_its_family_declares(tiny, name, size):
             held[piece.name] += piece.into.numel()
             whole = piece.into.shape == tensor.shape
             by_columns = piece.into.dim() == 2 and piece.into.shape[1] < tensor.shape[-1]
-            is_whole = "whole" in name and ".experts." in piece.name
+            is_whole = "whole" in variant and ".experts." in piece.name
             assert by_columns == (tensor.sharing == "columns" and size > 1 and not is_whole)
             assert whole or tensor.sharing not in ("none", "wide")
-    variant = name
     for name, tensor in card.tensors.items():
         in_one = "whole" in variant and ".experts." in name
         copies = size if tensor.sharing in ("none", "wide") and not in_one else 1
