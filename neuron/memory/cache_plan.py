@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
-from workers.checkpoints.caches import LIVE_STATES, num_states, page_bytes, state_bytes
+from workers.checkpoints.caches import LIVE_STATES, most_pages, num_states, page_bytes, state_bytes
 
+EVERY_TOKEN = CacheGroup(kind="full", layers=[])
 STATE_SHARE = 0.25  # of what weights and steps leave, that states may take: the rest is for keys and values
 
 
@@ -42,15 +44,13 @@ class CachePlan:
         return min(num_states(self.groups, sequences), most)
 
     @property
-    def _windows(self) -> list[int | None]:
-        """Of each group that has pages; None: it keeps every token."""
-        paged = [group for group in self.groups if group.kind != "state"]
-        return [group.window + self.chunk + PAGE_SIZE if group.window else None for group in paged] or [None]
+    def _paged(self) -> Sequence[CacheGroup]:
+        """The groups that have pages."""
+        return [group for group in self.groups if group.kind != "state"] or [EVERY_TOKEN]
 
     def pages_for(self, tokens: int) -> int:
         """Pages that one sequence of so many tokens takes, at most."""
-        kept = (tokens if window is None else min(tokens, window) for window in self._windows)
-        return sum(-(-count // PAGE_SIZE) for count in kept)
+        return sum(most_pages(group, tokens, self.chunk) for group in self._paged)
 
     def longest(self, pages: int, wanted: int) -> int:
         """Tokens of one sequence that has all `pages`, up to `wanted`."""
@@ -67,4 +67,4 @@ class CachePlan:
 
     def tokens_in(self, pages: int) -> int:
         """Tokens that a pool holds, of all sequences together, at least."""
-        return pages // len(self._windows) * PAGE_SIZE
+        return pages // len(self._paged) * PAGE_SIZE
