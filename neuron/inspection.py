@@ -20,6 +20,7 @@ from neuron.text.frontend import TextFrontEnd
 from workers.checkpoints.blocks import QUANTIZATIONS
 from workers.checkpoints.caches import state_bytes
 from workers.checkpoints.card import ModelCard, read_card
+from workers.checkpoints.computing import missing_type
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
 from workers.checkpoints.stored_tensors import StoredTensor
@@ -82,7 +83,17 @@ def inspect(path: Path, devices: list[Device]) -> Inspection:
     choices = [_choice(path.resolve().name, card, each, devices) for each in (None, *QUANTIZATIONS)]
     stored = choices[0].rank_bytes
     choices[1:] = [each for each in choices[1:] if each.rank_bytes != stored]
-    return Inspection(facts, choices, card.notes, problems)
+    notes = [*card.notes, *_missing_types(card, devices)]
+    return Inspection(facts, choices, notes, problems)
+
+
+def _missing_types(card: ModelCard, devices: Iterable[Device]) -> Iterator[str]:
+    """Why it cannot be loaded on some GPUs, as it is."""
+    for device in devices:
+        if device.compute_capability is not None:
+            major, _, minor = device.compute_capability.partition(".")
+            if missing := missing_type(card.dtype, device.id, (int(major), int(minor))):
+                yield missing
 
 
 def _facts(card: ModelCard) -> dict[str, str]:

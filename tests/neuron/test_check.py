@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from ipc.messages.state import Device
 from neuron.cli import app
-from neuron.inspection import size_of
+from neuron.inspection import inspect, size_of
 from neuron.processes.worker import Worker
 from tests.neuron.folders import CONFIG, write_checkpoint
 from workers.checkpoints.card import read_card
@@ -164,6 +165,22 @@ def test_a_checkpoint_is_told_for_what_it_is_and_takes(tmp_path):
         sizes = [size_of(card.bytes_per_rank(ranks, None, quantization)[0]) for ranks in (1, 2, 4)]
         assert f"│ {quantization or 'as stored'} │ {' │ '.join(sizes)} │ 512 │" in said
     assert look(folder / "config.json") == (code, said)
+
+
+def test_a_gpu_that_does_not_compute_in_the_type_of_a_model_is_named(tmp_path):
+    gpus = [
+        Device(
+            id=f"cuda:{number}",
+            kind="cuda",
+            name="",
+            memory_total=1,
+            memory_free=1,
+            compute_capability=capability,
+        )
+        for number, capability in enumerate(("7.5", "8.6", "12.0"))
+    ]
+    [note] = inspect(write_checkpoint(tmp_path), gpus).notes
+    assert note.startswith("cuda:0 has no bfloat16 (its compute capability is 7.5")
 
 
 def test_what_does_not_fit_on_a_device_says_so(tmp_path):

@@ -11,9 +11,9 @@ import torch
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import WorkerSpec
+from workers.checkpoints.computing import missing_type
 
 THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
-BFLOAT16_CAPABILITY = (8, 0)  # of the first GPUs that compute with it: Ampere
 
 
 def num_threads(spec: WorkerSpec, weights: int) -> int:
@@ -27,12 +27,8 @@ def check_type(capability: tuple[int, int], spec: WorkerSpec) -> None:
     Raises:
         CortexError: MODEL_LOAD_FAILED, saying which types it has.
     """
-    if spec.dtype == "bfloat16" and capability < BFLOAT16_CAPABILITY:
-        raise CortexError(
-            Code.MODEL_LOAD_FAILED,
-            f"{spec.device} has no bfloat16 (its compute capability is {capability[0]}.{capability[1]}, and "
-            f"that begins with 8.0): set `dtype: float16`, or `float32`, for {spec.model}",
-        )
+    if missing := missing_type(spec.dtype, spec.device, capability):
+        raise CortexError(Code.MODEL_LOAD_FAILED, f"{missing}, for {spec.model}")
 
 
 def check_builds(device: str) -> None:
