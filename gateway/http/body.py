@@ -40,6 +40,7 @@ class Bodies:
             HTTPUnsupportedMediaType: it is compressed, or does not say that it is JSON.
             HTTPContentTooLarge: it is longer than may be, whether or not it said so.
             HTTPServiceUnavailable: too much is held already.
+            HTTPError: 408: a part of it did not come.
             SentAside: it is dear to read.
         """
         try:
@@ -67,6 +68,9 @@ class Bodies:
                     raise self._too_large()
                 chunk = await req.stream.read(CHUNK)
                 self.hold(req.scope, len(chunk))
+            if len(body) < (req.content_length or 0):  # gunicorn waits a minute for the next piece
+                text = f"the body ended after {len(body)} of {req.content_length} bytes or paused"
+                raise falcon.HTTPError(falcon.HTTP_408, description=text)
         except falcon.HTTPError:
             body.clear()  # the error refers to this frame
             raise

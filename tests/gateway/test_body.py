@@ -73,3 +73,10 @@ def test_a_body_is_held_until_its_request_is_over() -> None:
     bodies.release(first.scope)
     bodies.release(first.scope)
     assert bodies.held == 0
+
+
+def test_of_a_body_whose_sender_left_nothing_is_read_or_sent_aside() -> None:
+    bodies, req = Bodies(10 << 20, 20 << 20, sends_aside=True), request(bytes(5 << 20), length=6 << 20)
+    with pytest.raises(falcon.HTTPError, match="408"):
+        asyncio.run(bodies.read(req))
+    assert bodies.held == 0
