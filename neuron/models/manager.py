@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import NamedTuple
 
 from ipc.errors import Code, CortexError
@@ -39,7 +40,8 @@ log = logging.getLogger("neuron.models.manager")
 
 SCAN_SECONDS = 2.0  # between two looks for models that came or went
 RELIEF_SECONDS = 1.0  # between two looks whether the host runs short of memory
-SCAN_SHARE = 20.0  # times as long as one look takes, at least
+SCAN_SHARE = 20.0  # times as long as one look takes, at least, but no longer than
+MOST_SCAN_SECONDS = 30.0
 
 
 class Refused(NamedTuple):
@@ -95,6 +97,7 @@ class ModelManager:
         self._seen: dict[str, Signature] = {}  # of every model that was found, when it was inspected
         self._refused: dict[str, Refused] = {}  # models that could not be served as they are wanted
         self._finding = asyncio.Lock()
+        self._scan_took = 0.0  # seconds
         self._watching: asyncio.Task[None] | None = None
         self._relieving: asyncio.Task[None] | None = None
         self._opening: dict[str, asyncio.Future[ManagedModel]] = {}
@@ -278,7 +281,9 @@ class ModelManager:
 
     async def _find_all(self) -> dict[str, Signature]:
         """The same; what was found."""
+        began = monotonic()
         found = await asyncio.to_thread(self._catalogue.scan)
+        self._scan_took = monotonic() - began  # without what it takes to inspect what is new, once
         for model_id in [*{**self._seen, **self._models, **self._broken}]:
             as_it_was = model_id in found and self._seen.get(model_id) in (None, found[model_id])
             if as_it_was and (refused := self._refused.get(model_id)) is not None:
@@ -336,16 +341,14 @@ class ModelManager:
 
     async def _watch(self) -> None:
         """Find models as they come and go."""
-        loop = asyncio.get_running_loop()
         while True:
-            began = loop.time()
             try:
                 await self.find_all()
             except OSError as error:
                 log.warning("models cannot be looked for reason=%s", error)
             except Exception:  # a later look may do better
                 log.exception("models cannot be looked for")
-            await asyncio.sleep(max(SCAN_SECONDS, SCAN_SHARE * (loop.time() - began)))
+            await asyncio.sleep(min(max(SCAN_SECONDS, SCAN_SHARE * self._scan_took), MOST_SCAN_SECONDS))
 
     async def _relieve(self) -> None:
         """Give what is parked back as soon as the host is short of it, though nobody asks this neuron."""

@@ -2,6 +2,8 @@
 once, costs no other."""
 
 import asyncio
+import shutil
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -95,6 +97,26 @@ def test_a_look_that_fails_is_followed_by_others(tmp_path, monkeypatch, caplog, 
     monkeypatch.setattr(Catalogue, "scan", faulty)
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
     assert caplog.text.count("models cannot be looked for") == 3
+
+
+def test_a_model_that_took_long_to_inspect_is_forgotten_soon_after_it_went(tmp_path, monkeypatch):
+    monkeypatch.setattr(neuron.models.manager, "SCAN_SECONDS", 0.0)
+    monkeypatch.setattr(neuron.models.manager, "SCAN_SHARE", PATIENCE)
+
+    def slow(settings, folder):
+        time.sleep(1.0)
+        return describe(settings, folder)
+
+    async def scenario():
+        async with managing(tmp_path) as models:
+            await asyncio.to_thread(write_checkpoint, tmp_path / "a")
+            await until(lambda: status(models) == {"a": "unloaded"})
+            await asyncio.to_thread(shutil.rmtree, tmp_path / "a")
+            await until(lambda: not status(models))
+
+    monkeypatch.setattr(neuron.models.manager, "MOST_SCAN_SECONDS", 0.5)
+    monkeypatch.setattr(neuron.models.manager, "describe", slow)
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
 
 
 @pytest.mark.parametrize(("parking", "looks"), [(1 << 20, 5), (0, 0)])
