@@ -212,13 +212,13 @@ def tower_sees(folder: Path, image: Tensor) -> Tensor:  # [tokens, width] float3
     return seen(eye.look(image))
 
 
-def tower_is_planned(folder: Path, size: int) -> None:
+def tower_is_planned(folder: Path, size: int, quantization: str | None = None) -> None:
     """See that the first of so many ranks is said to have all of a tower, and no other anything of it."""
     card = read_card(folder)
     stored = {name: tensor for name, tensor in card.tensors.items() if name.startswith("visual.")}
     weights = tower(card.vision, torch.float32, torch.device("cpu")).weights
     assert sorted(piece.name for part in weights.parts() for piece in part.pieces) == sorted(stored)
-    planned = card.bytes_per_rank(size, "float32", None)
+    planned = card.bytes_per_rank(size, "float32", quantization)
     counted = bytes_filled(weights.parts())
     assert counted == sum(tensor.nbytes for tensor in stored.values())
     assert size == 1 or planned[0] - planned[1] == counted
@@ -266,6 +266,13 @@ def agrees(answer: Answer, logits: Tensor) -> None:  # [tokens, vocabulary]
     assert answer.token_ids == told.argmax(-1).tolist()
     found = torch.tensor([each.logprob for each in answer.logprobs])
     torch.testing.assert_close(found, told.amax(-1), atol=1e-4, rtol=1e-4)
+
+
+def agrees_on_prompt(answer: Answer, ids: list[int], logits: Tensor, most: float = 1e-4) -> None:
+    """The same of the tokens of a prompt, whose `logits` are `[tokens, vocabulary]`."""
+    following = logits[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    told = torch.tensor([each.logprob for each in answer.prompt_logprobs])
+    torch.testing.assert_close(told, following, atol=most, rtol=1e-4)
 
 
 def submit(request_id: int, ids: list[int], images: Images, max_tokens: int, **sampling: Any) -> Submit:

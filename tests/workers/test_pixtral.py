@@ -16,7 +16,16 @@ from neuron.images import sizing
 from tests.neuron.test_images import encoded, noise
 from tests.workers import seeing
 from tests.workers.checkpoints import SIZES, fill
-from tests.workers.seeing import IMAGE, asked_of, picture, serve, tower_sees, with_tower, without_tower
+from tests.workers.seeing import (
+    IMAGE,
+    agrees_on_prompt,
+    asked_of,
+    picture,
+    serve,
+    tower_sees,
+    with_tower,
+    without_tower,
+)
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import read_card
 
@@ -138,10 +147,8 @@ def test_log_probabilities_are_those_of_transformers(engine, model, parts):
     ids, images = prompt(*parts)
     with torch.no_grad():
         logits = model(**oracle(ids, images)).logits[0]
-    following = logits[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     [answer] = answers(engine, [parts], 1, prompt_logprobs=0)
-    told = torch.tensor([each.logprob for each in answer.prompt_logprobs])
-    torch.testing.assert_close(told, following, atol=1e-4, rtol=1e-4)
+    agrees_on_prompt(answer, ids, logits)
 
 
 @pytest.mark.parametrize("parts", PROMPTS.values(), ids=PROMPTS)

@@ -15,7 +15,17 @@ from tests.workers import seeing
 from tests.workers.engines import LIMITS, prompt_of
 from tests.workers.guessing import Knows
 from tests.workers.live_bytes import most_held
-from tests.workers.seeing import TOWER, oracle, picture, prompt, serve, show, tower_sees
+from tests.workers.seeing import (
+    TOWER,
+    agrees_on_prompt,
+    oracle,
+    picture,
+    prompt,
+    serve,
+    show,
+    tower_is_planned,
+    tower_sees,
+)
 from tests.workers.thread_ranks import Ranks
 from tests.workers.towers import TOWERS
 from workers.checkpoints.card import read_card
@@ -27,7 +37,6 @@ from workers.step.positions import axes
 from workers.vision import sight
 from workers.vision.qwen3_vl import Qwen3VLTower
 from workers.vision.sight import Sight
-from workers.weights.loader import bytes_filled
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (2, 3), (3, 2), (4, 4), (5, 2), (2, 9), (6, 6), (8, 1), (3, 11), (10, 10)]
 TOKENS = 16
@@ -92,10 +101,8 @@ def test_log_probabilities_are_those_of_transformers(engine, model, parts):
     ids, images = prompt(*parts)
     with torch.no_grad():
         logits = model(**oracle(model, ids, images)).logits[0]
-    following = logits[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     [answer], _ = serve(engine, [(parts, 1)], prompt_logprobs=0)
-    told = torch.tensor([each.logprob for each in answer.prompt_logprobs])
-    torch.testing.assert_close(told, following, atol=1e-4, rtol=1e-4)
+    agrees_on_prompt(answer, ids, logits)
 
 
 @pytest.mark.parametrize("parts", PROMPTS.values(), ids=PROMPTS)
@@ -353,7 +360,6 @@ def test_other_families_see_as_well(tmp_path, kind, monkeypatch):
         ids, images = prompt(*TWO)
         with torch.no_grad():
             logits = model(**oracle(model, ids, images)).logits[0]
-        following = logits[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
         [whole], _ = serve(engine, [(TWO, 1)], prompt_logprobs=0)
         asked = [(TWO, TOKENS), (ONE, TOKENS)]
         [chunked, beside], _ = serve(engine, asked, max_step_tokens=13)
@@ -362,8 +368,7 @@ def test_other_families_see_as_well(tmp_path, kind, monkeypatch):
         shared, _ = serve(ranks, asked, max_step_tokens=20)
     finally:
         ranks.close()
-    told = torch.tensor([each.logprob for each in whole.prompt_logprobs])
-    torch.testing.assert_close(told, following, atol=1e-4, rtol=1e-4)
+    agrees_on_prompt(whole, ids, logits)
     assert chunked.token_ids == expected(model, TWO)
     assert beside.token_ids == expected(model, ONE)
     assert [answer.token_ids for answer in shared] == [chunked.token_ids, beside.token_ids]
@@ -404,9 +409,7 @@ def test_in_bfloat16_an_image_is_the_same_in_company_in_pieces_and_cached(narrow
     ids, images = prompt(*TWO)
     with torch.no_grad():
         logits = model(**oracle(model, ids, images)).logits[0]
-    following = logits[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-    told = torch.tensor([each.logprob for each in whole[0].prompt_logprobs])
-    torch.testing.assert_close(told, following, atol=BFLOAT16, rtol=0)
+    agrees_on_prompt(whole[0], ids, logits, BFLOAT16)
 
 
 def test_so_is_what_is_guessed_of_the_answer_to_one(narrow, monkeypatch):
@@ -494,12 +497,7 @@ def test_images_that_are_made_ready_otherwise_are_refused(folder, model, tmp_pat
 @pytest.mark.parametrize("quantization", [None, "q8"])
 @pytest.mark.parametrize("size", [1, 2])
 def test_planned_bytes_have_the_tower_on_the_first_rank(folder, model, size, quantization):
-    card = read_card(folder)
-    tower = sum(tensor.nbytes for name, tensor in card.tensors.items() if name.startswith("visual."))
-    planned = card.bytes_per_rank(size, "float32", quantization)
-    weights = sight.tower(card.vision, torch.float32, torch.device("cpu")).weights
-    assert bytes_filled(weights.parts()) == tower
-    assert size == 1 or planned[0] - planned[1] == tower
+    tower_is_planned(folder, size, quantization)
 
 
 @pytest.mark.parametrize("name", TOWERS)
