@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -30,14 +31,34 @@ def name_of(path: Path) -> str:
 SOURCES = {name_of(path): path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py")}
 
 
+class Contents(NamedTuple):
+    imports: list[ast.Import | ast.ImportFrom]
+    defined: set[str]  # names at its top, and all that are assigned to anywhere
+
+
+@cache
+def contents(path: Path) -> Contents:
+    """What is looked for in a file. Its tree does not stay: those of all files are millions of objects."""
+    imports, defined = [], set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            imports.append(node)
+            defined.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+    return Contents(imports, defined)
+
+
 @cache
 def imports(module: str) -> frozenset[str]:
     """What a module imports anywhere in it, for type checkers included: modules where they are ours."""
     names = set()
-    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
+    for node in contents(SOURCES[module]).imports:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, f"{module}:{node.lineno} imports relative to itself"
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
@@ -76,29 +97,16 @@ def test_only_workers_beside_their_checkpoints_import_torch():
     assert {room_of(module) for module in users} == {"workers"}
 
 
-def defined(module: str) -> set[str]:
-    """Names that the module has at its top."""
-    names = set()
-    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-    return names
-
-
 def test_what_is_imported_from_a_module_of_ours_is_there():
-    has = cache(defined)
     missing = []
     for path in (path for room in OURS for path in (ROOT / room.replace(".", "/")).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in contents(path).imports:
             if isinstance(node, ast.ImportFrom) and node.module in SOURCES:
                 missing += [
                     f"{path.relative_to(ROOT)} imports {alias.name} from {node.module}"
                     for alias in node.names
-                    if f"{node.module}.{alias.name}" not in SOURCES and alias.name not in has(node.module)
+                    if f"{node.module}.{alias.name}" not in SOURCES
+                    and alias.name not in contents(SOURCES[node.module]).defined
                 ]
     assert not sorted(set(missing))
 
