@@ -136,7 +136,7 @@ def equalities(device: str, out: Path) -> Iterator[Result]:
     """How many requests are answered in each circumstance as they are alone."""
     from tests.workers.checkpoints import fill, qwen3
     from tests.workers.engines import make_runner
-    from tests.workers.equalities import LARGEST_STEP, VOCABULARY, observe
+    from tests.workers.equalities import VOCABULARY, largest_step, observe
 
     torch.manual_seed(11)
     model = qwen3(vocab_size=VOCABULARY, tie_word_embeddings=True)
@@ -145,7 +145,7 @@ def equalities(device: str, out: Path) -> Iterator[Result]:
         model.save_pretrained(folder)
         shutil.copy(ROOT / "neuron/demo/tokenizer.json", folder)
         for dtype in ("float32", "bfloat16"):
-            runner = make_runner(folder, device=device, dtype=dtype, max_step_tokens=LARGEST_STEP)
+            runner = make_runner(folder, device=device, dtype=dtype, max_step_tokens=largest_step(1))
             runner.load(lambda fraction, message: None)
             answers = observe(runner).answers
             runner.close()

@@ -101,7 +101,7 @@ def do(job: Job, rank: int, world_size: int) -> Result:
     device = job.device if job.device == "cpu" else f"cuda:{rank}"
     kind = {"device": device, "dtype": job.dtype, "exact": job.exact}
     if job.what != "answer":
-        kind["max_step_tokens"] = equalities.LARGEST_STEP
+        kind["max_step_tokens"] = equalities.largest_step(job.every)
     runner = make_runner(job.folder, rank=rank, world_size=world_size, **kind, **store)
     runner.load(lambda fraction, message: None)
     if world_size > 1:

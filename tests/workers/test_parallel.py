@@ -26,17 +26,18 @@ SHARED = (
 
 @pytest.fixture(scope="module", params=[2, 4], ids="{}_ranks".format)
 def group(request, tiny):
-    """What a group of so many processes answered from each checkpoint."""
-    results = ranks.run([ranks.Job(str(tiny(name).folder), "answer") for name in SHARED], request.param)
-    return request.param, dict(zip(SHARED, results, strict=True))
+    """What a group of so many processes answered from each checkpoint; two of them, from some."""
+    names = SHARED if request.param > 2 else SHARED[:2]
+    results = ranks.run([ranks.Job(str(tiny(name).folder), "answer") for name in names], request.param)
+    return request.param, dict(zip(names, results, strict=True))
 
 
-@pytest.mark.parametrize("name", SHARED)
-def test_greedy_tokens_of_several_ranks_equal_those_of_transformers(tiny, group, name):
+def test_greedy_tokens_of_several_ranks_equal_those_of_transformers(tiny, group):
     world_size, results = group
-    assert results[name].all_reduce == world_size
-    for prompt, output in zip(results[name].prompts, results[name].outputs, strict=True):
-        assert output == greedy(tiny(name).oracle, prompt, output)
+    for name, result in results.items():
+        assert result.all_reduce == world_size, name
+        for prompt, output in zip(result.prompts, result.outputs, strict=True):
+            assert output == greedy(tiny(name).oracle, prompt, output), name
 
 
 def test_a_worker_group_serves_a_model_through_its_rings(tiny):

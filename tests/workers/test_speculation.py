@@ -278,7 +278,7 @@ def of_all_kinds() -> list[Submit]:
         {"prompt_logprobs": 1},
     ]
     return [
-        request(number, [dice.randrange(6, 131) for _ in range(20 + 7 * number)], 66, **each)
+        request(number, [dice.randrange(6, 131) for _ in range(20 + 7 * number)], 50, **each)
         for number, each in enumerate(settings)
     ]
 
@@ -452,7 +452,7 @@ def test_an_exact_model_gives_the_same_bits(tmp_path, knowing, name):
     (tmp_path / "tokenizer.json").write_text("{}")
     runner = make_runner(tmp_path, dtype="bfloat16", exact=True, **SIZES)
     runner.load(lambda fraction, message: None)
-    submits = [request(n, [*range(6, 30 + n)], 66, temperature=n % 2, seed=n, logprobs=3) for n in range(4)]
+    submits = [request(n, [*range(6, 30 + n)], 50, temperature=n % 2, seed=n, logprobs=3) for n in range(4)]
     expected, _ = answers_of(runner, submits)
     knowing(submits, expected)
     found, counts = answers_of(runner, submits, speculation="ngram")
