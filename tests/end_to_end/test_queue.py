@@ -16,7 +16,7 @@ import pytest
 from ipc.messages.replies import Started
 from tests.end_to_end.harness import LONG
 from tests.gateway.conftest import PATIENCE, GatewayProcess
-from tests.neuron.harness import Neuron, chat, simulated
+from tests.neuron.harness import Neuron, chat, simulated, wait_until
 
 FLOOD = 100  # requests of one caller
 WAIT = 1.5  # seconds that a request which is not streamed waits
@@ -91,16 +91,14 @@ def test_neither_another_caller_nor_another_conversation_waits_for_a_flood_to_en
     system: tuple[Neuron, GatewayProcess],
 ) -> None:
     neuron, gateway = system
-    ended: list[str] = []
 
     async def ask(client: httpx.AsyncClient, name: str, key: str, **headers: str) -> None:
         answer = await client.post(
             "/v1/completions",
             json={"model": "narrow", "prompt": "Hello!", "max_tokens": 1, "stream": True},
-            headers={"Authorization": f"Bearer {key}"} | headers,
+            headers={"Authorization": f"Bearer {key}", "x-request-id": name} | headers,
         )
         assert answer.status_code == 200, answer.text
-        ended.append(name)
 
     async def everybody() -> None:
         limits = httpx.Limits(max_connections=FLOOD + 3)
@@ -124,9 +122,13 @@ def test_neither_another_caller_nor_another_conversation_waits_for_a_flood_to_en
         assert any(isinstance(reply, Started) for reply in blocker)
         neuron.wait_for("narrow", running=1)
         asyncio.run(everybody())
-    assert len(ended) == FLOOD + 3
-    # One was ready in the worker, and each has a turn; on the way back they may overtake each other.
-    assert max(map(ended.index, ("talk", "second", "third"))) < 20
+
+    def ended() -> list[str]:
+        """Who was served when, as the neuron says: on the way back they may overtake each other."""
+        return re.findall(r"request finished id=\d+ trace=(flood|talk|second|third) ", neuron.log)
+
+    wait_until(lambda: len(ended()) == FLOOD + 3, "a line for each")
+    assert max(map(ended().index, ("talk", "second", "third"))) < 20  # one was ready in the worker
 
 
 def test_what_runs_and_what_waits_when_the_neuron_ends_is_answered_by_the_next_one(tmp_path: Path) -> None:
