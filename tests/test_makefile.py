@@ -42,7 +42,7 @@ def make(tmp_path):
             env={**os.environ, "MAKEFLAGS": ""},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
         )
         return ended, told.read_text().splitlines()
 
@@ -83,7 +83,7 @@ def test_clients_need_npm_and_that_is_said_before_anything_is_installed(tmp_path
         env={"PATH": str(tmp_path / "bin"), "MAKEFLAGS": ""},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
     )
     assert ended.returncode != 0
     assert "needs Node 20 or newer, with npm" in ended.stderr
@@ -106,7 +106,9 @@ def test_what_fails_beside_others_runs_once_more_alone_and_what_stops_the_run_do
     shutil.copy(ROOT / "Makefile", tmp_path)
     command = ["make", "--silent", "--assume-old=.venv/installed-test", "test", "ARGS=-k 'rings or doors'"]
     environment = {**os.environ, "MAKEFLAGS": ""}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150
+    )
     assert (ended.returncode == 0) == passes
     first, *again = (tmp_path / "told").read_text().splitlines()
     assert "-k rings or doors" in first

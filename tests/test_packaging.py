@@ -161,7 +161,7 @@ def unpacked(kind: str, built: Path) -> dict[str, str]:
             package,
         ]
         pattern = r"^(\S+) (/\S+)$"
-    listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=150).stdout
     return {path: mode for mode, path in re.findall(pattern, listed, re.MULTILINE)}
 
 
@@ -192,7 +192,7 @@ def test_configurations_are_kept_by_upgrades(kind, built):
         if kind == "deb"
         else ["rpm", "-qpc", "--nosignature", package]
     )
-    listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=150).stdout
     assert listed.split() == ["/etc/cortex/cortex.yaml", "/etc/cortex/models.yaml", "/etc/neuron/neuron.yaml"]
 
 
@@ -268,7 +268,9 @@ def test_an_upgrade_goes_through_where_configuration_was_deleted(tmp_path):
     for path in ("/etc/", "/opt/", "/run/"):
         script = script.replace(path, f"{tmp_path}{path}")
     path = os.pathsep.join((str(commands), os.environ["PATH"]))
-    ran = subprocess.run(["sh", "-c", script], env={"PATH": path}, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        ["sh", "-c", script], env={"PATH": path}, capture_output=True, text=True, timeout=150
+    )
     assert ran.returncode == 0, ran.stderr
     assert f"chgrp neuron {etc}/neuron/neuron.yaml" in ran.stdout
     assert "Next: " in ran.stdout

@@ -49,7 +49,7 @@ def test_status_says_when_nothing_answers():
 def serve(config) -> str:
     """The last words of a `cortex serve` that cannot start."""
     command = [sysconfig.get_path("scripts") + "/cortex", "serve", "--config", str(config)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     assert result.returncode == 1
     return result.stderr.splitlines()[-1]
 

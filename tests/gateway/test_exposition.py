@@ -47,7 +47,7 @@ def open_stream(gateway: GatewayProcess, model: str) -> socket.socket:
     body = json.dumps(
         {"model": model, "stream": True, "messages": [{"role": "user", "content": "x"}]}
     ).encode()
-    client = socket.create_connection(("127.0.0.1", gateway.port), timeout=60)
+    client = socket.create_connection(("127.0.0.1", gateway.port), timeout=150)
     client.sendall(
         b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" % CHAT.encode()
         + b"content-length: %d\r\n\r\n" % len(body)

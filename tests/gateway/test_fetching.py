@@ -710,7 +710,7 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tls") / "both.pem"
     made = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=here -days 9"
     name = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path), "-out", f"{path}.crt"]
-    subprocess.run([program, *made.split(), *name], check=True, capture_output=True, timeout=60)
+    subprocess.run([program, *made.split(), *name], check=True, capture_output=True, timeout=150)
     path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
     return path
 

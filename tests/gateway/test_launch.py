@@ -81,7 +81,7 @@ def launched(url: str, tmp_path: Path) -> Launch:
             cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
         )
         assert ended.returncode == 0, ended.stderr
         assert list(home.iterdir()) == [], "nothing of the user's is written"

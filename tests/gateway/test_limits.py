@@ -106,7 +106,7 @@ def test_several_processes_admit_exactly_what_is_allowed(tmp_path: Path) -> None
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    assert sum(int(process.communicate(timeout=60)[0]) for process in processes) == 1500
+    assert sum(int(process.communicate(timeout=150)[0]) for process in processes) == 1500
 
 
 HOLDER = (

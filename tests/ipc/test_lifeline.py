@@ -60,5 +60,5 @@ def test_a_module_that_knows_nothing_of_it_can_be_started_on_a_lifeline(spawn):
 def test_a_child_whose_parent_is_already_gone_leaves_at_once(spawn):
     code = "from ipc.lifeline import die_with_parent\ndie_with_parent(argv[0])\nprint('still here')"
     child = spawn(code, 1, stdout=subprocess.PIPE)
-    assert child.communicate(timeout=60)[0] == ""
+    assert child.communicate(timeout=150)[0] == ""
     assert child.returncode == 1

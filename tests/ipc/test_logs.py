@@ -70,7 +70,9 @@ def test_children_write_as_their_parent_does() -> None:
     parent = f"{write} to('INFO', '', STYLE); {run}"
     for style, wanted in (("json", 1), ("text", None)):
         code = parent.replace("STYLE", repr(style))
-        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stderr
+        said = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=150
+        ).stderr
         assert (json.loads(said)["n"] if wanted else said) == (wanted or "x n=1\n")
 
 

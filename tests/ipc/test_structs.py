@@ -41,7 +41,7 @@ for _ in range(200):
 
 def test_threads_may_decode_a_type_at_once_for_the_first_time():
     root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", THREADS], cwd=root, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", THREADS], cwd=root, check=True, timeout=150)
 
 
 class Learned(Exception):

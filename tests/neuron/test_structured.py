@@ -349,4 +349,4 @@ def test_a_schema_stays_as_it_was():
 
 def test_the_supervisor_needs_no_torch_for_it():
     code = "import neuron.grammar.structured, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=150).returncode == 0

@@ -85,7 +85,7 @@ def test_several_threads_encode_at_once(tokenizer):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=150)
     assert results == expected
 
 

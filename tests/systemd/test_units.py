@@ -36,7 +36,11 @@ def directives(unit: str) -> dict[str, str]:
 
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["systemd-analyze", "--no-pager", *arguments], capture_output=True, text=True, timeout=60, check=False
+        ["systemd-analyze", "--no-pager", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
     )
 
 
@@ -101,7 +105,7 @@ def test_systemd_makes_the_users_and_folders(tmp_path):
             [*command, f"--root={tmp_path}", str(entries)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
             check=False,
         )
         assert result.returncode == 0, result.stderr
