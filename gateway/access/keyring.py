@@ -49,7 +49,8 @@ class Keyring:
         self._looking = asyncio.Lock()
         self._used: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
         self._keeping: asyncio.Task[None] | None = None
-        self._broken = ""  # why the store could not be used last
+        self._broken = ""  # why the store could not be read last,
+        self._unwritten = ""  # and why not written
 
     async def start(self) -> None:
         await self._look()
@@ -137,7 +138,9 @@ class Keyring:
         except CortexError as error:
             if self._edition is None:  # somebody may be an administrator
                 self._has_admin = True
-            self._say(error)
+            if error.message != self._broken:
+                logger.error("%s; the keys that are known hold", one_line(error.message))
+            self._broken = error.message
         else:
             if self._broken:
                 logger.info("the store of keys is read again")
@@ -157,12 +160,13 @@ class Keyring:
                 row = self._used[which]
                 for i, count in enumerate(counts):
                     row[i] += count
-            self._say(error)
-
-    def _say(self, error: CortexError) -> None:
-        if error.message != self._broken:
-            logger.error("%s; the keys that are known hold", one_line(error.message))
-        self._broken = error.message
+            if error.message != self._unwritten:
+                logger.error("%s; what keys were used for is written later", one_line(error.message))
+            self._unwritten = error.message
+        else:
+            if self._unwritten:
+                logger.info("what keys were used for is written again")
+            self._unwritten = ""
 
 
 @lru_cache(2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -15,9 +17,10 @@ from gateway.access import api_key, keyring
 from gateway.access.keyring import Keyring, has_keys
 from gateway.access.principal import LEFTOVERS
 from gateway.refusals import INVALID_KEY, STORE_UNAVAILABLE
-from gateway.store import key_store
+from gateway.store import database, key_store
 from gateway.store.key_store import KeyStore, Terms
 from ipc.errors import CortexError
+from ipc.messages.answers import Usage
 
 
 def make_key(path: Path, **terms: Any) -> str:
@@ -167,6 +170,48 @@ def test_a_look_that_fails_in_any_way_is_not_the_last_one(
         await until(revoked)
 
     beside(ring, work)
+
+
+@pytest.mark.parametrize("what", ["locked", "full"])
+def test_a_store_that_cannot_be_written_is_one_line_and_what_was_used_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    path = tmp_path / "keys.db"
+    key = make_key(path)
+    monkeypatch.setattr(database, "TURN_SECONDS", 0.01)
+    caplog.set_level(logging.INFO)
+    ring = Keyring(path, anonymous=False)
+
+    def fail(*args: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def work() -> None:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            with monkeypatch.context() as patch:
+                if what == "locked":
+                    other.execute("BEGIN IMMEDIATE")
+                else:
+                    patch.setattr(key_store, "use", fail)
+                ring.note((await ring.who([key], lambda: "")).account, "m", Usage(prompt_tokens=3))
+                begun = ring._looks
+
+                async def looked() -> bool:
+                    return ring._looks > begun + 5 and "written later" in caplog.text
+
+                await until(looked)
+                assert await holds(ring, key)
+            if what == "locked":
+                other.execute("ROLLBACK")
+
+            async def written() -> bool:
+                return "is written again" in caplog.text
+
+            await until(written)
+        [row] = await ring.used("2000-01-01")
+        assert (row.requests, row.prompt_tokens) == (1, 3)
+
+    beside(ring, work)
+    assert caplog.text.count("cannot be used") == 1
 
 
 def test_a_folder_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
