@@ -17,6 +17,7 @@ from ipc.worker_messages import PAGE_SIZE
 from workers.kernels import (
     attention_triton,
     cache_triton,
+    choice_triton,
     gated_triton,
     heads_triton,
     norm_triton,
@@ -110,6 +111,16 @@ def compile_pairs(capability: int, experts: int = 128) -> Compiled:
     return _compiled(capability, pairs_triton.pairs_kernel, pointers, {}, constants, unknown)
 
 
+def compile_choice(capability: int, experts: int = 128, sigmoid: bool = False, chosen: int = 8) -> Compiled:
+    """Experts chosen; corrected, where scores are sigmoids, and normalised."""
+    pointers = {"logits": "*fp32", "correction": "*fp32", "weights": "*fp32", "numbers": "*i64"}
+    constants = {"SIGMOID": sigmoid, "CORRECTED": sigmoid, "NORMALISED": True, "CHOSEN": chosen}
+    constants |= {"PLACES": triton.next_power_of_2(chosen), "EXPERTS": triton.next_power_of_2(experts)}
+    unknown = {"experts": "i32", "least": "fp32", "scale": "fp32"}
+    given = pointers, {}, constants, unknown, choice_triton.warps(experts)
+    return _compiled(capability, choice_triton.choice_kernel, *given)
+
+
 def compile_join(
     capability: int,
     dtype: str = "bf16",
@@ -182,6 +193,10 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
         yield gated_triton.gated_kernel, f"gated {dtype} {activation}", partial(compile_gated, **given)
     for experts in (8, 64, 128, 256, 512):
         yield pairs_triton.pairs_kernel, f"pairs {experts}", partial(compile_pairs, experts=experts)
+    for experts, sigmoid in product((8, 64, 128, 256, 512), (True, False)):
+        given = {"experts": experts, "sigmoid": sigmoid}
+        name = f"choice {experts}{' sigmoid' * sigmoid}"
+        yield choice_triton.choice_kernel, name, partial(compile_choice, **given)
     for dtype, single, window, sinks in product(TYPES, (True, False), (0, 1, 2), (False, True)):
         given = {"dtype": dtype, "single": single, "window": window, "sinks": sinks}
         name = f"join {dtype} {attention_triton.WINDOWS[window]}{' single' * single}{' sinks' * sinks}"

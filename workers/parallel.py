@@ -136,9 +136,14 @@ class RankGroup:
         self._run(dist.gather, x.contiguous(), parts)
         return torch.cat(parts, dim=-1) if parts else None
 
+    @property
+    def chooses_alike(self) -> bool:
+        """Whether what each rank chooses is the choice of all."""
+        return self.size == 1 or self.alike
+
     def chosen(self, x: Tensor) -> Tensor:
         """The choice of rank 0 in place of one that unlike ranks may each have made in another way."""
-        if self.size > 1 and not self.alike:
+        if not self.chooses_alike:
             self._run(partial(dist.broadcast, src=0), x)
         return x
 

@@ -52,6 +52,23 @@ def norms(dtype: torch.dtype) -> None:
     assert_close(fused.norm(deep, torch.ones(16).to(dtype), 1e-5, 0.0), deep * over_rms(deep.float(), 1e-5))
 
 
+def choices() -> None:
+    """As routers choose without Triton; of equal ones the first."""
+    for sigmoid, corrected, least, scale in ((False, False, None, 1.0), (True, True, 1e-20, 2.5)):
+        logits, correction = torch.randn(3, 13), torch.randn(13) if corrected else None
+        logits[2, 4], logits[2, 9] = float("nan"), 40.0
+        weights, numbers = fused.choice(logits, correction, 5, sigmoid, least, scale)
+        scores = logits.sigmoid() if sigmoid else logits.softmax(dim=-1)
+        expected = (scores if correction is None else scores + correction)[:2].topk(5, dim=-1).indices
+        assert torch.equal(numbers[:2], expected)
+        found = scores[:2].gather(1, expected)
+        found = found if least is None else found / (found.sum(dim=-1, keepdim=True) + least)
+        torch.testing.assert_close(weights[:2], found * scale)
+        assert 0 <= int(numbers.min()) <= int(numbers.max()) < 13
+    _, numbers = fused.choice(torch.zeros(1, 6), None, 3, False, None, 1.0)
+    assert numbers.tolist() == [[0, 1, 2]]
+
+
 def activations(dtype: torch.dtype) -> None:
     functions = {"silu": F.silu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "gelu": F.gelu}
     for name in fused.ACTIVATIONS:
@@ -126,6 +143,7 @@ def between_products(dtype: torch.dtype) -> None:
     norms(dtype)
     activations(dtype)
     heads(dtype)
+    choices()
 
 
 def models() -> None:

@@ -115,7 +115,14 @@ def takes(weight: Weight, dtype: torch.dtype) -> bool:
 
 
 # As in `workers.kernels.skinny`, beside what a program keeps of its expert.
-REGISTERS = {("Q5_1", 8): 144, ("Q5_K", 8): 144, ("FP8_128", 16): 136, ("INT4_32", 8): 144, ("Q5_1", 16): 176}
+REGISTERS = {
+    ("Q5_1", 8): 144,
+    ("Q5_K", 8): 144,
+    ("INT4_32", 8): 144,
+    ("Q5_1", 16): 176,
+    ("Q5_K", 16): 192,
+    ("FP8_128", 16): 136,
+}
 
 
 def shape_of(pairs: int, kind: str) -> Shape:

@@ -58,3 +58,23 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:  # [tokens, 2 * inner] ->
     from workers.kernels import gated_triton
 
     return gated_triton.gated(gate_up, ACTIVATIONS.index(activation))
+
+
+def choice(
+    logits: Tensor,  # [tokens, experts] float32, contiguous
+    correction: Tensor | None,  # [experts] float32: added to scores for the choice alone
+    chosen: int,
+    sigmoid: bool,
+    least: float | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The weights of a token's `chosen` experts, float32, and their numbers: `[tokens, chosen]` both.
+
+    Args:
+        sigmoid: scores are the sigmoids of logits; else their softmax.
+        least: is added to the sum of scores that are chosen, by which they are divided; None: they are not.
+        scale: of the weights.
+    """
+    from workers.kernels import choice_triton
+
+    return choice_triton.choice(logits, correction, chosen, sigmoid, least, scale)

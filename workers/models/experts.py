@@ -9,6 +9,7 @@ from torch import Tensor
 
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import Experts
+from workers.kernels import fused
 from workers.kernels.pairs import Pairs
 from workers.layers.grouped import GroupedLinear
 from workers.layers.linear import ColumnParallel, Linear, RowPart
@@ -42,6 +43,10 @@ class Router(Linear):
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [tokens, chosen] both
         """The weights of the experts that are chosen, float32, and their numbers."""
         experts, logits = self.experts, self(x.float())
+        if fused.has_triton(x.device) and experts.groups == 1 and self.group.chooses_alike:
+            least = experts.least if experts.normalised else None
+            how = experts.chosen, experts.scoring == "sigmoid", least, experts.scale
+            return fused.choice(logits, self.correction, *how)
         if experts.scoring == "sigmoid":
             scores = activated(logits, "sigmoid", self.exact)
         else:
