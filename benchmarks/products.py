@@ -32,13 +32,22 @@ NO_CACHE = 256 << 20  # bytes of weights, one after the other
 SECONDS = 55.0
 # Of a number of tokens: what else a program may have.
 VARIANTS = {
-    1: (Shape(8, 16, 24), Shape(8, 32, 24), Shape(8, 64, 8), Shape(8, 32, 16, 2)),
+    1: (Shape(8, 32, 16), Shape(8, 16, 24), Shape(8, 32, 24)),
     16: (Shape(8, 32, 16), Shape(16, 16, 16), Shape(16, 32, 12, 2)),
     32: (Shape(16, 32, 12), Shape(32, 64, 6, 2)),
     64: (Shape(64, 64, 6, 2), Shape(64, 64, 6, 3)),
 }
+ALONE = ((16, 24), (32, 24), (64, 12))  # for a token or two: rows and warps
 PLAIN = {1: (Shape(8, 16, 16), Shape(8, 32, 16)), 16: (Shape(16, 16, 16), Shape(16, 32, 16))}
-EXPERTS = (Shape(8, 16, 24), Shape(8, 32, 32), Shape(8, 32, 16, 2))
+EXPERTS = (Shape(8, 16, 24), Shape(8, 32, 16), Shape(8, 16, 32))
+
+
+def variants(tokens: int, kind: str) -> Iterator[Shape]:
+    """What a product of so many tokens is measured with beside its own shape."""
+    others = VARIANTS.get(tokens, ())
+    if few := skinny.alone(kind) if tokens == 1 else 0:
+        others = (*others, *(Shape(few, *each) for each in ALONE))
+    yield from (shape for shape in others if shape != skinny.shape_of(tokens, kind))
 
 
 class Timing(NamedTuple):
@@ -151,7 +160,7 @@ def rates(device: str, until: float) -> Iterator[tuple[str, str, dict[str, float
                 took = Timing(replayed(calls), weights[0].nbytes)
                 text, share = took.text(limit), took.nbytes / took.seconds / limit
                 figures = {"seconds": took.seconds, "share": share}
-                for shape in VARIANTS.get(tokens, ()):
+                for shape in variants(tokens, kind):
                     calls = [partial(skinny.product, x, each.data, kind, None, shape) for each in weights]
                     other = replayed(calls)
                     label = label_of(shape)
@@ -216,7 +225,7 @@ def warm(kind: str, device: str) -> None:
     for tokens in TOKENS:
         x = torch.randn(tokens, 4096, device=device).bfloat16()
         products.product(x, weights[0])
-        for shape in VARIANTS.get(tokens, ()):
+        for shape in variants(tokens, kind):
             skinny.product(x, weights[0].data, kind, None, shape)
     torch.cuda.synchronize()
 

@@ -1,7 +1,8 @@
 """From a model that is not there to its first token, by a worker that waits: `python -m benchmarks.waking`.
 
 The weights come from files in the page cache ("load"), or from memory in which they are parked ("wake"). The
-first load of all parks them; it is the one that meets everything for the first time (kernels, libraries).
+first load of all parks them; it is the one that meets everything for the first time (kernels, libraries). The
+kernel of the host sees parked pages read for the first time by the first wake, and not by the second.
 Beside the seconds stands what the bytes alone would take, at the rate of the page cache or of a copy to the
 device, measured in the same run; then what the seconds went to: `weights` until they are there, with the
 making of the tensors and, on a CPU, their packing, `step` for the measurement of the largest one and the
@@ -28,14 +29,15 @@ from transformers import PretrainedConfig
 
 from benchmarks.driver import Driver, write_hollow
 from benchmarks.engine import SHAPE
-from benchmarks.gpu import measure_limits
+from benchmarks.gpu import EIGHT_BILLION, measure_limits
 from ipc import parked
 from ipc.worker_messages import RingHandle, WorkerSpec
 from workers.checkpoints.card import ModelCard, read_card
 from workers.execution.model_runner import ModelRunner
 from workers.process.life import settled, warm_up
 from workers.step.pages import pages_for
-from workers.weights.lanes import BLOCK, threads_for
+from workers.weights import lanes, loader, parking
+from workers.weights.lanes import threads_for
 
 PROMPT = 64  # tokens
 STEP = 2048  # tokens of the largest step
@@ -68,9 +70,10 @@ def rows(device: str, shape: PretrainedConfig, copy: float) -> Iterator[tuple[st
                 ("load and park", fd, min(cached, copy)),
                 ("load", None, min(cached, copy)),
                 ("wake", fd, copy),
+                ("wake again", fd, copy),
             ):
                 woken, seconds = first_token(card, device, memory)
-                if woken != (name == "wake"):
+                if woken != name.startswith("wake"):
                     raise RuntimeError(f"{name}: weights came from {'memory' if woken else 'files'}")
                 yield name, weights / rate, seconds
                 settled(device)
@@ -84,8 +87,8 @@ def page_cache(path: Path, count: int) -> float:
     fd = os.open(path, os.O_RDONLY)
 
     def read(number: int) -> None:
-        buffer = memoryview(bytearray(BLOCK))
-        for start in range(number * BLOCK, size, count * BLOCK):
+        buffer, block = memoryview(bytearray(lanes.BLOCK)), lanes.BLOCK
+        for start in range(number * block, size, count * block):
             os.preadv(fd, [buffer], start)
 
     best = float("inf")
@@ -138,11 +141,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu, or cuda:N")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    parser.add_argument("--block", type=int, metavar="MIB", help="that a lane brings at once, instead of 16")
+    parser.add_argument("--large", action="store_true", help="Qwen3-8B's shape, not Qwen3-0.6B's")
     arguments = parser.parse_args()
+    for module in (lanes, loader, parking) if arguments.block else ():
+        module.BLOCK = arguments.block << 20
     _, _, copy = measure_limits(arguments.device)
-    table = Table("seconds", "its bytes alone", "all", *Seconds._fields, title="Qwen3-0.6B shape, bfloat16")
+    title, shape = ("Qwen3-8B", EIGHT_BILLION) if arguments.large else ("Qwen3-0.6B", SHAPE)
+    table = Table("seconds", "its bytes alone", "all", *Seconds._fields, title=f"{title} shape, bfloat16")
     found = {}
-    for name, limit, taken in rows(arguments.device, SHAPE, copy):
+    for name, limit, taken in rows(arguments.device, shape, copy):
         found[name] = {"limit": limit, **taken._asdict()}
         table.add_row(name, *(f"{value:.2f}" for value in (limit, sum(taken), *taken)))
     Console().print(table)

@@ -23,6 +23,7 @@ ON_GPUS = (  # what these import there when they first need it, and Triton with 
     "workers.attention.cuda",
     "workers.attention.states_cuda",
     "workers.kernels.blocks_triton",
+    "workers.kernels.choice_triton",
     "workers.kernels.experts_triton",
     "workers.kernels.gated_triton",
     "workers.kernels.grouped_triton",

@@ -26,6 +26,7 @@ from workers.weights.loader import Countdown, Shard
 from workers.weights.reading import fill
 
 ALIGNED = 64  # bytes: where each tensor begins
+PARKED = Path("parked weights")  # as an error names them
 
 logger = logging.getLogger("workers.weights.parking")
 
@@ -169,7 +170,7 @@ class _Job:
 
     def __call__(self, lane: Lane) -> int:
         place = lane.place(self.into)
-        fill(self.fd, Path("parked weights"), _bytes(place), self.offset)
+        fill(self.fd, PARKED, _bytes(place), self.offset)
         lane.send(place, self.into, self.rest)
         return place.nbytes
 
