@@ -103,7 +103,6 @@ def pre_fork(server: Any, worker: Any) -> None:
 def child_exit(server: Any, worker: Any) -> None:
     """In the master, when a process ended: nothing of it is in flight any more."""
     metrics_directory.forget(worker.pid)
-    metrics_directory.forget_gone()
 
 
 def _decide_access(server: Any, may_exit: bool = False) -> None:

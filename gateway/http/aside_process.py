@@ -42,6 +42,8 @@ def main() -> None:
     die_with_parent(parent)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # meant for a whole group: our parent says when it is over
+    bound = resource.getrlimit(resource.RLIMIT_AS)[1]  # which an operator may have set lower
+    memory = memory if bound == resource.RLIM_INFINITY else min(memory, bound)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     settings = msgspec.json.decode(sys.stdin.buffer.read(), type=GatewayConfig)

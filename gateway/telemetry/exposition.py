@@ -20,7 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from gateway.telemetry.metrics import UNKNOWN
-from gateway.telemetry.metrics_directory import VARIABLE
+from gateway.telemetry.metrics_directory import VARIABLE, forget_gone
 from ipc.messages.replies import HealthReply, Reply
 from ipc.messages.requests import Health
 from ipc.messages.state import Device, ModelState, RankState
@@ -124,6 +124,7 @@ class Exposition:
         accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
         encoder, content_type = choose_encoder(accept)
         registry = CollectorRegistry()
+        forget_gone()
         registry.register(OfKnownModels(MultiProcessCollector(None, os.environ[VARIABLE]), self._knows))
         registry.register(_Fixed([*neuron_metrics(self._neurons), *rank_metrics(await self._ranks())]))
         # In a thread: it reads a file or two for each process, and streams must not wait for that.

@@ -41,7 +41,7 @@ def forget(pid: int) -> None:
 
 
 def forget_gone() -> None:
-    """The same, of every process that is no more: those that children start have no other to do it."""
+    """The same, of every process that is no more: one that a child started may have died with it."""
     folder = Path(os.environ[VARIABLE])
     for pid in {path.stem.rpartition("_")[2] for path in folder.glob("gauge_live*.db")}:
         if not os.path.exists(f"/proc/{pid}"):

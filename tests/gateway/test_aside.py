@@ -121,10 +121,14 @@ def test_it_ends_with_the_process_beside_it(
 ) -> None:
     process = GatewayProcess(tmp_path, neuron.endpoint).wait_ready()
     try:
-        with client_of(process, neuron) as http:
-            assert http.post(CHAT, json=chat("echo")).status_code == 200
-        (pid,), (serving,) = beside(process), process.workers()
-        os.kill(serving if number == signal.SIGKILL else process.process.pid, number)
+        with client_of(process, neuron) as http, http.stream("POST", CHAT, json=chat("stuck", stream=True)):
+            (pid,), (serving,) = beside(process), process.workers()
+            in_flight = 'cortex_requests_in_flight{model="stuck"}'
+            eventually(lambda: process.metrics().get(in_flight) == 1, "it is counted")
+            os.kill(serving if number == signal.SIGKILL else process.process.pid, number)
+            if number == signal.SIGKILL:
+                process.wait_ready()
+                eventually(lambda: not process.metrics().get(in_flight), "nothing of it is in flight")
         eventually(lambda: not Path(f"/proc/{pid}").exists(), "it is gone")
     finally:
         process.stop()
