@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,25 @@ from ipc.settings import ConfigError
 from neuron.config import NeuronConfig
 
 log = logging.getLogger("neuron.memory.devices")
+
+
+OLDEST = (7, 5)  # compute capability that torch and Triton still build for
+
+
+def cuda_of_torch() -> int | None:
+    """The CUDA, by its first number, that the torch which is installed here was built for; None: for none.
+
+    Read from its file, since nothing here imports torch.
+    """
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^cuda\b.*=\s*['\"](\d+)", text, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 class Inventory:
@@ -85,8 +106,15 @@ class Inventory:
                 pynvml.nvmlDeviceGetUUID,
             )
             driver = pynvml.nvmlSystemGetDriverVersion()
+            knows = pynvml.nvmlSystemGetCudaDriverVersion() // 1000
         except pynvml.NVMLError as error:
             self.cuda_unavailable = _reason(pynvml, error)
+            return []
+        if (wanted := cuda_of_torch()) is not None and knows < wanted:
+            self.cuda_unavailable = (
+                f"the NVIDIA driver {driver} knows CUDA up to {knows}, and torch here is built for {wanted}: "
+                f"install a newer driver, or torch for CUDA {knows}"
+            )
             return []
         if not handles:
             self.cuda_unavailable = "CUDA_VISIBLE_DEVICES hides every GPU"
@@ -94,10 +122,19 @@ class Inventory:
         devices = []
         for i, handle in enumerate(handles):
             try:
-                devices.append(self._describe(f"cuda:{i}", handle, driver))
+                device = self._describe(f"cuda:{i}", handle, driver)
             except pynvml.NVMLError as error:
                 self.cuda_unavailable = f"cuda:{i} cannot be read: {error}"
                 log.warning("gpu left out device=cuda:%d reason=%s", i, error)
+                continue
+            if tuple(map(int, device.compute_capability.split("."))) >= OLDEST:
+                devices.append(device)
+                continue
+            self.cuda_unavailable = (
+                f"cuda:{i} ({device.name}) has compute capability {device.compute_capability}, "
+                f"and kernels are built for {OLDEST[0]}.{OLDEST[1]} and later: leave it out, or use the CPU"
+            )
+            log.warning("gpu left out device=cuda:%d reason=%s", i, self.cuda_unavailable)
         return devices
 
     def _describe(self, name: str, handle: Any, driver: str) -> Device:

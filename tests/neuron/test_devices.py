@@ -34,6 +34,7 @@ class Nvml(ModuleType):
         self.broken = broken
         self.lost = set()
         self.sensorless = False
+        self.cuda, self.capability = 13_000, (8, 6)
 
     def nvmlInit(self):
         if self.broken is not None:
@@ -51,11 +52,14 @@ class Nvml(ModuleType):
     def nvmlSystemGetDriverVersion(self):
         return "580.1"
 
+    def nvmlSystemGetCudaDriverVersion(self):
+        return self.cuda
+
     def nvmlDeviceGetName(self, handle):
         return f"card {handle}"
 
     def nvmlDeviceGetCudaComputeCapability(self, handle):
-        return 8, 6
+        return self.capability
 
     def nvmlDeviceGetMemoryInfo(self, handle):
         if handle in self.lost:
@@ -142,6 +146,33 @@ def test_no_driver_is_no_gpu_and_a_broken_one_is_told(host, broken, on_bus, word
         assert inventory.cuda_unavailable is None
     else:
         assert words in inventory.cuda_unavailable
+
+
+def test_a_card_that_is_too_old_is_left_out_with_what_it_lacks(host):
+    nvml = Nvml([GIB])
+    nvml.capability = (6, 1)
+    host(nvml)
+    inventory = Inventory(NeuronConfig())
+    assert [device.id for device in inventory.devices] == ["cpu"]
+    assert "cuda:0 (card 0) has compute capability 6.1" in inventory.cuda_unavailable
+    with pytest.raises(ConfigError, match=r"not here, but cpu; .*7\.5 and later"):
+        Inventory(NeuronConfig(devices=["cuda:0"]))
+
+
+@pytest.mark.parametrize(("built_for", "used"), [("'12.8'", True), ("None", True), ("'13.0'", False)])
+def test_a_driver_that_is_older_than_torch_is_told_with_what_to_do(
+    host, monkeypatch, tmp_path, built_for, used
+):
+    (tmp_path / "version.py").write_text(f"debug = False\ncuda: Optional[str] = {built_for}\nhip = None\n")
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(devices, "find_spec", lambda name: spec)
+    nvml = Nvml([GIB])
+    nvml.cuda = 12_040
+    host(nvml)
+    inventory = Inventory(NeuronConfig())
+    assert [device.id for device in inventory.devices] == (["cuda:0", "cpu"] if used else ["cpu"])
+    if not used:
+        assert "torch here is built for 13: install a newer driver" in inventory.cuda_unavailable
 
 
 @pytest.mark.parametrize("on_bus", [True, False])
