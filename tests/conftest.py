@@ -98,6 +98,10 @@ LONGEST = (
     "neuron/test_parked_models.py",
     "neuron/test_pulling.py",
     "chaos/test_chaos.py",
+    "workers/test_grammar.py",
+    "neuron/test_sharing.py",
+    "test_gpu_benchmark.py",
+    "workers/test_adapters.py",
 )
 
 
