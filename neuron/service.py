@@ -388,7 +388,7 @@ class Service:
         if model_id == ALL:
             return not self._open
         model = self._models.known(model_id)
-        return model is None or (model.requests.idle and not model.preparing)
+        return model is None or model.is_idle
 
     async def _resume(self, peer: Peer, request: Resume) -> Reply:
         model = await self._models.open(request.model) if request.model else None

@@ -3,7 +3,8 @@
 It says which addresses are its own and how requests there are read, how answers are written, what stands in
 a stream while there is nothing to say, and how an error looks. Reading gives one of the canonical requests
 and a `Renderer`, which turns the replies into bytes. What is neither, such as reading a stored answer, is a
-Falcon resource of the dialect's own. `registry` lists the dialects.
+Falcon resource of the dialect's own. `registry` lists the dialects. Headers that every answer has
+stand in `gateway.http`, under the names of several.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ TRANSITIONS: dict[ModelStatus, dict[Event, tuple[ModelStatus, str]]] = {
     },
     "ready": {
         Event.DIED: ("restarting", "restart"),
-        Event.LEAVE: ("draining", "drain"),
+        Event.LEAVE: ("draining", "finish"),
     },
     "draining": {  # what runs in it ends, the rest waits
         Event.DIED: ("unloading", "lose_and_end"),

@@ -75,7 +75,7 @@ class ManagedModel:
         self.requests = RequestQueue(
             launcher.config.queue, settings.max_sequences, description.whole, self._serves
         )
-        self.preparing = 0  # requests that will be admitted
+        self._preparing = 0  # requests that will be admitted
         self.last_used = time.monotonic()
         self.ready_at = 0.0  # monotonic: when it was ready last, or went on to serve
         self.displaced = False  # it left for another model, and has not been back since
@@ -190,7 +190,7 @@ class ManagedModel:
     @property
     def is_idle(self) -> bool:
         """Whether it has no request, and none is on its way."""
-        return self.requests.idle and not self.preparing
+        return self.requests.idle and not self._preparing
 
     @property
     def drained(self) -> bool:
@@ -373,11 +373,11 @@ class ManagedModel:
     @contextmanager
     def expecting(self) -> Iterator[None]:
         """A request for it is prepared meanwhile, which may come to nothing."""
-        self.preparing += 1
+        self._preparing += 1
         try:
             yield
         finally:
-            self.preparing -= 1
+            self._preparing -= 1
             self._look()
 
     def admit(self, request: OpenRequest) -> None:
@@ -548,7 +548,7 @@ class ManagedModel:
         self._lose_workers(error)
         self._passage.bring_up_again(error)
 
-    def _drain(self, error: CortexError | None) -> None:
+    def _finish(self, error: CortexError | None) -> None:
         """Let what runs end; all else waits for the next load."""
         self.requests.take_back()
         self._tenancy.adapters.pause()

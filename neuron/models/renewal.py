@@ -19,7 +19,7 @@ OUTDATED_SECONDS = 60.0  # that a model with other settings waits for a moment w
 
 
 class Renewal:
-    """That of one model.
+    """That of one model; whichever of its parts goes by these reads them here.
 
     Args:
         settings: what the user said about it.
