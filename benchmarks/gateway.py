@@ -1,8 +1,9 @@
 """Requests and tokens a second through every process: `python -m benchmarks.gateway [--json FILE]`.
 
 A neuron with the simulated engine at full speed, a gateway of one gunicorn process in front of it, and ten
-connections that each send the next request as soon as the last one is answered; then the same load on
-gunicorn with an application that answers at once, which is as fast as this HTTP stack goes here.
+connections that each send the next request as soon as the last one is answered; and by turns with it the same
+load on gunicorn with an application that answers at once, which is as fast as this HTTP stack goes here.
+Printed are medians of the rounds.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +31,7 @@ from tests.ports import free_ports
 CONNECTIONS = 10
 TOKENS = 64
 START_SECONDS = 60.0
-ALONE = "gunicorn alone, one body"
+WHOLE, ALONE = "answers of 1 token", "gunicorn alone, one body"
 
 
 def request(tokens: int, stream: bool) -> dict[str, object]:
@@ -94,7 +96,9 @@ def load(port: int, seconds: float, tokens: int, stream: bool) -> dict[str, floa
     return result | {"tokens_per_second": result["requests_per_second"] * tokens}
 
 
-def measure_gateway(folder: Path, seconds: float) -> dict[str, dict[str, float]]:
+@contextmanager
+def gateway(folder: Path) -> Iterator[int]:
+    """A neuron, and a gateway in front of it; its port."""
     api, metrics, endpoint = free_ports(3)
     neuron_config, gateway_config = folder / "neuron.yaml", folder / "cortex.yaml"
     neuron_config.write_text(
@@ -107,16 +111,12 @@ def measure_gateway(folder: Path, seconds: float) -> dict[str, dict[str, float]]
         f"neurons: [{{name: local, endpoint: 'tcp://127.0.0.1:{endpoint}'}}]\n"
     )
     neuron = process(folder / "neuron.log", "-m", "neuron", "serve", "--config", str(neuron_config))
-    gateway = process(
+    serving = process(
         folder / "gateway.log", "-m", "gunicorn", "gateway:app", CORTEX_CONFIG=str(gateway_config)
     )
-    with neuron, gateway as serving:
-        wait_for_answer(serving, api)
-        return {
-            "answers of 1 token": load(api, seconds, 1, stream=False),
-            f"answers of {TOKENS} tokens": load(api, seconds, TOKENS, stream=False),
-            f"streams of {TOKENS} tokens": load(api, seconds, TOKENS, stream=True),
-        }
+    with neuron, serving as child:
+        wait_for_answer(child, api)
+        yield api
 
 
 @contextmanager
@@ -130,29 +130,43 @@ def hello(folder: Path) -> Iterator[tuple[int, int]]:
         yield port, int(Path(f"/proc/{serving.pid}/task/{serving.pid}/children").read_text())
 
 
-def measure_hello(folder: Path, seconds: float) -> dict[str, dict[str, float]]:
-    with hello(folder) as (port, _):
-        return {
-            ALONE: load(port, seconds, 0, stream=False),
-            f"gunicorn alone, {TOKENS} events": load(port, seconds, TOKENS, stream=True),
+def measure(folder: Path, seconds: float, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """What each load came to, in each round."""
+    with gateway(folder) as ours, hello(folder) as (bare, _):
+        loads = {
+            WHOLE: (ours, 1, False),
+            ALONE: (bare, 0, False),
+            f"answers of {TOKENS} tokens": (ours, TOKENS, False),
+            f"streams of {TOKENS} tokens": (ours, TOKENS, True),
+            f"gunicorn alone, {TOKENS} events": (bare, TOKENS, True),
         }
+        measured: dict[str, list[dict[str, float]]] = {name: [] for name in loads}
+        for _ in range(rounds):
+            for name, (port, tokens, stream) in loads.items():
+                measured[name].append(load(port, seconds, tokens, stream))
+        return measured
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each run")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each load in a round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        results = measure_gateway(folder, options.seconds) | measure_hello(folder, options.seconds)
+        measured = measure(Path(name), options.seconds, options.rounds)
+    results = {
+        name: {key: median(each[key] for each in several) for key in several[0]}
+        for name, several in measured.items()
+    }
     table = Table("", "requests/s", "p50 ms", "p99 ms", "tokens/s")
     for name, numbers in results.items():
         rate, p50, p99, tokens = numbers.values()
         table.add_row(name, f"{rate:,.0f}", f"{p50:.2f}", f"{p99:.2f}", f"{tokens:,.0f}")
     Console().print(table)
-    whole, bare = (results[name]["requests_per_second"] for name in ("answers of 1 token", ALONE))
-    print(f"{whole / bare:.1%} of the bare server (wanted: 15 % at least)")
+    whole, bare = ([each["requests_per_second"] for each in measured[name]] for name in (WHOLE, ALONE))
+    share = median(ours / alone for ours, alone in zip(whole, bare, strict=True))
+    print(f"{share:.1%} of the bare server (wanted: 15 % at least)")
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 
