@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
+from time import monotonic
 
 import zmq
 
@@ -25,7 +26,7 @@ MAX_FRAMES = 16  # of one message that are kept: garbage may have more
 LARGE_FRAME = 1 << 20  # bytes; a copy of 40 MB takes 20 ms
 HEARTBEAT_MS = 1000  # ZMTP ping; a peer silent for three of them is disconnected, even where TCP sees nothing
 LINGER_MS = 500
-MESSAGES_PER_TURN = 16  # some milliseconds; then other callbacks of the loop have their turn
+TURN_SECONDS = 0.005  # of messages; then other callbacks of the loop have their turn
 
 _numbers = itertools.count()
 
@@ -124,7 +125,8 @@ class Pump:
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
-        for _ in range(MESSAGES_PER_TURN):
+        until = monotonic() + TURN_SECONDS
+        while True:
             # Nearly always there is one message or none, and to be told so by `zmq.Again` costs far more.
             if not self._socket.getsockopt(_EVENTS) & _POLLIN:
                 if self._on_drained is not None:
@@ -138,7 +140,9 @@ class Pump:
                 raise
             if self._socket.closed:
                 return
-        self.check_soon()
+            if monotonic() > until:
+                self.check_soon()
+                return
 
     def close(self) -> None:
         """Leave the loop, and close the socket."""

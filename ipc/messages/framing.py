@@ -15,6 +15,6 @@ PROTOCOL_MINOR = 4
 HEADER = b"cx" + bytes((PROTOCOL_MAJOR, PROTOCOL_MINOR))
 
 SEVERAL_SINCE = 4  # the minor version of neurons that take a list of requests,
-MOST_TOGETHER = 256  # so many of them,
+MOST_TOGETHER = 16  # so many of them: a few milliseconds of work,
 BYTES_TOGETHER = 64 << 10  # and of so many bytes
 ARRAY_BYTES = 5  # of these, that say at most that it is a list
