@@ -14,14 +14,15 @@ import os
 import socket
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 import falcon.asgi
 import msgspec
 
 from gateway.config import GatewayConfig
 from gateway.http import errors
-from gateway.http.aside_wire import Head, Sent, framed, receive
+from gateway.http.aside_wire import ALIVE, Head, Sent, framed, receive
 from gateway.refusals import Refusal
 from gateway.telemetry import metrics_directory
 
@@ -33,6 +34,9 @@ MOST_COMMAS = 400_000  # also within texts: numbers are read fast
 
 MEMORY = 8 << 30  # bytes of addresses that the other process may have
 END_SECONDS = 10.0  # that it has to end
+SILENCE = 60.0  # seconds without a sign of life, after which it is killed; busy machines start it in 20
+
+T = TypeVar("T")
 
 _TEXTS = ("type", "http_version", "method", "scheme", "path", "root_path", "server", "client")
 _OURS = (b"x-request-id", b"content-length", b"transfer-encoding")
@@ -78,11 +82,11 @@ class Aside:
         try:
             ours = self._connect()
             reader, writer = await asyncio.open_unix_connection(sock=ours)
-            answer = _Answer(reader, writer)
+            answer = _Answer(reader, writer, self._process)
             try:
                 writer.writelines((framed(_head(req, len(sent.body))), sent.body))
                 sent.body = b""
-                await writer.drain()
+                await answer.hear(writer.drain())
                 first = await answer.take()
             except BaseException:
                 await answer.close()
@@ -135,14 +139,34 @@ class Aside:
 
 
 class _Answer:
-    """The body of an answer, as it comes; Falcon closes it. EOFError: the process is gone, and the rest."""
+    """The body of an answer, as it comes; Falcon closes it.
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
+    Raises:
+        EOFError: the process is gone, and with it the rest.
+        TimeoutError: it stood still, and was killed.
+    """
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, process: subprocess.Popen[bytes]
+    ) -> None:
+        self._reader, self._writer, self._process = reader, writer, process
         self._is_over = False
 
     async def take(self) -> Sent:
-        return _decode(await receive(self._reader))
+        """What the application sends next."""
+        while (sent := _decode(await self.hear(receive(self._reader)))) == ALIVE:
+            pass
+        return sent
+
+    async def hear(self, heard: Awaitable[T]) -> T:
+        """What is there as soon as the process does anything."""
+        try:
+            async with asyncio.timeout(SILENCE):
+                return await heard
+        except TimeoutError:
+            logger.error("the process for large bodies stands still, and is killed pid=%d", self._process.pid)
+            self._process.kill()
+            raise
 
     def __aiter__(self) -> _Answer:
         return self

@@ -23,13 +23,14 @@ import msgspec
 import uvloop
 
 from gateway.config import LOG_FORMAT, GatewayConfig
-from gateway.http.aside_wire import Head, Sent, framed, receive
+from gateway.http.aside_wire import ALIVE, Head, Sent, framed, receive
 from gateway.telemetry import metrics_directory
 from ipc import logs
 from ipc.lifeline import die_with_parent
 from ipc.structs import learn_structs
 
 CHUNK = 1 << 18  # bytes of a body, which Falcon takes apart
+BEAT = 5.0  # seconds between signs of life
 
 App = Callable[..., Any]
 
@@ -108,12 +109,13 @@ async def _answer(app: App, connection: socket.socket) -> None:
         scope["asgi"] = {"version": "3.0", "spec_version": "2.3"}
         handler = asyncio.create_task(app(scope, body.receive, partial(_send, writer)))
         gone = asyncio.create_task(body.until_gone())
+        beat = asyncio.create_task(_beat(writer))
         try:
             await asyncio.wait((handler, gone), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (handler, gone):
+            for task in (handler, gone, beat):
                 task.cancel()
-            await asyncio.gather(handler, gone, return_exceptions=True)
+            await asyncio.gather(handler, gone, beat, return_exceptions=True)
         if not handler.cancelled() and (error := handler.exception()) is not None:
             logger.error("request failed", exc_info=error)
     except (OSError, EOFError):
@@ -149,6 +151,13 @@ class _Body:
         """Until the sender hangs up, once it has sent all."""
         await self._is_read.wait()
         await self._reader.read(1)
+
+
+async def _beat(writer: asyncio.StreamWriter) -> None:
+    """Say now and then that this process has not come to a stand."""
+    while True:
+        await asyncio.sleep(BEAT)
+        writer.write(framed(ALIVE))
 
 
 async def _send(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:

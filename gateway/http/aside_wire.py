@@ -34,6 +34,9 @@ class Sent(msgspec.Struct, omit_defaults=True):
     is_last: bool = False
 
 
+ALIVE = Sent()  # says nothing else: something takes long
+
+
 def framed(message: Head | Sent) -> bytes:
     """A message as it travels."""
     data = msgspec.msgpack.encode(message)

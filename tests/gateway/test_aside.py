@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.http import aside, aside_process
 from gateway.http.aside import LARGE, MOST_COMMAS, MOST_ENDS, MOST_QUOTES, is_dear
+from gateway.http.aside_wire import Sent, framed
 from tests.gateway.conftest import GatewayProcess, NeuronThread, client_of, eventually
 
 CHAT = "/v1/chat/completions"
@@ -133,3 +138,33 @@ def test_it_ends_with_the_process_beside_it(
     finally:
         process.stop()
     assert "Traceback" not in process.log.read_text()
+
+
+def test_one_that_stands_still_is_killed_and_one_that_takes_long_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(aside_process, "BEAT", 0.02)
+    monkeypatch.setattr(aside, "SILENCE", 5.0)
+
+    async def scenario(process: subprocess.Popen[bytes]) -> None:
+        here, there = socket.socketpair()
+        reader, writer = await asyncio.open_unix_connection(sock=here)
+        _, theirs = await asyncio.open_unix_connection(sock=there)
+        answer = aside._Answer(reader, writer, process)
+        beat = asyncio.create_task(aside_process._beat(theirs))
+        asyncio.get_running_loop().call_later(0.3, theirs.write, framed(Sent(body=b"late")))
+        assert await anext(answer) == b"late"
+        assert process.poll() is None
+        beat.cancel()
+        monkeypatch.setattr(aside, "SILENCE", 0.1)
+        with pytest.raises(TimeoutError):
+            await anext(answer)
+        writer.close()
+        theirs.close()
+
+    with subprocess.Popen(["sleep", "600"]) as process:
+        try:
+            asyncio.run(scenario(process))
+            assert process.wait(60) == -signal.SIGKILL
+        finally:
+            process.kill()
