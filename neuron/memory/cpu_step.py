@@ -182,8 +182,8 @@ class CpuStep:
         return self.kernels.compiled and norms and not self.shapes.interleaved
 
     def _states(self) -> int:
-        """Of a layer that keeps a state: while sequences with one token have copies of theirs, or while those
-        of a prompt go through, some at a time."""
+        """Of a layer that keeps a state: while sequences with one token have copies of theirs, while those of
+        a prompt go through, some at a time, or while what comes of that goes through its gates."""
         stream = 2 * self.tokens * self.shapes.hidden_size * self.itemsize
         if (convolution := self.shapes.convolution) is not None:
             channels = convolution.on_rank(self.world_size).channels
@@ -201,7 +201,10 @@ class CpuStep:
         convolved = 4 * block * delta.channels  # beside what came of those before
         # what takes the results has no memory before they come
         once = max(copied, self.tokens * values + max(convolved, chunked))
-        return stream + self.tokens * (projected + through) + once * FLOAT
+        if self.kernels.exact:  # token after token, sequence after sequence
+            once = self.tokens * values + 2 * state
+        gated = self.tokens * values * (self.itemsize + 2 * FLOAT)
+        return stream + self.tokens * projected + max(self.tokens * through + once * FLOAT, gated)
 
     # --- the MLP ----------------------------------------------------------------------------------------
 

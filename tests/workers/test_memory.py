@@ -114,6 +114,7 @@ SHAPES = {  # of a layer or two, by what of it takes most
     [
         *((most, {}) for most in SHAPES),
         ("attention", {"exact": True}),
+        ("states", {"exact": True}),
         ("attention", {"kv_cache_dtype": "int8"}),
     ],
 )

@@ -9,6 +9,7 @@ rows agree with each other in every bit; products are cut into blocks of these s
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -104,8 +105,14 @@ def elementwise(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     rows = max(1, SERIAL // (columns + missing))
     if missing:
         tensors = tuple(F.pad(each, (0, missing)) for each in tensors)
-    parts = [function(*part) for part in zip(*(each.split(rows) for each in tensors), strict=True)]
-    y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    parts = map(function, *(each.split(rows) for each in tensors))
+    first = next(parts)
+    if (total := len(tensors[0])) <= rows:
+        y = first
+    else:
+        y = first.new_empty(total, *first.shape[1:])
+        for part, made in zip(y.split(rows), chain([first], parts), strict=True):
+            part.copy_(made)
     return y[:, :columns] if missing else y
 
 
