@@ -1,9 +1,10 @@
 """What the kernels for GPUs come to: `python -m benchmarks.kernels [--device cuda:0]`; needs Triton.
 
 Without a device every kernel is compiled for every card: registers a thread, bytes of shared memory a block,
-bytes spilt, and the widest load of a weight. It fails where one spills or does not fit; products in float32
-with weights in blocks do spill. Tests compile the worst of each sort; all others are left to this, which
-takes a core more than an hour.
+bytes spilt, and the widest load of a weight. From these follow how many blocks a multiprocessor holds, how
+many bytes each of their threads waits for, and what share of memory's rate that many allow where a grid fills
+a card. It fails where a kernel spills or does not fit; products in float32 with weights in blocks do spill.
+Tests compile the worst of each sort; all others are left to this, which takes a core more than an hour.
 
 With a device they also run, over the shapes of an 8B model's MLP; figures are shares of the rate at which the
 same device copies memory.
@@ -41,8 +42,38 @@ from workers.kernels.eight_bits_triton import FP8, INT8, WHOLE
 from workers.kernels.pairs import Pairs
 from workers.weights.blocks import Blocks
 
-CARDS = {80: "A100", 86: "3060, 3090", 89: "4090", 90: "H100", 120: "5090"}  # by compute capability
-SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # a block may have
+
+class Card(NamedTuple):
+    """What matters here of a card, by NVIDIA's data sheets and the CUDA programming guide's table of
+    capabilities.
+
+    Attributes:
+        bandwidth: bytes a second of its memory.
+        threads: that a multiprocessor holds at most.
+        blocks: the same of blocks.
+        shared: bytes of shared memory of a multiprocessor.
+    """
+
+    name: str
+    multiprocessors: int
+    bandwidth: float
+    threads: int
+    blocks: int
+    shared: int
+
+
+CARDS = {  # by compute capability
+    80: Card("A100", 108, 1.94e12, 2048, 32, 164 << 10),
+    86: Card("3060, 3090", 82, 0.94e12, 1536, 16, 100 << 10),
+    89: Card("4090", 128, 1.01e12, 1536, 24, 100 << 10),
+    90: Card("H100", 132, 3.35e12, 2048, 32, 228 << 10),
+    120: Card("5090", 170, 1.79e12, 1536, 24, 100 << 10),
+}
+SYSTEM_BYTES = 1 << 10  # of shared memory, that each block has beside its own
+SHARED_BYTES = {capability: card.shared - SYSTEM_BYTES for capability, card in CARDS.items()}  # of a block
+REGISTERS = 64 << 10  # of a multiprocessor; a warp has them by
+REGISTER_UNIT = 256
+LATENCY = 700e-9  # seconds from a load to its bytes on a busy card, roughly: 500 on an idle one
 TOKENS = (1, 32, 64)
 EXPERT_KINDS = (grouped_triton.PLAIN, "Q4_K", "Q6_K", "Q8_0", "MXFP4")
 ALIGNED = (  # formats with rows that begin at 16 bytes
@@ -57,12 +88,30 @@ SHAPES = ((14336, 4096), (4096, 14336))  # rows, columns
 
 
 class Compiled(NamedTuple):
-    """What the assembler says of a kernel. Of loads: bytes of the widest that fetches weights."""
+    """What the assembler says of a kernel, and what follows.
+
+    Attributes:
+        registers: of a thread.
+        shared: bytes of a block.
+        spilt: bytes of a thread.
+        load: bytes of the widest that fetches weights.
+        blocks: that a multiprocessor holds at once.
+        waiting: bytes that a thread waits for at once, at most: those of a step of its longest loop, and of
+            as many steps as are fetched ahead.
+        share: of the memory's rate that so many bytes allow; 1 at most.
+    """
 
     registers: int
-    shared: int  # bytes
-    spilt: int  # bytes
+    shared: int
+    spilt: int
     load: int
+    blocks: int
+    waiting: int
+    share: float
+
+    def __str__(self) -> str:
+        """A table's columns."""
+        return f"{' | '.join(map(str, self[:-1]))} | {self.share:.0%}"
 
 
 def compile_for(
@@ -176,7 +225,35 @@ def assembled(kernel: CompiledKernel, aligned: bool) -> Compiled:
     loads = re.findall(r"\bLDG(?:STS)?\.E((?:\.\w+)*)", code)
     bits = [int(found[1]) for load in loads if (found := re.search(r"\.U?(8|16|64|128)\b", load))]
     widest = 128 if aligned and 128 in bits else max((b for b in bits if b < 128), default=32)
-    return Compiled(registers, kernel.metadata.shared, stack + local, widest // 8)
+    card, warps = CARDS[kernel.metadata.target.arch], kernel.metadata.num_warps
+    warp_registers = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
+    blocks = min(
+        card.blocks,
+        card.threads // (32 * warps),
+        REGISTERS // (warp_registers * warps),
+        card.shared // (kernel.metadata.shared + SYSTEM_BYTES),
+    )
+    stages = kernel.metadata.num_stages
+    waiting = _awaited(longest_loop(code), registers, stages) or _awaited(code, registers, 1)
+    rate = blocks * 32 * warps * waiting * card.multiprocessors / LATENCY
+    return Compiled(
+        registers,
+        kernel.metadata.shared,
+        stack + local,
+        widest // 8,
+        blocks,
+        waiting,
+        min(rate / card.bandwidth, 1.0),
+    )
+
+
+def _awaited(code: str, registers: int, stages: int) -> int:
+    """Bytes that a thread's loads in a step of a loop fetch: to registers, or to shared memory, ahead."""
+    total = {"": 0, "STS": 0}
+    for target, kind in re.findall(r"\bLDG(STS)?\.E((?:\.\w+)*)", code):
+        found = re.search(r"\.[US]?(8|16|64|128)\b", kind)
+        total[target] += int(found[1] if found else 32) // 8
+    return min(total[""], 4 * registers) + total["STS"] * max(stages - 1, 1)
 
 
 def disassembled(kernel: CompiledKernel) -> tuple[str, str]:
@@ -317,17 +394,20 @@ def main() -> None:
     parser.add_argument("--only", default="", help="kernels whose name and capability this regex finds")
     given = parser.parse_args()
     device = given.device
-    print("| kernel | card | registers | shared | spilt | load |\n|---|---|---|---|---|---|")
+    print(
+        "| kernel | card | registers | shared | spilt | load | blocks | bytes a thread | of memory's rate |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     faults = []
     for _, name, compile_one in kernels():
         for capability, card in CARDS.items():
             if not re.search(given.only, f"{name} {capability}"):
                 continue
             found = compile_one(capability)
-            print(f"| {name} | {card} | {' | '.join(map(str, found))} |", flush=True)
+            print(f"| {name} | {card.name} | {found} |", flush=True)
             spills = found.spilt and not SPILLING.match(name)
             if spills or found.shared > SHARED_BYTES[capability]:
-                faults.append(f"{name} on {card}: {found}")
+                faults.append(f"{name} on {card.name}: {found!r}")
     print("\n".join(["", *faults] if faults else ["\nNone spills that must not, and all fit."]))
     if device is not None:
         rate = memory_rate(device)

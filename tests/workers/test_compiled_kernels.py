@@ -57,3 +57,20 @@ def test_a_small_kernel_fits_its_card_and_spills_nothing(name, capability, varia
     found = getattr(small_kernels, f"compile_{name}")(capability, **variant)
     assert found.shared <= SHARED_BYTES[capability]
     assert found.spilt == 0
+    assert found.blocks >= 1
+    assert 0 < found.share <= 1
+
+
+def test_bytes_that_a_thread_waits_for_are_those_of_its_loads():
+    from benchmarks.kernels import _awaited
+
+    code = """
+        LDG.E.128 R4, desc[UR4][R2.64] ;
+        LDG.E R4, desc[UR4][R2.64+0x10] ;
+        LDG.E.U8.CONSTANT R9, desc[UR4][R2.64+0x20] ;
+        LDGSTS.E.BYPASS.128 [R5], desc[UR4][R6.64] ;
+        STG.E.128 desc[UR4][R6.64], R4 ;
+    """
+    assert _awaited(code, 255, 1) == 16 + 4 + 1 + 16
+    assert _awaited(code, 255, 4) == 16 + 4 + 1 + 3 * 16
+    assert _awaited(code, 4, 1) == 4 * 4 + 16
