@@ -1,14 +1,16 @@
 """gunicorn's asgi worker, with what it leaves out.
 
 It waits for ever for a header that does not come, closes an idle connection while a request is in the socket
-already, waits for idle ones when the process is to stop, and says what it refuses in plain text, which a
-reset of the connection may overtake.
+already, waits for idle ones when the process is to stop, does not let the application end what it has open
+when it is to stop at once, and says what it refuses in plain text, which a reset of the connection may
+overtake.
 """
 
 from __future__ import annotations
 
 import asyncio
 import select
+from contextlib import suppress
 from functools import cached_property
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 HEADERS = 4  # a whole header is at most so many times as long as one field of it may be
 LINGER_SECONDS = 2.0  # that a refused client has to stop sending and to read why
 LOOK_AGAIN_SECONDS = 0.1
+QUICK_SECONDS = 5.0  # that the application has to end what it has open, where the process is to end at once
 
 
 class Worker(gasgi.ASGIWorker):
@@ -67,6 +70,9 @@ class Worker(gasgi.ASGIWorker):
         for connection in tuple(self.connections):
             connection.end_if_idle()
         await super()._shutdown()
+        if self._quick_shutdown and self.lifespan is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.lifespan.shutdown(), QUICK_SECONDS)
 
 
 class Connection(ASGIProtocol):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gateway.http.connections import Worker
 from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, eventually
 
 BODY = json.dumps({"model": "echo", "prompt": "one two"}).encode()
@@ -161,18 +164,36 @@ def test_a_request_that_waits_in_the_socket_while_the_process_stands_still_is_an
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_idle_connections_do_not_hold_up_a_stop(
+def test_idle_connections_do_not_hold_up_a_stop_before_which_all_is_logged(
     neuron: NeuronThread, tmp_path: Any, number: signal.Signals
 ) -> None:
     process = GatewayProcess(tmp_path, neuron.endpoint).wait_ready()
     try:
         with connected(process, GET) as idle, connected(process) as silent:
             assert answer(idle)[0] == 200
-            process.process.send_signal(number)
+            with connected(process, head(len(BODY)) + BODY) as asking:
+                assert answer(asking)[0] == 200
+                process.process.send_signal(number)
             process.process.wait(LATE)
             assert idle.recv(1) == silent.recv(1) == b""
+        assert process.log.read_text().count("request ended") == 1
     finally:
         process.stop()
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_the_application_ends_what_it_has_open_however_a_process_is_stopped(at_once: bool) -> None:
+    worker, ended = Worker.__new__(Worker), []
+
+    class Lifespan:
+        async def shutdown(self) -> None:
+            ended.append(1)
+
+    worker.servers, worker.connections, worker.nr_conns = [], set(), 0
+    worker.log, worker.lifespan = logging.getLogger("gunicorn"), Lifespan()
+    worker._quick_shutdown = at_once
+    asyncio.run(worker._shutdown())
+    assert ended == [1]
 
 
 # --- size -----------------------------------------------------------------------------------------------
