@@ -1,5 +1,5 @@
 # make run    sets up .venv and starts gateway, neuron and the demo model on this machine (ARGS='--model …')
-# make test   sets up .venv with the test extras and runs every test, four files at once (ARGS='-k rings'); what fails
+# make test   sets up .venv with the test extras and runs every test, five files at once (ARGS='-k rings'); what fails
 #             there runs once more by itself, and is named: on a machine that is short of processors that tells a test
 #             that did not wait long enough from a fault
 # make test-real  fetches two real models once (330 MB, into ~/.cache/cortex) and runs what applies to them
@@ -30,7 +30,7 @@ run: $(VENV)/installed-run
 	@$(VENV)/bin/cortex up $(ARGS)
 
 test: $(VENV)/installed-test
-	$(call tested,-n 4 --dist loadfile --no-loadscope-reorder $(ARGS))
+	$(call tested,-n 5 --dist loadfile --no-loadscope-reorder $(ARGS))
 
 test-real: $(VENV)/installed-test
 	folder=$$($(VENV)/bin/python tools/fetch_real_models.py) && CORTEX_REAL_MODELS=$$folder $(PYTEST) tests/real $(ARGS)
