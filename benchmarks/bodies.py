@@ -13,15 +13,13 @@ import argparse
 import base64
 import http.client
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
+from benchmarks.beside import longest_wait, prepared
 from benchmarks.gateway import process, wait_for_answer
 from tests.ports import free_ports
 
@@ -117,8 +115,7 @@ def send(kind: str, port: int) -> None:
     body = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
     connection.connect()
-    print(len(body), flush=True)
-    sys.stdin.readline()
+    prepared(len(body))
     connection.request("POST", path, body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
     text = answer.read().decode()
@@ -128,23 +125,14 @@ def send(kind: str, port: int) -> None:
 
 def measure(kind: str, port: int) -> tuple[int, float, float, str]:
     """Bytes of the body, the longest wait for `/version`, seconds until the body was answered, and how."""
-    command = [sys.executable, "-m", "benchmarks.bodies", "--send", kind, str(port)]
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        size = int(other.stdout.readline())
-        outcome: list[str] = []
-        reader = Thread(target=lambda: outcome.append(other.stdout.readline().strip()))
-        reader.start()
-        started, longest = time.perf_counter(), 0.0
-        other.stdin.write("\n")
-        other.stdin.flush()
-        while reader.is_alive():
-            asked = time.perf_counter()
-            connection.request("GET", "/version")
-            connection.getresponse().read()
-            longest = max(longest, time.perf_counter() - asked)
-            time.sleep(0.001)
-        return size, longest, time.perf_counter() - started, outcome[0]
+
+    def ask() -> None:
+        connection.request("GET", "/version")
+        connection.getresponse().read()
+
+    size, *rest = longest_wait("benchmarks.bodies", kind, port, ask)
+    return int(size), *rest
 
 
 def main() -> None:

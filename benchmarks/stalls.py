@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
+from benchmarks.beside import longest_wait, prepared
 from ipc.client import BlockingClient
 from ipc.errors import CortexError
 from ipc.messages.conversation import Message, TextPart, Tool
@@ -92,8 +91,7 @@ def send(kind: str, endpoint: str) -> None:
     request = DEAR[kind]()
     with BlockingClient(endpoint, silence=SECONDS) as client:
         client.ask(Hello(id=0), SECONDS)
-        print("prepared", flush=True)
-        sys.stdin.readline()
+        prepared("prepared")
         try:
             print(type(client.ask(request, SECONDS)).__name__, flush=True)
         except CortexError as error:
@@ -102,21 +100,8 @@ def send(kind: str, endpoint: str) -> None:
 
 def measure(kind: str, endpoint: str, client: BlockingClient) -> tuple[float, float, str]:
     """The longest wait for an answer to `hello`, seconds until the dear request was answered, and how."""
-    command = [sys.executable, "-m", "benchmarks.stalls", "--send", kind, endpoint]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "prepared\n"
-        outcome: list[str] = []
-        reader = Thread(target=lambda: outcome.append(other.stdout.readline().strip()))
-        reader.start()
-        started, longest = time.perf_counter(), 0.0
-        other.stdin.write("\n")
-        other.stdin.flush()
-        while reader.is_alive():
-            asked = time.perf_counter()
-            client.ask(Hello(id=0), SECONDS)
-            longest = max(longest, time.perf_counter() - asked)
-            time.sleep(0.001)
-        return longest, time.perf_counter() - started, outcome[0]
+    ask = partial(client.ask, Hello(id=0), SECONDS)
+    return longest_wait("benchmarks.stalls", kind, endpoint, ask)[1:]
 
 
 def main() -> None:
