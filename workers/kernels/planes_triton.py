@@ -442,6 +442,20 @@ def _with_zero(word):
 
 
 @triton.jit
+def _scales_at(rows, k, columns, KIND: tl.constexpr):
+    """Where scales of columns from `k` on stand, of what has one for 32 of them and none above it."""
+    if KIND == "Q4_1" or KIND == "Q5_1":
+        at = rows + columns // 128 * 64 + k // 8
+    elif KIND == "Q8_0":
+        at = rows + columns + k // 16
+    else:
+        at = rows + columns // 128 * 64 + k // 16
+    if KIND == "Q5_0" or KIND == "Q5_1":
+        at += columns // 128 * 16
+    return at
+
+
+@triton.jit
 def load_scales(rows, k, columns, KIND: tl.constexpr):
     """Of 128 columns of each row, from `k` on: what `scale_of` takes."""
     words = tl.pointer_type(tl.int32)
@@ -461,19 +475,10 @@ def load_scales(rows, k, columns, KIND: tl.constexpr):
         whole = _once((at + columns // 128 * 8 + k // 256 * 2).to(tl.pointer_type(tl.float16)))
         return a, b, whole.to(tl.float32)
     elif KIND == "Q4_1" or KIND == "Q5_1":
-        at = rows + columns // 128 * 64 + k // 8
-        if KIND == "Q5_1":
-            at += columns // 128 * 16
-        return _split4(_four_times(at.to(words), 4))
+        return _split4(_four_times(_scales_at(rows, k, columns, KIND).to(words), 4))
     elif KIND == "Q4_0" or KIND == "Q5_0" or KIND == "Q8_0":
-        at = rows + k // 16
-        if KIND == "Q8_0":
-            at += columns
-        elif KIND == "Q5_0":
-            at += columns // 128 * 80
-        else:
-            at += columns // 128 * 64
-        return _split4(_four_times(at.to(tl.pointer_type(tl.float16)), 4).to(tl.float32))
+        at = _scales_at(rows, k, columns, KIND).to(tl.pointer_type(tl.float16))
+        return _split4(_four_times(at, 4).to(tl.float32))
     elif KIND == "MXFP4":
         return _once((rows + columns // 128 * 64 + k // 32).to(words)), 0
     elif KIND == "NVFP4":
@@ -563,20 +568,11 @@ def own_scales(rows, k, columns, KIND: tl.constexpr):
         whole = _once((at + columns // 128 * 8 + k // 256 * 2).to(tl.pointer_type(tl.float16))).to(tl.float32)
         return tl.join(whole * (both << 24 >> 24).to(tl.float32), whole * (both >> 8).to(tl.float32)), 0.0
     elif KIND == "Q4_1" or KIND == "Q5_1":
-        at = rows + columns // 128 * 64 + k // 8
-        if KIND == "Q5_1":
-            at += columns // 128 * 16
-        both = _by_thread(at.to(words), 1)
+        both = _by_thread(_scales_at(rows, k, columns, KIND).to(words), 1)
         return _half_of(both, 0), -_half_of(both, 1)
     elif KIND == "Q4_0" or KIND == "Q5_0" or KIND == "Q8_0":
-        at = rows + k // 16
-        if KIND == "Q8_0":
-            at += columns
-        elif KIND == "Q5_0":
-            at += columns // 128 * 80
-        else:
-            at += columns // 128 * 64
-        return _by_thread(at.to(tl.pointer_type(tl.float16)), 1).to(tl.float32), 0.0
+        at = _scales_at(rows, k, columns, KIND).to(tl.pointer_type(tl.float16))
+        return _by_thread(at, 1).to(tl.float32), 0.0
     elif KIND == "MXFP4":
         e = _by_thread(rows + columns // 128 * 64 + k // 32, 1).to(tl.int32)
         return tl.where(e == 0, 1 << 22, e << 23).to(tl.float32, bitcast=True), 0.0
