@@ -5,6 +5,7 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -96,6 +97,10 @@ def test_health_and_other_models_go_on_while_a_tokenizer_is_read(tmp_path, folde
             [tries] = wait_until(lambda: set(neuron.children()) - before, "its template to be tried")
             before.add(tries)
             [reads] = wait_until(lambda: set(neuron.children()) - before, "its tokenizer to be read")
+            # one that is stopped before it is a program of its own stops whoever starts it
+            wait_until(
+                lambda: b"preparation.child" in Path(f"/proc/{reads}/cmdline").read_bytes(), "it to begin"
+            )
             os.kill(reads, signal.SIGSTOP)
             for _ in range(5):
                 neuron.health()
