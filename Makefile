@@ -2,7 +2,8 @@
 # make test   sets up .venv with the test extras and runs every test, five files at once (ARGS='-k rings'); what fails
 #             there runs once more by itself, and is named: on a machine that is short of processors that tells a test
 #             that did not wait long enough from a fault
-# make test-real  fetches two real models once (330 MB, into ~/.cache/cortex) and runs what applies to them
+# make test-real  fetches two real models and llama.cpp's vocabularies once (480 MB, into ~/.cache/cortex), and runs
+#             what applies to them
 # make test-clients  installs clients of PyPI and npm, 1.6 GB, and runs sessions of each of them; needs node
 # make packages   builds sdist, wheel, .deb and .rpm into dist/, for this machine's processor and Python
 # make lint   formatter and linter, as CI runs them

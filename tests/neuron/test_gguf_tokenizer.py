@@ -323,6 +323,13 @@ def test_unigram_is_that_of_sentencepiece(folder, text):
     assert read(path).encode(text, special=True) == [*original.encode(text).ids, 1]
 
 
+def test_of_superfluous_spaces_only_spaces_are_left_out(folder):
+    tokens = ["<pad>", "</s>", "<unk>", SPACE, "a", "b", "\x85"]
+    more = {"scores": [0.0] * 3 + [-1.0] * 4, "token_type": [CONTROL, CONTROL, UNKNOWN] + [NORMAL] * 4}
+    path = write(folder / "spaces.gguf", "t5", tokens, **more, remove_extra_whitespaces=True)
+    assert read(path).encode("  a  b \x85 ", special=False) == [3, 4, 3, 5, 3, 6]
+
+
 # --- and what is wrong --------------------------------------------------------------------------------------
 
 

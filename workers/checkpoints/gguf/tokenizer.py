@@ -185,7 +185,8 @@ def _t5(file: Gguf, tokens: list[str], types: list[int]) -> Json:
         packed = base64.b64encode(bytes(byte & 0xFF for byte in table)).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": packed})
     if file.metadata.get("tokenizer.ggml.remove_extra_whitespaces", False):
-        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        # Spaces alone: what a library strips is all of Unicode's, some of which are tokens.
+        steps.append({"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
     meta = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always" if prefix else "never"}
