@@ -18,7 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
-from benchmarks.kernels import Compiled, assembled, compile_for
+from benchmarks.kernels import Compiled, compile_for
 from benchmarks.products import at_once, label_of, reading, replayed
 from ipc.worker_messages import PAGE_SIZE
 from workers.kernels import attention_triton, fused
@@ -268,7 +268,7 @@ def compile_attention(
     }
     given = attention_triton.attention_kernel, pointers | numbers, constants, (*pointers, *strides)
     options = {"num_warps": shape.warps, "num_stages": shape.stages, "maxnreg": shape.registers}
-    return assembled(compile_for(capability, *given, **options), True)
+    return Compiled(compile_for(capability, *given, **options), True)
 
 
 def warm(number: int, device: str) -> None:

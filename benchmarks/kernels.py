@@ -17,7 +17,8 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,31 +88,89 @@ SPILLING = re.compile(r"(product|experts) .* fp32$")
 SHAPES = ((14336, 4096), (4096, 14336))  # rows, columns
 
 
-class Compiled(NamedTuple):
-    """What the assembler says of a kernel, and what follows.
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel, and what follows from what the assembler makes of it.
 
     Attributes:
-        registers: of a thread.
-        shared: bytes of a block.
-        spilt: bytes of a thread.
-        load: bytes of the widest that fetches weights.
-        blocks: that a multiprocessor holds at once.
-        waiting: bytes that a thread waits for at once, at most: those of a step of its longest loop, and of
-            as many steps as are fetched ahead.
-        share: of the memory's rate that so many bytes allow; 1 at most.
+        kernel: that Triton compiled.
+        aligned: whether weights begin where loads of 16 bytes may.
     """
 
-    registers: int
-    shared: int
-    spilt: int
-    load: int
-    blocks: int
-    waiting: int
-    share: float
+    kernel: CompiledKernel
+    aligned: bool
+
+    @cached_property
+    def _usage(self) -> tuple[int, int]:
+        """Registers and bytes spilt, of a thread."""
+        usage = _tool(self.kernel, "cuobjdump", "-res-usage")
+        registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage).groups())
+        return registers, stack + local
+
+    @property
+    def registers(self) -> int:
+        """Of a thread."""
+        return self._usage[0]
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory of a block."""
+        return self.kernel.metadata.shared
+
+    @property
+    def spilt(self) -> int:
+        """Bytes of a thread."""
+        return self._usage[1]
+
+    @property
+    def load(self) -> int:
+        """Bytes of the widest that fetches weights, as the assembler is told: it joins none."""
+        bits = {bits for bits in loads(self.kernel.asm["ptx"]) if bits < 128 or self.aligned}
+        return max(bits, default=32) // 8
+
+    @cached_property
+    def code(self) -> str:
+        """Instructions of the card, which take the disassembler half a second."""
+        return _tool(self.kernel, "nvdisasm", "-c")
+
+    @cached_property
+    def loop(self) -> str:
+        """Those of its longest loop."""
+        return longest_loop(self.code)
+
+    @property
+    def card(self) -> Card:
+        return CARDS[self.kernel.metadata.target.arch]
+
+    @property
+    def blocks(self) -> int:
+        """That a multiprocessor holds at once."""
+        warps = self.kernel.metadata.num_warps
+        warp_registers = -(-self.registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
+        return min(
+            self.card.blocks,
+            self.card.threads // (32 * warps),
+            REGISTERS // (warp_registers * warps),
+            self.card.shared // (self.shared + SYSTEM_BYTES),
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that a thread waits for at once, at most: those of a step of its longest loop, and of as many
+        steps as are fetched ahead."""
+        stages = self.kernel.metadata.num_stages
+        return _awaited(self.loop, self.registers, stages) or _awaited(self.code, self.registers, 1)
+
+    @property
+    def share(self) -> float:
+        """Of the memory's rate that so many bytes allow; 1 at most."""
+        threads = self.blocks * 32 * self.kernel.metadata.num_warps * self.card.multiprocessors
+        return min(threads * self.waiting / LATENCY / self.card.bandwidth, 1.0)
 
     def __str__(self) -> str:
         """A table's columns."""
-        return f"{' | '.join(map(str, self[:-1]))} | {self.share:.0%}"
+        columns = self.registers, self.shared, self.spilt, self.load, self.blocks, self.waiting
+        return f"{' | '.join(map(str, columns))} | {self.share:.0%}"
 
 
 def compile_for(
@@ -148,11 +207,11 @@ def compile_product(capability: int, kind: str, tokens: int, dtype: str = "bf16"
     aligned = [*pointers, "columns", *["row_bytes"] * (kind in ALIGNED)]
     given = blocks_triton.product_kernel, pointers | numbers, constants, aligned
     kernel = compile_for(capability, *given, num_warps=warps, num_stages=blocks_triton.STAGES)
-    return assembled(kernel, kind in ALIGNED)
+    return Compiled(kernel, kind in ALIGNED)
 
 
-def compile_skinny(capability: int, kind: str, tokens: int, dtype: str = "bf16") -> tuple[Compiled, str]:
-    """The product of few tokens with a weight in planes, or plain, and the code of its loop."""
+def compile_skinny(capability: int, kind: str, tokens: int, dtype: str = "bf16") -> Compiled:
+    """The product of few tokens with a weight in planes, or plain."""
     shape = skinny.shape_of(tokens, kind)
     pointers = dict.fromkeys(("x", "bias", "y"), f"*{dtype}") | {"parts": "*fp32", "done": "*i32"}
     pointers["w"] = f"*{dtype}" if kind == experts_triton.PLAIN else "*u8"
@@ -162,7 +221,7 @@ def compile_skinny(capability: int, kind: str, tokens: int, dtype: str = "bf16")
     return _few(capability, skinny.product_kernel, pointers | numbers, constants, aligned, shape)
 
 
-def compile_few_experts(capability: int, kind: str, tokens: int, dtype: str = "bf16") -> tuple[Compiled, str]:
+def compile_few_experts(capability: int, kind: str, tokens: int, dtype: str = "bf16") -> Compiled:
     """The same of so many tokens an expert."""
     shape = experts_triton.shape_of(tokens, kind)
     pointers = dict.fromkeys(("x", "bias", "y"), f"*{dtype}") | {"parts": "*fp32", "done": "*i32"}
@@ -176,12 +235,11 @@ def compile_few_experts(capability: int, kind: str, tokens: int, dtype: str = "b
     return _few(capability, experts_triton.experts_kernel, pointers | numbers, constants, aligned, shape)
 
 
-def _few(capability: int, kernel: Any, *given: Any) -> tuple[Compiled, str]:
+def _few(capability: int, kernel: Any, *given: Any) -> Compiled:
     *given, shape = given
     warps = 1 if shape.tokens <= skinny.FEW.value else skinny.WARPS
     options = {"num_warps": warps, "num_stages": shape.stages, "maxnreg": shape.registers}
-    compiled = compile_for(capability, kernel, *given, **options)
-    return assembled(compiled, True), longest_loop(disassembled(compiled)[1])
+    return Compiled(compile_for(capability, kernel, *given, **options), True)
 
 
 def longest_loop(code: str) -> str:
@@ -211,40 +269,15 @@ def compile_experts(capability: int, kind: str, tokens: int, dtype: str = "bf16"
     aligned = [*pointers, "columns", "num_rows", "y_stride", *["row_size"] * (is_plain or kind in ALIGNED)]
     given = grouped_triton.grouped_kernel, pointers | numbers, constants, aligned
     kernel = compile_for(capability, *given, num_warps=warps, num_stages=grouped_triton.STAGES)
-    return assembled(kernel, is_plain or kind in ALIGNED)
+    return Compiled(kernel, is_plain or kind in ALIGNED)
 
 
-def assembled(kernel: CompiledKernel, aligned: bool) -> Compiled:
-    """What the assembler says of it.
-
-    Args:
-        aligned: whether weights begin where loads of 16 bytes may.
-    """
-    usage, code = disassembled(kernel)
-    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage).groups())
-    loads = re.findall(r"\bLDG(?:STS)?\.E((?:\.\w+)*)", code)
-    bits = [int(found[1]) for load in loads if (found := re.search(r"\.U?(8|16|64|128)\b", load))]
-    widest = 128 if aligned and 128 in bits else max((b for b in bits if b < 128), default=32)
-    card, warps = CARDS[kernel.metadata.target.arch], kernel.metadata.num_warps
-    warp_registers = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
-    blocks = min(
-        card.blocks,
-        card.threads // (32 * warps),
-        REGISTERS // (warp_registers * warps),
-        card.shared // (kernel.metadata.shared + SYSTEM_BYTES),
-    )
-    stages = kernel.metadata.num_stages
-    waiting = _awaited(longest_loop(code), registers, stages) or _awaited(code, registers, 1)
-    rate = blocks * 32 * warps * waiting * card.multiprocessors / LATENCY
-    return Compiled(
-        registers,
-        kernel.metadata.shared,
-        stack + local,
-        widest // 8,
-        blocks,
-        waiting,
-        min(rate / card.bandwidth, 1.0),
-    )
+def loads(ptx: str) -> Iterator[int]:
+    """Bits of each load from a card's memory, to registers or to shared memory."""
+    for count, bits in re.findall(r"\bld\.global\b[\w.:]*?(?:\.v(\d))?\.[bsuf](\d+)\s", ptx):
+        yield int(count or 1) * int(bits)
+    for size in re.findall(r"\bcp\.async\.c[ag]\.shared\.global\S*\s+\[.*?\],\s*\[.*?\],\s*(\w+)", ptx):
+        yield 8 * int(size, 0)
 
 
 def _awaited(code: str, registers: int, stages: int) -> int:
@@ -256,18 +289,14 @@ def _awaited(code: str, registers: int, stages: int) -> int:
     return min(total[""], 4 * registers) + total["STS"] * max(stages - 1, 1)
 
 
-def disassembled(kernel: CompiledKernel) -> tuple[str, str]:
-    """What resources it takes, and its code."""
+def _tool(kernel: CompiledKernel, tool: str, option: str) -> str:
+    """What a tool of CUDA's says of it."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage = _output(tools / "cuobjdump", "-res-usage", file.name)
-        return usage, _output(tools / "nvdisasm", "-c", file.name)
-
-
-def _output(*command: object) -> str:
-    return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
+        command = [str(tools / tool), option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def seconds(device: str, call: object, repeats: int = 20) -> float:
@@ -347,7 +376,7 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
         call = partial(compile_kernel, name=f"{name}_kernel", mixed=mixed, silu=silu)
         yield (
             *(kernel_of(f"{name}_kernel"), f"states {name} {mixed}{' silu' * silu}"),
-            lambda card, call=call: assembled(call(card), False),
+            lambda card, call=call: Compiled(call(card), False),
         )
     for kind, tokens, dtype in product(blocks_triton.KINDS, TOKENS, small_kernels.TYPES):
         call = partial(compile_product, kind=kind, tokens=tokens, dtype=dtype)
@@ -358,18 +387,22 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
     for kind, tokens, dtype in product(planes_triton.KINDS, (1, 8, 16), ("bf16", "fp16")):
         if tokens == 8 and not skinny.alone(kind):
             continue  # as for one
-        call = _of_both(compile_skinny, kind, tokens, dtype)
+        call = partial(compile_skinny, kind=kind, tokens=tokens, dtype=dtype)
         yield skinny.product_kernel, f"few rows {kind} {tokens} {dtype}", call
     for kind, tokens in product(planes_triton.KINDS, (32, 64)):
         if skinny.shape_of(tokens, kind).tokens < tokens:
             continue  # the programs are those of fewer tokens
-        yield skinny.product_kernel, f"some rows {kind} {tokens}", _of_both(compile_skinny, kind, tokens)
+        yield (
+            skinny.product_kernel,
+            f"some rows {kind} {tokens}",
+            partial(compile_skinny, kind=kind, tokens=tokens),
+        )
     for kind, tokens, dtype in product(
         (*planes_triton.KINDS, experts_triton.PLAIN), (1, 8, 16), ("bf16", "fp16")
     ):
         if tokens == 8 and not skinny.alone(kind):
             continue
-        call = _of_both(compile_few_experts, kind, tokens, dtype)
+        call = partial(compile_few_experts, kind=kind, tokens=tokens, dtype=dtype)
         yield experts_triton.experts_kernel, f"few rows of experts {kind} {tokens} {dtype}", call
     for kept, head_dim, tokens in product(KEPT, HEAD_DIMS, SORTS):
         for window, special in product((0, 1), (False, True)):
@@ -382,10 +415,6 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
         how = {"tokens": tokens, "head_dim": 128, "dtype": dtype, "kind": kept}
         call = partial(compile_attention, **how)
         yield attention_triton.attention_kernel, f"attention {tokens} 128 {KEPT[kept]} {dtype}", call
-
-
-def _of_both(compile_one: Callable[..., tuple[Compiled, str]], *given: Any) -> Callable[[int], Compiled]:
-    return lambda card: compile_one(card, *given)[0]
 
 
 def main() -> None:
@@ -407,7 +436,7 @@ def main() -> None:
             print(f"| {name} | {card.name} | {found} |", flush=True)
             spills = found.spilt and not SPILLING.match(name)
             if spills or found.shared > SHARED_BYTES[capability]:
-                faults.append(f"{name} on {card.name}: {found!r}")
+                faults.append(f"{name} on {card.name}: {found}")
     print("\n".join(["", *faults] if faults else ["\nNone spills that must not, and all fit."]))
     if device is not None:
         rate = memory_rate(device)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import triton
 
-from benchmarks.kernels import Compiled, assembled, compile_for
+from benchmarks.kernels import Compiled, compile_for
 from ipc.worker_messages import PAGE_SIZE
 from workers.kernels import (
     attention_triton,
@@ -164,7 +164,7 @@ def _compiled(
     warps: int = 4,
 ) -> Compiled:
     types, aligned = pointers | sizes | (others or {}), (*pointers, *sizes)
-    return assembled(compile_for(capability, kernel, types, constants, aligned, num_warps=warps), True)
+    return Compiled(compile_for(capability, kernel, types, constants, aligned, num_warps=warps), True)
 
 
 def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:

@@ -58,7 +58,29 @@ def test_a_small_kernel_fits_its_card_and_spills_nothing(name, capability, varia
     assert found.shared <= SHARED_BYTES[capability]
     assert found.spilt == 0
     assert found.blocks >= 1
+
+
+@pytest.mark.parametrize("capability", [80, 120])
+def test_what_a_thread_waits_for_is_read_from_the_code_of_every_generation(capability):
+    from benchmarks.small_kernels import compile_norm
+
+    found = compile_norm(capability)
+    assert found.waiting >= 16
     assert 0 < found.share <= 1
+
+
+def test_the_widest_load_is_that_of_the_assembly():
+    from benchmarks.kernels import loads
+
+    code = """
+        ld.param.b64 %rd1, [norm_kernel_param_0];
+        @%p1 ld.global.L1::evict_first.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd2 + 0 ];
+        ld.global.b8 {%rs1}, [%rd3];
+        ld.global.v2.b64 { %rd5, %rd6 }, [ %rd2 + 16 ];
+        cp.async.cg.shared.global [ %r5 + 0 ], [ %rd4 + 0 ], 0x10, %r6;
+        st.global.v4.b32 [ %rd7 + 0 ], { %r1, %r2, %r3, %r4 };
+    """
+    assert [*loads(code)] == [128, 8, 128, 128]
 
 
 def test_bytes_that_a_thread_waits_for_are_those_of_its_loads():

@@ -134,9 +134,9 @@ def test_on_a_gpu_it_leaves_the_same(device):
     ],
 )
 def test_a_kernel_fits_its_card_and_spills_nothing(name, capability):
-    from benchmarks.kernels import SHARED_BYTES, assembled
+    from benchmarks.kernels import SHARED_BYTES, Compiled
 
-    found = assembled(compile_kernel(capability, name), False)
+    found = Compiled(compile_kernel(capability, name), False)
     assert found.shared <= SHARED_BYTES[capability]
     assert found.spilt == 0
 
