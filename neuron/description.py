@@ -140,7 +140,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
     notes = list(card.notes)
     adapters = tuple(read_adapter(name, path, card) for name, path in settings.adapters.items())
     weights = card.bytes_per_rank(settings.ranks, dtype, settings.quantization)
-    formats = card.formats(settings.ranks, settings.quantization)
+    formats = card.formats_of_kinds(settings.ranks, settings.quantization)
     limit = card.config.context_limit
     if settings.context_length is not None and settings.context_length > limit:
         notes.append(

@@ -23,7 +23,7 @@ from workers.checkpoints.card import ModelCard, read_card
 from workers.checkpoints.computing import missing_type
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
-from workers.checkpoints.stored_tensors import StoredTensor
+from workers.checkpoints.stored_tensors import StoredTensor, nbytes
 from workers.checkpoints.vision import Vision
 
 ADAPTER = "adapter_config.json"
@@ -101,8 +101,8 @@ def _facts(card: ModelCard) -> dict[str, str]:
     layers = Counter(map(_kept, card.layers))
     kept = ", ".join(f"{count} {kind}" for kind, count in layers.items())
     sizes: Counter[str] = Counter()
-    for each in _stored(card.tensors.values()):
-        sizes[each.dtype] += each.nbytes
+    for (shape, dtype), count in Counter(_stored(card.tensors.values())).items():
+        sizes[dtype] += count * nbytes(shape, dtype)
     facts = {
         "family": f"{card.family} ({card.architecture})",
         "parameters": _parameters(card),
@@ -148,19 +148,21 @@ def _kept(layer: Layer) -> str:
 
 def _parameters(card: ModelCard) -> str:
     total = routed = 0
-    for name, tensor in card.tensors.items():
-        total += math.prod(tensor.shape)
-        routed += math.prod(tensor.shape) if ".experts." in name else 0
+    alike = Counter((tensor.shape, ".experts." in name) for name, tensor in card.tensors.items())
+    for (shape, of_experts), count in alike.items():
+        total += count * math.prod(shape)
+        routed += count * math.prod(shape) if of_experts else 0
     if not routed or card.config.experts is None:
         return _count(total)
     active = total - routed + routed * card.config.experts.chosen // card.config.experts.count
     return f"{_count(total)}, of which a token goes through {_count(active)}"
 
 
-def _stored(tensors: Iterable[StoredTensor]) -> Iterator[StoredTensor]:
-    """What stands in the files: a weight that is converted is its sources."""
+def _stored(tensors: Iterable[StoredTensor]) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Shape and type of what stands in the files: a weight that is converted is its sources."""
     for tensor in tensors:
-        yield from tensor.sources or [tensor]
+        for each in tensor.sources or (tensor,):
+            yield each.shape, each.dtype
 
 
 def _text(card: ModelCard, text: TextFrontEnd) -> dict[str, str]:

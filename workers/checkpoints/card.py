@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import msgspec
 
@@ -77,6 +78,17 @@ TOWERS = {
     "gemma4_unified_vision": gemma4_unified_vision,
 }
 MOST_RANKS = 8  # of which `check_ranks` tells what would work
+
+
+class _Kind(NamedTuple):
+    """Tensors that are alike but for their layers, and the experts that they are parts of."""
+
+    names: list[str]
+    experts: Counter[int]  # how many each expert has, by its number; empty of what is not theirs
+
+    @property
+    def first(self) -> str:
+        return self.names[0]
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -194,23 +206,26 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         model, itemsize = self.kept_in(quantization).config, DTYPE_BYTES[dtype or self.dtype]
         formats = self._formats(world_size, quantization)
 
+        experts = model.experts
+        are_whole = experts is not None and experts.whole_on(world_size)
+
         def bytes_of(rank: int) -> int:
             total = 0
-            for names, form in zip(self._alike, formats, strict=True):
-                shape, sharing = (
-                    self._on_rank(names[0], model, world_size, rank),
-                    self.tensors[names[0]].sharing,
-                )
+            for kind, form in zip(self._alike, formats, strict=True):
+                if are_whole and kind.experts:
+                    shape = self.tensors[kind.first].shape
+                    count = sum(kind.experts[number] for number in experts.share(rank, world_size))
+                else:
+                    shape, count = self._on_rank(kind.first, model, world_size, rank), len(kind.names)
                 if form is not None:
                     each = shape[0] * FORMATS[form].row_bytes(shape[1])
                 else:
-                    wide = sharing in ("wide", "wide_rows")
+                    wide = self.tensors[kind.first].sharing in ("wide", "wide_rows")
                     each = math.prod(shape) * (DTYPE_BYTES["float32"] if wide else itemsize)
-                total += len(names) * each
+                total += count * each
             return total
 
-        experts = model.experts
-        if self.vision is not None or (experts is not None and experts.whole_on(world_size)):
+        if self.vision is not None or are_whole:
             return [bytes_of(rank) for rank in range(world_size)]
         return [bytes_of(0)] * world_size
 
@@ -225,7 +240,9 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         if chosen is None:
             return self
         experts = msgspec.structs.replace(experts, block=FORMATS[chosen].elements)
-        return msgspec.structs.replace(self, config=msgspec.structs.replace(self.config, experts=experts))
+        kept = msgspec.structs.replace(self, config=msgspec.structs.replace(self.config, experts=experts))
+        vars(kept)["_alike"] = self._alike  # for its tensors are the same
+        return kept
 
     def formats(self, world_size: int, quantization: Quantization | None = None) -> Formats:
         """The block formats in which ranks keep weights, by name; all others are in the type of the model.
@@ -239,29 +256,40 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             CortexError: MODEL_LOAD_FAILED, the ranks would share columns that are not whole blocks.
         """
         found: dict[str, str] = {}
-        for names, form in zip(self._alike, self._formats(world_size, quantization), strict=True):
-            found |= dict.fromkeys(names, form) if form is not None else {}
+        for kind, form in zip(self._alike, self._formats(world_size, quantization), strict=True):
+            found |= dict.fromkeys(kind.names, form) if form is not None else {}
         formats = Formats({name: found[name] for name in self.tensors if name in found})
         formats.orders = {name: order for name in formats if (order := self.tensors[name].order)}
         return formats
 
+    def formats_of_kinds(self, world_size: int, quantization: Quantization | None = None) -> dict[str, str]:
+        """The same of one weight of each kind, the embedding among them; raises as `formats`."""
+        each = zip(self._alike, self._formats(world_size, quantization), strict=True)
+        return {kind.first: form for kind, form in each if form is not None}
+
     @cached_property
-    def _alike(self) -> list[list[str]]:
-        """The names of tensors, those together that ranks share and keep alike: of a model with many experts
-        a hundredth of all."""
-        found: dict[tuple[Any, ...], list[str]] = {}
+    def _alike(self) -> list[_Kind]:
+        """All tensors, those together that ranks share and keep alike: a dozen kinds, in most models."""
+        found: dict[tuple[Any, ...], _Kind] = {}
         for name, tensor in self.tensors.items():
             stored = tensor.shape, tensor.dtype, tensor.sharing, bool(tensor.order)
-            kind = (*stored, name == HEAD, number_of(name), is_dear(name, self.config.num_layers))
-            found.setdefault(kind, []).append(name)
+            number = number_of(name)
+            own = name if name in (EMBEDDING, HEAD) else ""
+            about = (*stored, own, number is None, is_dear(name, self.config.num_layers))
+            if (kind := found.get(about)) is None:
+                kind = found[about] = _Kind([], Counter())
+            kind.names.append(name)
+            if number is not None:
+                kind.experts[number] += 1
         return list(found.values())
 
     def _formats(self, world_size: int, quantization: Quantization | None) -> list[str | None]:
         """What `formats` says of each of `_alike`; None: the type of the model."""
         model = self.kept_in(quantization).config
+        names = [kind.first for kind in self._alike]
         return [
             self._format(name, self._on_rank(name, model, world_size), world_size, quantization)
-            for name, *_ in self._alike
+            for name in names
         ]
 
     def _format(

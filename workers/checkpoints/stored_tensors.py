@@ -14,7 +14,7 @@ from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.quantisation.scheme import Scheme, Stored
 from workers.checkpoints.safetensors import DTYPE_BYTES, Tensor
-from workers.checkpoints.stacked import transposed
+from workers.checkpoints.stacked import TRANSPOSED, transposed
 
 
 class StoredTensor(msgspec.Struct, frozen=True, array_like=True):
@@ -39,10 +39,15 @@ class StoredTensor(msgspec.Struct, frozen=True, array_like=True):
         """Bytes in its file, or in those of its sources."""
         if self.sources:
             return sum(source.nbytes for source in self.sources)
-        if self.dtype not in FORMATS:
-            return DTYPE_BYTES[self.dtype] * math.prod(self.shape)
-        *rows, columns = self.shape or (1,)
-        return FORMATS[self.dtype].row_bytes(columns) * math.prod(rows)
+        return nbytes(self.shape, self.dtype)
+
+
+def nbytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Bytes of such a tensor in a file; `dtype` is one of `StoredTensor`."""
+    if dtype not in FORMATS:
+        return DTYPE_BYTES[dtype] * math.prod(shape)
+    *rows, columns = shape or (1,)
+    return FORMATS[dtype].row_bytes(columns) * math.prod(rows)
 
 
 class WeightFile(msgspec.Struct, frozen=True, array_like=True):
@@ -63,6 +68,7 @@ def check_tensors(
     """
     folder = path.parent
     stored = Stored(folder, tensors)
+    some_transposed = any(name.endswith(TRANSPOSED) for name in tensors)
     files = {path: 0} if path.suffix == SUFFIX else {}
 
     def place(tensor: Tensor, sharing: Sharing) -> StoredTensor:
@@ -71,7 +77,7 @@ def check_tensors(
 
     found: dict[str, StoredTensor] = {}
     for name, shape, sharing in specs:
-        parts = transposed(stored, name, shape)
+        parts = transposed(stored, name, shape) if some_transposed else None
         if parts is None and scheme is not None:
             parts = scheme.parts(stored, name, shape)
         if parts is not None:
