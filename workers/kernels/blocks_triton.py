@@ -1,8 +1,9 @@
 """Products with weights in blocks on a GPU: dequantised in registers, multiplied by tensor cores.
 
 One kernel for every number of tokens. A program has `BLOCK_N` rows of the weight and walks along them in
-steps of 128 elements; what differs between formats is how such a step is read, and nothing else. Tokens are
-padded to 16, the least that tensor cores take: with few of them memory is what is waited for.
+steps of some groups of 32 elements; what differs between formats is how such a step is read, and nothing
+else. Tokens are padded to 16, the least that tensor cores take: with few of them memory is what is waited
+for. float32 has no tensor cores: a thread has all numbers of a step that it multiplies, and steps are short.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from workers.weights.blocks import Blocks
 from workers.weights.rows import FP4, NF4
 
-STEP = 128  # elements
+STEP = 128  # elements, that columns are a multiple of
 STAGES = 3  # steps that are on their way from memory at once
 KINDS = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"),
@@ -53,11 +54,11 @@ def _e2m1(bits):
 
 
 @triton.jit
-def _read_q45_01(rows, k, columns, FIFTH: tl.constexpr, LEAST: tl.constexpr):
-    """Four blocks of 32, whose two halves are the nibbles of 16 bytes."""
+def _read_q45_01(rows, k, GROUPS: tl.constexpr, FIFTH: tl.constexpr, LEAST: tl.constexpr):
+    """Blocks of 32, whose two halves are the nibbles of 16 bytes."""
     HEAD: tl.constexpr = 4 if LEAST else 2
     SIZE: tl.constexpr = HEAD + (20 if FIFTH else 16)
-    block = tl.arange(0, 4)[None, :, None]
+    block = tl.arange(0, GROUPS)[None, :, None]
     within = tl.arange(0, 32)[None, None, :]
     at = rows + (k // 32 + block) * SIZE
     q = tl.load(at + (SIZE - 16) + within % 16).to(tl.int32) >> within // 16 * 4 & 15
@@ -69,9 +70,9 @@ def _read_q45_01(rows, k, columns, FIFTH: tl.constexpr, LEAST: tl.constexpr):
 
 
 @triton.jit
-def _read_mxfp4(rows, k, columns):
+def _read_mxfp4(rows, k, GROUPS: tl.constexpr):
     """The same with an exponent: of 2 to the power of what it is over 127."""
-    block = tl.arange(0, 4)[None, :, None]
+    block = tl.arange(0, GROUPS)[None, :, None]
     within = tl.arange(0, 32)[None, None, :]
     at = rows + (k // 32 + block) * 17
     e = tl.load(at).to(tl.int32)
@@ -80,8 +81,8 @@ def _read_mxfp4(rows, k, columns):
 
 
 @triton.jit
-def _read_q8_0(rows, k, columns):  # rows [n, 1, 1]: where they begin
-    block = tl.arange(0, 4)[None, :, None]
+def _read_q8_0(rows, k, GROUPS: tl.constexpr):  # rows [n, 1, 1]: where they begin
+    block = tl.arange(0, GROUPS)[None, :, None]
     within = tl.arange(0, 32)[None, None, :]
     at = rows + (k // 32 + block) * 34
     q = tl.load(at + 2 + within).to(tl.int8, bitcast=True)
@@ -89,9 +90,9 @@ def _read_q8_0(rows, k, columns):  # rows [n, 1, 1]: where they begin
 
 
 @triton.jit
-def _read_q45_k(rows, k, columns, FIFTH: tl.constexpr):
-    """Half a block: four groups of 32, in nibbles of two runs of 32 bytes."""
-    group = tl.arange(0, 4)[None, :, None] + (k // 32) % 8
+def _read_q45_k(rows, k, GROUPS: tl.constexpr, FIFTH: tl.constexpr):
+    """Groups of 32 out of a block's eight, in nibbles of runs of 32 bytes, each of which has two groups."""
+    group = tl.arange(0, GROUPS)[None, :, None] + (k // 32) % 8
     within = tl.arange(0, 32)[None, None, :]
     at = rows + (k // 256) * (176 if FIFTH else 144)
     first = tl.load(at + 4 + group % 4).to(tl.int32)
@@ -106,9 +107,9 @@ def _read_q45_k(rows, k, columns, FIFTH: tl.constexpr):
 
 
 @triton.jit
-def _read_q6_k(rows, k, columns):
-    """Half a block: four quarters of 32, of which each two groups of 16 have a scale."""
-    quarter = tl.arange(0, 4)[None, :, None]
+def _read_q6_k(rows, k, GROUPS: tl.constexpr):
+    """Quarters of half a block, of 32 each, of which each two groups of 16 have a scale."""
+    quarter = tl.arange(0, GROUPS)[None, :, None] + (k // 32) % 4
     within = tl.arange(0, 32)[None, None, :]
     half = (k // 128) % 2
     at = rows + (k // 256) * 210
@@ -119,74 +120,80 @@ def _read_q6_k(rows, k, columns):
 
 
 @triton.jit
-def _read_bytes(rows, k, columns, FLOAT: tl.constexpr, BY_ROW: tl.constexpr):
-    """128 numbers of one byte; a float32 for them, or for the row, stands behind all numbers of the row."""
-    within = tl.arange(0, 4)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
+def _read_bytes(rows, k, columns, GROUPS: tl.constexpr, FLOAT: tl.constexpr, BY_ROW: tl.constexpr):
+    """Numbers of one byte; a float32 for them, or for the row, stands behind all numbers of the row."""
+    within = tl.arange(0, GROUPS)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
     q = tl.load(rows + k + within)
     value = _e4m3(q) if FLOAT else q.to(tl.int8, bitcast=True).to(tl.float32)
     return _float(rows + columns + (0 if BY_ROW else k // 128 * 4)) * value
 
 
 @triton.jit
-def _pairs(rows, k):
-    """128 numbers of four bits, two in a byte, the first in its lower half."""
-    q = tl.load(rows + k // 2 + tl.arange(0, 64)[None, None, :])
-    return tl.reshape(tl.join(q & 15, q >> 4), (q.shape[0], 4, 32)).to(tl.int32)
+def _pairs(rows, k, GROUPS: tl.constexpr):
+    """Numbers of four bits, two in a byte, the first in its lower half."""
+    q = tl.load(rows + k // 2 + tl.arange(0, 16 * GROUPS)[None, None, :])
+    return tl.reshape(tl.join(q & 15, q >> 4), (q.shape[0], GROUPS, 32)).to(tl.int32)
 
 
 @triton.jit
-def _read_int4(rows, k, columns, SIZE: tl.constexpr):
+def _read_int4(rows, k, columns, GROUPS: tl.constexpr, SIZE: tl.constexpr):
     """A scale for each group of that size, whose last four bits are a zero point."""
-    group = (k + tl.arange(0, 4)[None, :, None] * 32) // SIZE
+    group = (k + tl.arange(0, GROUPS)[None, :, None] * 32) // SIZE
     word = tl.load((rows + columns // 2 + group * 4).to(tl.pointer_type(tl.int32)))
     scale = (word & -16).to(tl.float32, bitcast=True)
-    return scale * (_pairs(rows, k) - (word & 15)).to(tl.float32)
+    return scale * (_pairs(rows, k, GROUPS) - (word & 15)).to(tl.float32)
 
 
 @triton.jit
-def _read_table(rows, k, columns, table):
+def _read_table(rows, k, columns, table, GROUPS: tl.constexpr):
     """Numbers of entries of a table, and a scale for each 64 of them."""
-    scale = rows + columns // 2 + (k + tl.arange(0, 4)[None, :, None] * 32) // 64 * 4
-    return _float(scale) * tl.load(table + _pairs(rows, k))
+    scale = rows + columns // 2 + (k + tl.arange(0, GROUPS)[None, :, None] * 32) // 64 * 4
+    return _float(scale) * tl.load(table + _pairs(rows, k, GROUPS))
 
 
 @triton.jit
-def _read_nvfp4(rows, k, columns):
+def _read_nvfp4(rows, k, columns, GROUPS: tl.constexpr):
     """A scale for each 16, and one for the row behind all of them."""
-    within = tl.arange(0, 4)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
+    within = tl.arange(0, GROUPS)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
     scale = _e4m3(tl.load(rows + columns // 2 + (k + within) // 16))
-    return scale * _float(rows + columns // 2 + columns // 16) * _e2m1(_pairs(rows, k))
+    return scale * _float(rows + columns // 2 + columns // 16) * _e2m1(_pairs(rows, k, GROUPS))
 
 
 @triton.jit
-def read_step(rows, k, columns, table, KIND: tl.constexpr):  # rows [n, 1, 1]: where they begin
-    """128 elements of each row, from element `k` on, of whatever format: `[n, 4, 32]` float32."""
+def read_step(rows, k, columns, table, KIND: tl.constexpr, GROUPS: tl.constexpr):
+    """Elements of each row, from element `k` on, of whatever format: `[n, GROUPS, 32]` float32.
+
+    Args:
+        rows: `[n, 1, 1]`, where they begin.
+        k: a multiple of 32 times GROUPS, or of 32 where no group is in a block with others.
+        GROUPS: 1, 2 or 4.
+    """
     if KIND == "Q8_0":
-        return _read_q8_0(rows, k, columns)
+        return _read_q8_0(rows, k, GROUPS)
     elif KIND == "Q4_0" or KIND == "Q5_0":
-        return _read_q45_01(rows, k, columns, KIND == "Q5_0", False)
+        return _read_q45_01(rows, k, GROUPS, KIND == "Q5_0", False)
     elif KIND == "Q4_1" or KIND == "Q5_1":
-        return _read_q45_01(rows, k, columns, KIND == "Q5_1", True)
+        return _read_q45_01(rows, k, GROUPS, KIND == "Q5_1", True)
     elif KIND == "Q4_K" or KIND == "Q5_K":
-        return _read_q45_k(rows, k, columns, KIND == "Q5_K")
+        return _read_q45_k(rows, k, GROUPS, KIND == "Q5_K")
     elif KIND == "Q6_K":
-        return _read_q6_k(rows, k, columns)
+        return _read_q6_k(rows, k, GROUPS)
     elif KIND == "MXFP4":
-        return _read_mxfp4(rows, k, columns)
+        return _read_mxfp4(rows, k, GROUPS)
     elif KIND == "INT4_32":
-        return _read_int4(rows, k, columns, 32)
+        return _read_int4(rows, k, columns, GROUPS, 32)
     elif KIND == "INT4_64":
-        return _read_int4(rows, k, columns, 64)
+        return _read_int4(rows, k, columns, GROUPS, 64)
     elif KIND == "INT4_128":
-        return _read_int4(rows, k, columns, 128)
+        return _read_int4(rows, k, columns, GROUPS, 128)
     elif KIND == "NVFP4":
-        return _read_nvfp4(rows, k, columns)
+        return _read_nvfp4(rows, k, columns, GROUPS)
     elif KIND == "NF4_64" or KIND == "FP4_64":
-        return _read_table(rows, k, columns, table)
+        return _read_table(rows, k, columns, table, GROUPS)
     elif KIND == "FP8_128" or KIND == "FP8_ROW":
-        return _read_bytes(rows, k, columns, True, KIND == "FP8_ROW")
+        return _read_bytes(rows, k, columns, GROUPS, True, KIND == "FP8_ROW")
     else:
-        return _read_bytes(rows, k, columns, False, KIND == "INT8_ROW")
+        return _read_bytes(rows, k, columns, GROUPS, False, KIND == "INT8_ROW")
 
 
 @triton.jit
@@ -202,20 +209,21 @@ def product_kernel(
     row_bytes,
     KIND: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    GROUPS: tl.constexpr,  # of 32 elements, that a step has
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = w + (tl.minimum(n, num_rows - 1).to(tl.int64) * row_bytes)[:, None, None]
-    inner = tl.arange(0, 128)
+    inner = tl.arange(0, 32 * GROUPS)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k in range(0, columns, 128):
-        wide = read_step(rows, k, columns, table, KIND)
+    for k in range(0, columns, 32 * GROUPS):
+        wide = read_step(rows, k, columns, table, KIND, GROUPS)
         part = tl.load(
             x + m[:, None].to(tl.int64) * columns + k + inner[None, :], mask=m[:, None] < tokens, other=0.0
         )
-        weight = tl.reshape(wide, (BLOCK_N, 128)).to(part.dtype)
+        weight = tl.reshape(wide, (BLOCK_N, 32 * GROUPS)).to(part.dtype)
         total = tl.dot(part, tl.trans(weight), total, input_precision="ieee")
     if HAS_BIAS:
         total += tl.load(bias + n, mask=n < num_rows, other=0.0).to(tl.float32)[None, :]
@@ -233,11 +241,12 @@ def table_of(kind: str, device: torch.device) -> Tensor | None:
     return torch.tensor(TABLES[kind], device=device) if kind in TABLES else None
 
 
-def tiles(tokens: int) -> tuple[int, int, int]:
-    """Tokens and rows of a program, and its warps."""
+def tiles(tokens: int, itemsize: int) -> tuple[int, int, int, int]:
+    """Groups of 32 elements in a step, tokens and rows of a program, and its warps."""
+    groups = 1 if itemsize == 4 else 4
     if tokens <= 16:
-        return 16, 32, 4
-    return (32, 64, 8) if tokens <= 32 else (64, 32, 8)
+        return groups, 16, 32, 4
+    return (groups, 32, 64, 8) if tokens <= 32 or itemsize == 4 else (groups, 64, 32, 8)
 
 
 def product(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
@@ -245,7 +254,7 @@ def product(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
     x = x.contiguous()
     rows, columns = weight.shape
     y = x.new_empty(len(x), rows)
-    block_m, block_n, warps = tiles(len(x))
+    groups, block_m, block_n, warps = tiles(len(x), x.itemsize)
     grid = (triton.cdiv(rows, block_n), triton.cdiv(len(x), block_m))
     name, table = weight.format.name, table_of(weight.format.name, x.device)
     product_kernel[grid](
@@ -253,6 +262,7 @@ def product(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
         *(len(x), rows, columns, weight.data.shape[1]),
         name,
         bias is not None,
+        groups,
         block_m,
         block_n,
         num_warps=warps,

@@ -39,7 +39,8 @@ def grouped_kernel(
     HAS_BIAS: tl.constexpr,
     SCALED: tl.constexpr,
     CHOSEN: tl.constexpr,
-    EVEN: tl.constexpr,  # columns are steps of 128
+    GROUPS: tl.constexpr,  # of 32 elements, that a step has
+    EVEN: tl.constexpr,  # columns are whole steps
     EXPERTS: tl.constexpr,  # the next power of two
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -65,23 +66,23 @@ def grouped_kernel(
         row = expert.to(tl.int64) * num_rows + tl.minimum(n, num_rows - 1)
         weights = w + row * row_size
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        WIDTH: tl.constexpr = 32 * GROUPS
+        inner = tl.arange(0, WIDTH)
         if KIND == "PLAIN":
-            inner = tl.arange(0, 64)
-            for k in range(0, columns, 64):
+            for k in range(0, columns, WIDTH):
                 there = k + inner < columns
                 part = tl.load(inputs + k + inner[None, :], mask=mine[:, None] & there[None, :], other=0.0)
                 weight = tl.load(weights[:, None] + k + inner[None, :], mask=there[None, :], other=0.0)
                 total = tl.dot(part, tl.trans(weight), total, input_precision="ieee")
         else:
-            inner = tl.arange(0, 128)
-            for k in range(0, columns, 128):
+            for k in range(0, columns, WIDTH):
                 at = k
                 if not EVEN:  # the last step begins earlier, and leaves out what was there
-                    at = tl.multiple_of(tl.minimum(k, columns - 128), 32)
-                wide = read_step(weights[:, None, None], at, columns, table, KIND)
+                    at = tl.multiple_of(tl.minimum(k, columns - WIDTH), 32)
+                wide = read_step(weights[:, None, None], at, columns, table, KIND, GROUPS)
                 new = at + inner >= k
                 part = tl.load(inputs + at + inner[None, :], mask=mine[:, None] & new[None, :], other=0.0)
-                weight = tl.reshape(wide, (BLOCK_N, 128)).to(part.dtype)
+                weight = tl.reshape(wide, (BLOCK_N, WIDTH)).to(part.dtype)
                 total = tl.dot(part, tl.trans(weight), total, input_precision="ieee")
         if HAS_BIAS:
             added = tl.load(bias + expert * num_rows + n, mask=n < num_rows, other=0.0)
@@ -94,14 +95,17 @@ def grouped_kernel(
         tl.store(into, total.to(y.dtype.element_ty), mask=mine[:, None] & (n[None, :] < num_rows))
 
 
-def tiles(kind: str, rows: int) -> tuple[int, int, int]:
-    """Pairs of an expert and rows of its weight that a program has, and its warps; `rows`: pairs there are.
+def tiles(kind: str, rows: int, itemsize: int) -> tuple[int, int, int, int]:
+    """Groups of 32 elements in a step, pairs of an expert and rows of its weight that a program has, and its
+    warps; `rows`: pairs there are.
 
     What is in blocks takes many registers, and a program keeps in mind where its pairs come from as well.
     """
+    if itemsize == 4:
+        return (1, 16, 32, 4) if rows <= 16 else (1, 32, 64, 8)
     if kind == PLAIN:
-        return (16, 32, 4) if rows <= 16 else (32, 64, 8) if rows <= 32 else (64, 64, 8)
-    return (16 if rows <= 16 else 32 if rows <= 32 else 64), 32, 8
+        return (2, 16, 32, 4) if rows <= 16 else (2, 32, 64, 8) if rows <= 32 else (2, 64, 64, 8)
+    return 4, (16 if rows <= 16 else 32 if rows <= 32 else 64), 32, 8
 
 
 def takes(weight: Weight) -> bool:
@@ -135,7 +139,7 @@ def product(
     kind = weight.format.name if in_blocks else PLAIN
     data = weight.data if in_blocks else weight
     table = table_of(kind, x.device) if in_blocks else None
-    block_m, block_n, warps = tiles(kind, rows_at_once or count // experts)
+    groups, block_m, block_n, warps = tiles(kind, rows_at_once or count // experts, x.itemsize)
     grid = (triton.cdiv(rows, block_n), programs(count, experts, block_m))
     grouped_kernel[grid](
         *(x, data, y if bias is None else bias, y, y if table is None else table),
@@ -145,7 +149,8 @@ def product(
         bias is not None,
         scales is not None,
         pairs.chosen,
-        columns % STEP == 0,
+        groups,
+        columns % (32 * groups) == 0,
         triton.next_power_of_2(experts),
         block_m,
         block_n,
