@@ -434,7 +434,7 @@ def main() -> None:
             print(f"| {name} | {card.name} | {found} |", flush=True)
             if found.spilt or found.shared > SHARED_BYTES[capability]:
                 faults.append(f"{name} on {card.name}: {found}")
-    print("\n".join(["", *faults] if faults else ["\nNone spills that must not, and all fit."]))
+    print("\n".join(["", *faults] if faults else ["\nNone spills, and all fit."]))
     if device is not None:
         rate = memory_rate(device)
         measure(device, rate)

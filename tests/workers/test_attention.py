@@ -88,6 +88,7 @@ def test_what_is_interpreted_computes_what_torch_does(what):
         ("single", 128, 2, False, 120),
         ("single", 192, 0, True, 86),
         ("few", 64, 1, False, 90),
+        ("single", 128, 1, False, 80),
         ("single", 64, 0, True, 86),
         ("few", 256, 1, False, 80),
         ("few", 128, 1, True, 80),

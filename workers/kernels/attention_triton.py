@@ -444,7 +444,7 @@ def tile(
     if few and head_dim > 128:
         return Tile(16, 32, 8, 2, 208 if capped or coded else 144 if padded or windowed else 128)
     if few:
-        masked = windowed if wide else capped and not coded
+        masked = windowed if wide else (capped or (windowed and capability == 80)) and not coded
         most = 168 if head_dim <= 64 else 248 if capability == 80 else None
         return Tile(16, 64, 8 if coded else 4, 2, most if masked else None)
     if head_dim > 128:
