@@ -161,7 +161,11 @@ def test_a_pinned_model_that_fails_to_load_is_tried_again(tmp_path):
 
 
 def test_the_other_models_do_not_notice(tmp_path):
-    models = [simulated("doomed", failure={"die_at_step": 3}), simulated("well", step_seconds=0.005)]
+    models = [
+        simulated("doomed", failure={"die_at_step": 3}),
+        simulated("broken", failure={"error_at_step": 3}),  # as by a kernel that cannot be built
+        simulated("well", step_seconds=0.005),
+    ]
     with (
         Neuron(tmp_path, models) as neuron,
         neuron.client() as client,
@@ -169,11 +173,13 @@ def test_the_other_models_do_not_notice(tmp_path):
         ThreadPoolExecutor() as pool,
     ):
         stream = begin(other, "well")
-        doomed = pool.submit(client.ask, chat("doomed", 50), PATIENCE)
-        while not doomed.done():  # a neuron gives up whoever takes nothing for ten seconds
-            assert isinstance(next(stream), Delta)
-        with pytest.raises(CortexError):
-            doomed.result()
+        for model in ("doomed", "broken"):
+            asked = pool.submit(client.ask, chat(model, 50), PATIENCE)
+            while not asked.done():  # a neuron gives up whoever takes nothing for ten seconds
+                assert isinstance(next(stream), Delta)
+            with pytest.raises(CortexError) as caught:
+                asked.result()
+            assert caught.value.code == Code.WORKER_DIED
         assert isinstance(next(stream), Delta)
         assert neuron.model("well").epoch == 1
         stream.close()

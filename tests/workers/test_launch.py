@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 from importlib.util import find_spec
 
 import pytest
 import torch
+
+from ipc.errors import Code, CortexError
+from workers.process.rank import last_words
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton")
 
@@ -87,3 +91,67 @@ def test_numbers_that_make_no_difference_are_no_kinds():
         strides = (64, 16, 1024, 32)
         launcher((1, 2, 3), *[x] * 9, *[at] * 5, *numbers, *strides, 0.1, 0.0, *constants, num_warps=4)
     assert kernel.asked == 1
+
+
+class Unbuilt:
+    """A kernel that Triton does not build for this card, or whose device says something."""
+
+    __name__ = "norm_kernel"
+
+    def __init__(self, error):
+        from workers.kernels.norm_triton import norm_kernel
+
+        self.params, self.error, self.asked = norm_kernel.params, error, 0
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **options):
+            self.asked += 1
+            raise self.error
+
+        return launch
+
+
+def compilation_error():
+    """As of a kernel that calls another one: where, and by its cause why."""
+    from triton.compiler.errors import CompilationError
+
+    node = ast.parse("x = f(x)\ny = x @ x").body[1]
+    error = CompilationError("x = f(x)\ny = x @ x", node, None)
+    error.__cause__ = CompilationError("y = x @ x", node, "ValueError('no such\n  product')")
+    return error
+
+
+def out_of_resources():
+    from triton.runtime.errors import OutOfResources
+
+    return OutOfResources(240_000, 101_376, "shared memory")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (compilation_error, "CompilationError: ValueError('no such product')"),
+        (out_of_resources, "OutOfResources: out of resource: shared memory, Required: 240000"),
+    ],
+)
+def test_a_kernel_that_cannot_be_built_says_which_and_why_on_one_line_each_time(make, reason):
+    from workers.kernels.launch import Launcher
+
+    kernel = Unbuilt(make())
+    launcher = Launcher(kernel)
+    for _ in range(2):
+        with pytest.raises(CortexError) as caught:
+            launcher((3, 1, 1), *next(variants()), num_warps=4)
+        told = last_words(caught.value)
+        assert told.code == Code.MODEL_LOAD_FAILED
+        assert told.message.startswith(f"norm_kernel cannot be built here: {reason}")
+        assert "\n" not in told.message
+    assert kernel.asked == 2
+
+
+def test_what_a_device_says_of_a_launch_stays_what_it_is():
+    from workers.kernels.launch import Launcher
+
+    launcher = Launcher(Unbuilt(RuntimeError("Triton Error [CUDA]: out of memory")))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        launcher((3, 1, 1), *next(variants()), num_warps=4)

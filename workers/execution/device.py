@@ -14,6 +14,12 @@ from ipc.worker_messages import WorkerSpec
 from workers.checkpoints.computing import missing_type
 
 THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
+LACK_OF_MEMORY = (
+    "can't allocate memory",  # torch on a CPU
+    "CUDA error: out of memory",  # and on a GPU, of pinned memory or an event
+    "[CUDA]: out of memory",  # Triton
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def num_threads(spec: WorkerSpec, weights: int) -> int:
@@ -50,8 +56,11 @@ def check_builds(device: str) -> None:
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """The CPU's allocator has no exception of its own."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """Neither the CPU's allocator has an exception of its own, nor has who asks a GPU's driver without
+    torch's: Triton for a kernel, cuBLAS for what it works in."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(words in str(error) for words in LACK_OF_MEMORY)
 
 
 def tune_cpu(dtype: torch.dtype) -> None:

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.launch import Launcher
 from workers.weights.blocks import Blocks
 from workers.weights.rows import FP4, NF4
 
@@ -231,6 +232,9 @@ def product_kernel(
     tl.store(y + at, total.to(y.dtype.element_ty), mask=(m[:, None] < tokens) & (n[None, :] < num_rows))
 
 
+LAUNCH = Launcher(product_kernel)
+
+
 def takes(weight: Blocks) -> bool:
     """Whether `product` computes with that format, and that many columns."""
     return weight.format.name in KINDS and weight.shape[1] % STEP == 0
@@ -255,9 +259,10 @@ def product(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
     rows, columns = weight.shape
     y = x.new_empty(len(x), rows)
     groups, block_m, block_n, warps = tiles(len(x), x.itemsize)
-    grid = (triton.cdiv(rows, block_n), triton.cdiv(len(x), block_m))
+    grid = (triton.cdiv(rows, block_n), triton.cdiv(len(x), block_m), 1)
     name, table = weight.format.name, table_of(weight.format.name, x.device)
-    product_kernel[grid](
+    LAUNCH(
+        grid,
         *(x, weight.data, y if bias is None else bias, y, y if table is None else table),
         *(len(x), rows, columns, weight.data.shape[1]),
         name,

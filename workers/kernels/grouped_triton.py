@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.kernels.blocks_triton import KINDS, STEP, read_step, table_of
+from workers.kernels.launch import Launcher
 from workers.kernels.pairs import Pairs
 from workers.weights.blocks import Blocks, Weight
 
@@ -95,6 +96,9 @@ def grouped_kernel(
         tl.store(into, total.to(y.dtype.element_ty), mask=mine[:, None] & (n[None, :] < num_rows))
 
 
+LAUNCH = Launcher(grouped_kernel)
+
+
 def tiles(kind: str, rows: int, itemsize: int) -> tuple[int, int, int, int]:
     """Groups of 32 elements in a step, pairs of an expert and rows of its weight that a program has, and its
     warps; `rows`: pairs there are.
@@ -140,8 +144,9 @@ def product(
     data = weight.data if in_blocks else weight
     table = table_of(kind, x.device) if in_blocks else None
     groups, block_m, block_n, warps = tiles(kind, rows_at_once or count // experts, x.itemsize)
-    grid = (triton.cdiv(rows, block_n), programs(count, experts, block_m))
-    grouped_kernel[grid](
+    grid = (triton.cdiv(rows, block_n), programs(count, experts, block_m), 1)
+    LAUNCH(
+        grid,
         *(x, data, y if bias is None else bias, y, y if table is None else table),
         *(pairs.order, pairs.starts, y if scales is None else scales),
         *(rows, columns, data.stride(0), y.stride(0), experts),

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ipc.errors import Code, CortexError
+
 ALIGNED = 16  # bytes, or a number's divisor, for which Triton compiles a kernel of its own
 INT32 = 1 << 31
+MOST_WORDS = 500  # characters of what a compiler says
 
 
 class Launcher:
@@ -42,6 +45,9 @@ class Launcher:
         Args:
             registers: of a thread, at most. None: as few as the assembler sees fit, which spills some where
                 a multiprocessor then has room for one more program.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED, it cannot be built for this card.
         """
         options = {"num_warps": num_warps, "num_stages": num_stages, "maxnreg": registers}
         if not self._parameters:  # it is interpreted
@@ -50,9 +56,18 @@ class Launcher:
         key = (num_warps, num_stages, registers, *map(_kind, self._parameters, arguments))
         compiled = self._compiled.get(key)
         if compiled is None:
-            self._compiled[key] = self._kernel[grid](*arguments, **options)
+            self._compiled[key] = self._built(grid, arguments, options)
         else:
             compiled[grid](*arguments)
+
+    def _built(self, grid: tuple[int, int, int], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        try:
+            return self._kernel[grid](*arguments, **options)
+        except RuntimeError:  # of the device, which may have no memory for it
+            raise
+        except Exception as error:  # Triton's own, which show the source, or only where it was called
+            name, reason = self._kernel.__name__, _reason(error)
+            raise CortexError(Code.MODEL_LOAD_FAILED, f"{name} cannot be built here: {reason}") from error
 
 
 @cache
@@ -60,6 +75,14 @@ def capability_of(device: torch.device) -> int:
     """Of a card, as NVIDIA counts them (86 for 8.6); 0 for what is none."""
     major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     return 10 * major + minor
+
+
+def _reason(error: BaseException) -> str:
+    """What a compiler says, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    words = " ".join((getattr(error, "error_message", None) or str(error)).split())
+    return f"{type(error).__name__}: {words[:MOST_WORDS]}"
 
 
 def _kind(is_constant: bool | None, argument: Any) -> object:
