@@ -114,7 +114,7 @@ def check(
     from neuron.models.catalogue import DEMO_FOLDER, Catalogue
     from neuron.models.launcher import weight_cache
     from neuron.processes.worker import Worker
-    from neuron.text.frontend import ModelText, TextFrontEnd
+    from neuron.text.outline import added_tokens
 
     settings = _read(config)
     try:
@@ -143,7 +143,8 @@ def check(
             continue
         try:
             if model.simulated is None:
-                TextFrontEnd.read(ModelText(description.text, description.text.try_templates()))
+                description.text.try_templates()
+                added_tokens(Path(description.text.tokenizer), description.text.vocabulary_size)
         except CortexError as error:  # known when it is loaded, and until then it is offered
             unread = problems if model.id in configured else notes
             unread.append(f"{model.id} cannot be loaded: {error.message}")
@@ -215,16 +216,22 @@ def _tell_checking(name: str, size: int) -> None:
 
 
 def _check_path(path: Path, config: Path | None) -> NoReturn:
+    from neuron.text.outline import Outline
+
+    gc.disable()  # nothing of what is read is garbage, and to look for some takes long
+    outline = Outline(path)  # read from here on, beside all else
     from neuron.inspection import inspect, size_of
     from neuron.memory.devices import Inventory
 
     try:
         inventory = Inventory(NeuronConfig() if config is None else _read(config))
-        found = inspect(path, inventory.devices)
+        found = inspect(path, inventory.devices, outline)
     except ConfigError as error:
         _fail(error)
     except CortexError as error:
         _fail(error.message)
+    finally:
+        gc.enable()
     facts = Table.grid("", "", padding=(0, 3))
     for about, fact in found.facts.items():
         facts.add_row(about, escape(fact))

@@ -16,7 +16,8 @@ from neuron.config import ModelSettings
 from neuron.description import described
 from neuron.memory.fit import find_fit
 from neuron.memory.ledger import Ledger
-from neuron.text.frontend import TextFrontEnd
+from neuron.text.frontend import TextFiles, thoughts
+from neuron.text.outline import Outline
 from workers.checkpoints.blocks import QUANTIZATIONS
 from workers.checkpoints.caches import state_bytes
 from workers.checkpoints.card import ModelCard, read_card
@@ -62,8 +63,11 @@ class Inspection:
     problems: list[str]
 
 
-def inspect(path: Path, devices: list[Device]) -> Inspection:
+def inspect(path: Path, devices: list[Device], outline: Outline | None = None) -> Inspection:
     """Read what is at `path`: a folder, a GGUF file, or any file of a folder.
+
+    Args:
+        outline: of its tokenizer, where somebody reads that already.
 
     Raises:
         CortexError: MODEL_LOAD_FAILED naming the file, and why it cannot be served.
@@ -77,7 +81,7 @@ def inspect(path: Path, devices: list[Device]) -> Inspection:
     card = read_card(path)
     facts, problems = _facts(card), []
     try:
-        facts |= _text(card, TextFrontEnd.load(card))
+        facts |= _text(card, outline or Outline())
     except CortexError as error:
         problems.append(error.message)
     choices = [_choice(path.resolve().name, card, each, devices) for each in (None, *QUANTIZATIONS)]
@@ -165,17 +169,20 @@ def _stored(tensors: Iterable[StoredTensor]) -> Iterator[tuple[tuple[int, ...], 
             yield each.shape, each.dtype
 
 
-def _text(card: ModelCard, text: TextFrontEnd) -> dict[str, str]:
-    facts = {"vocabulary": f"{text.vocabulary_size:,} tokens"}
+def _text(card: ModelCard, outline: Outline) -> dict[str, str]:
+    files = TextFiles.of(card)
+    tried = files.try_templates().values()
+    added = outline.added_tokens(card.tokenizer_file, files.vocabulary_size)
+    facts = {"vocabulary": f"{files.vocabulary_size:,} tokens"}
     if not card.completion:
         return facts | {"does": f"turns texts into vectors ({card.pooling})"}
     if not card.chat:
         return facts | {"does": "completes text; it has no chat template"}
     facts["chat templates"] = ", ".join(card.chat_templates)
     mentions = "" if card.tools else ", though no template mentions tools"
-    facts["tool calls"] = text.tool_format.name + mentions
-    tags = text.think_tags
-    facts["reasoning"] = f"{tags.opening} … {tags.closing}" if text.thinks else "none that a template knows"
+    facts["tool calls"] = files.calls_as + mentions
+    tags, thinks = thoughts([text for each in tried for text in each.texts], files.thinks_as, added)
+    facts["reasoning"] = f"{tags.opening} … {tags.closing}" if thinks else "none that a template knows"
     return facts
 
 

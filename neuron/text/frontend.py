@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from neuron.text.formats.registry import BY_NAME, tool_format
 from neuron.text.formats.tool_format import ToolFormat
 from neuron.text.infill import infill
 from neuron.text.reasoning import BY_NAME as THOUGHTS
-from neuron.text.reasoning import KNOWN, THINK, Thought, think_tags
+from neuron.text.reasoning import KNOWN, THINK, ThinkTags, Thought, think_tags
 from neuron.text.template import ChatTemplate, TriedTemplate, attempt
 from neuron.text.thinking import NOTHING_SAID, is_off
 from neuron.text.tokenizer import TextTokenizer
@@ -123,9 +123,7 @@ class TextFrontEnd(AnswerText):
         self._tokenizer = tokenizer
         self._templates = templates
         texts = [text for template in templates.values() for text in template.texts]
-        # Vocabularies have tags of thoughts for models, too, that were never taught to think.
-        thinks = think_tags(texts) is not None if thinks_as is None else thinks_as in THOUGHTS
-        tags = THOUGHTS.get(thinks_as) or think_tags(texts, tokenizer.added) or THINK
+        tags, thinks = thoughts(texts, thinks_as, tokenizer.added)
         tokens = tokenizer.tokens_of((*tags.pieces, *tool_format.markers))
         self._take(tokenizer.vocabulary, tool_format, tags, thinks, tokens)
         # Whether small requests take little time: that of its tokenizer is in proportion to the text.
@@ -253,6 +251,19 @@ class TextFrontEnd(AnswerText):
     def write(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens as they are written."""
         return self._tokenizer.decode(token_ids)
+
+
+def thoughts(texts: Sequence[str], thinks_as: str | None, added: Collection[str]) -> tuple[ThinkTags, bool]:
+    """What a model writes around its thoughts, and whether it is known to have any.
+
+    Args:
+        texts: of its templates (`TriedTemplate.texts`).
+        thinks_as: see `TextFiles`.
+        added: texts that are tokens of their own.
+    """
+    # Vocabularies have tags of thoughts for models, too, that were never taught to think.
+    thinks = think_tags(texts) is not None if thinks_as is None else thinks_as in THOUGHTS
+    return THOUGHTS.get(thinks_as) or think_tags(texts, added) or THINK, thinks
 
 
 def _template_file(checkpoint: ModelCard) -> str:

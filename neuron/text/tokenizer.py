@@ -38,7 +38,7 @@ class _Model(msgspec.Struct, frozen=True):
     max_input_chars_per_word: Any = 0  # of WordPiece
 
 
-class _File(msgspec.Struct):
+class TokenizerFile(msgspec.Struct):
     normalizer: Any = None
     pre_tokenizer: Any = None
     decoder: Any = None
@@ -63,7 +63,9 @@ class TextTokenizer:
             grown, decoded = growth([file.normalizer, file.pre_tokenizer]), growth(file.decoder)
         except CortexError:
             raise
-        except Exception as error:  # the library raises nothing more special
+        except BaseException as error:  # the library raises nothing more special
+            if not isinstance(error, Exception) and not _is_panic(error):
+                raise
             refuse(path, f"is no tokenizer: {error}")
         if grown > MAX_GROWTH or decoded > MAX_DECODED:
             refuse(
@@ -108,8 +110,7 @@ class TextTokenizer:
             # `encode` itself holds the interpreter's lock all the while: 0.3 s for 200,000 tokens.
             (encoding,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=special)
         except BaseException as error:
-            # What Rust's panics are is no `Exception`, and has no public name.
-            if type(error).__name__ != "PanicException":
+            if not _is_panic(error):
                 raise
             log.warning("a tokenizer gave up file=%s reason=%s", self._path, error)
             message = "the model's tokenizer gave up: its regular expressions take too long for this text"
@@ -178,15 +179,20 @@ class TextTokenizer:
         return characters // self._longest
 
 
-def _read(path: Path) -> tuple[Tokenizer, _File, list[str]]:
+def _is_panic(error: BaseException) -> bool:
+    """Whether it is one of Rust's panics: no `Exception`, and without a public name."""
+    return type(error).__name__ == "PanicException"
+
+
+def _read(path: Path) -> tuple[Tokenizer, TokenizerFile, list[str]]:
     """What is at `path`, the steps in it, and its tokens from the first one on, where they are known without
     asking for each."""
     if path.suffix == SUFFIX:
         parts = tokenizer_parts(read_header(path))
         known = list(parts["model"]["vocab"]) if parts["model"]["type"] == "BPE" else []
-        return assemble(parts), msgspec.convert(parts, _File), known
+        return assemble(parts), msgspec.convert(parts, TokenizerFile), known
     source = read_bytes(path)
-    return Tokenizer.from_buffer(source), msgspec.json.decode(source, type=_File), []
+    return Tokenizer.from_buffer(source), msgspec.json.decode(source, type=TokenizerFile), []
 
 
 def _has_short_words(model: _Model) -> bool:
@@ -194,7 +200,7 @@ def _has_short_words(model: _Model) -> bool:
     return isinstance(longest, int) and longest <= QUICK_WORD
 
 
-def regexes(file: _File) -> Iterator[str]:
+def regexes(file: TokenizerFile) -> Iterator[str]:
     """The regular expressions in a `tokenizer.json`, outside of its vocabulary."""
     pending: list[Any] = [file.normalizer, file.pre_tokenizer, file.decoder]
     while pending:

@@ -1,0 +1,131 @@
+"""Whether a tokenizer would be read, without building what takes it long: for a check.
+
+The library builds BPE of a large vocabulary for a second. All that it can find wrong there is a merge of what
+is no token, which is looked up here in a third of the time; the rest of the file it reads itself, without a
+vocabulary. Whatever is unlike what is known here, it is given as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from tokenizers import Tokenizer
+
+from neuron.processes.beside import Beside
+from neuron.text.growth import growth
+from neuron.text.tokenizer import MAX_DECODED, MAX_GROWTH, TextTokenizer, TokenizerFile, nests, regexes
+from workers.checkpoints.files import read_bytes
+from workers.checkpoints.gguf.header import SUFFIX, read_header
+from workers.checkpoints.gguf.tokenizer import tokenizer_parts
+from workers.checkpoints.text import TOKENIZER
+
+COMMENT = "#version"  # how lines among merges begin that are none
+Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+Merges = list[tuple[str, str]] | list[str]
+
+
+class _Bpe(msgspec.Struct):
+    """What takes long."""
+
+    type: str
+    vocab: dict[str, Number]
+    merges: msgspec.Raw
+    continuing_subword_prefix: str | None = None
+
+
+class Outline:
+    """A tokenizer's outline, which is read beside whatever else is looked at.
+
+    Args:
+        path: where the model is; None: nothing is read before somebody asks.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._file = None if path is None else _first_look(path)
+        self._beside = None if self._file is None else Beside(self._read)
+
+    def added_tokens(self, file: Path, vocabulary_size: int) -> frozenset[str]:
+        """See the function of that name."""
+        read = self._beside.result() if self._beside is not None else b""
+        if read and file == self._file:
+            return msgspec.json.decode(read, type=frozenset[str])
+        return added_tokens(file, vocabulary_size)
+
+    def _read(self) -> bytes:
+        frame = frame_of(self._file)
+        return b"" if frame is None else msgspec.json.encode(_added(frame))
+
+
+def _first_look(path: Path) -> Path | None:
+    """Where the tokenizer of a model at `path` stands, as far as that can be seen from its name."""
+    if path.suffix == SUFFIX:
+        return path
+    file = (path if path.is_dir() else path.parent) / TOKENIZER
+    return file if file.is_file() else None
+
+
+def added_tokens(path: Path, vocabulary_size: int) -> frozenset[str]:
+    """Texts that are tokens of their own in the tokenizer at `path`, as `TextTokenizer.added` has them.
+
+    Raises:
+        CortexError: where `TextTokenizer` does, for the same reason.
+    """
+    frame = frame_of(path)
+    if frame is None:
+        return TextTokenizer(path, vocabulary_size, shown=()).added
+    return _added(frame)
+
+
+def _added(frame: Tokenizer) -> frozenset[str]:
+    return frozenset(token.content for token in frame.get_added_tokens_decoder().values())
+
+
+def frame_of(path: Path) -> Tokenizer | None:
+    """The tokenizer at `path` without its vocabulary; None: whether it can be read is not known here."""
+    if path.suffix == SUFFIX:
+        parts = tokenizer_parts(read_header(path))
+        if parts["model"]["type"] != "BPE":
+            return None
+        return _framed(parts, parts["model"])  # whose merges are of tokens
+    source = read_bytes(path)
+    try:
+        parts = msgspec.json.decode(source, type=dict[str, msgspec.Raw])
+        model = msgspec.json.decode(parts["model"], type=dict[str, msgspec.Raw])
+        bpe = msgspec.json.decode(parts["model"], type=_Bpe)
+        if bpe.type != "BPE" or bpe.continuing_subword_prefix or not _are_tokens(bpe.merges, bpe.vocab):
+            return None
+        return _framed(parts, model)
+    except (msgspec.MsgspecError, KeyError):
+        return None
+
+
+def _are_tokens(merges: msgspec.Raw, vocabulary: Collection[str]) -> bool:
+    """Whether both parts of each merge are tokens, and so is what it makes of them."""
+    pairs: list[Any]
+    try:
+        pairs = msgspec.json.decode(merges, type=list[tuple[str, str]])
+    except msgspec.ValidationError:  # as files had them once
+        lines = msgspec.json.decode(merges, type=list[str])
+        pairs = [line.split(" ") for line in lines if not line.startswith(COMMENT)]
+        if any(len(pair) != 2 for pair in pairs):
+            return False
+    is_token = vocabulary.__contains__
+    return all(map(is_token, chain.from_iterable(pairs))) and all(map(is_token, map("".join, pairs)))
+
+
+def _framed(parts: dict[str, Any], model: dict[str, Any]) -> Tokenizer | None:
+    """`parts` with a model that knows no token."""
+    frame = msgspec.json.encode(parts | {"model": model | {"vocab": {}, "merges": []}})
+    file = msgspec.json.decode(frame, type=TokenizerFile)
+    if growth([file.normalizer, file.pre_tokenizer]) > MAX_GROWTH or growth(file.decoder) > MAX_DECODED:
+        return None
+    if any(map(nests, regexes(file))):  # which has to be tried
+        return None
+    try:
+        return Tokenizer.from_buffer(frame)
+    except Exception:  # the library raises nothing more special
+        return None
