@@ -1,6 +1,7 @@
 """The `neuron` command.
 
 What needs the packages of the extra `neuron` is imported where it is used: without them, the command says so.
+So is what draws tables: most commands draw none.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ import gc
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ipc.errors import CortexError
 from ipc.lifeline import die_with_parent
 from ipc.settings import ConfigError
 from ipc.version import version
 from neuron.config import NeuronConfig, load
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DEFAULT_PATHS = ("neuron.yaml", "neuron.toml", "/etc/neuron/neuron.yaml", "/etc/neuron/neuron.toml")
 
@@ -73,6 +74,8 @@ def serve(
 @app.command()
 def discover() -> None:
     """Show the devices of this host."""
+    from rich.table import Table
+
     from neuron.memory.devices import Inventory
 
     inventory = Inventory(NeuronConfig())
@@ -106,6 +109,8 @@ def check(
     """
     if path is not None:
         _check_path(path, config)
+    from rich.table import Table
+
     from neuron.description import describe
     from neuron.memory.devices import Inventory
     from neuron.memory.fit import find_fit
@@ -220,6 +225,9 @@ def _check_path(path: Path, config: Path | None) -> NoReturn:
 
     gc.disable()  # nothing of what is read is garbage, and to look for some takes long
     outline = Outline(path)  # read from here on, beside all else
+    from rich.markup import escape
+    from rich.table import Table
+
     from neuron.inspection import inspect, size_of
     from neuron.memory.devices import Inventory
 
@@ -297,6 +305,8 @@ def _fail(reason: object) -> NoReturn:
 
 
 def _console() -> Console:
+    from rich.console import Console
+
     console = Console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH

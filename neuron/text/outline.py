@@ -7,8 +7,8 @@ vocabulary. Whatever is unlike what is known here, it is given as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from itertools import chain
+from collections.abc import KeysView
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,14 +96,18 @@ def frame_of(path: Path) -> Tokenizer | None:
         parts = msgspec.json.decode(source, type=dict[str, msgspec.Raw])
         model = msgspec.json.decode(parts["model"], type=dict[str, msgspec.Raw])
         bpe = msgspec.json.decode(parts["model"], type=_Bpe)
-        if bpe.type != "BPE" or bpe.continuing_subword_prefix or not _are_tokens(bpe.merges, bpe.vocab):
+        if (
+            bpe.type != "BPE"
+            or bpe.continuing_subword_prefix
+            or not _are_tokens(bpe.merges, bpe.vocab.keys())
+        ):
             return None
         return _framed(parts, model)
     except (msgspec.MsgspecError, KeyError):
         return None
 
 
-def _are_tokens(merges: msgspec.Raw, vocabulary: Collection[str]) -> bool:
+def _are_tokens(merges: msgspec.Raw, vocabulary: KeysView[str]) -> bool:
     """Whether both parts of each merge are tokens, and so is what it makes of them."""
     pairs: list[Any]
     try:
@@ -113,8 +117,9 @@ def _are_tokens(merges: msgspec.Raw, vocabulary: Collection[str]) -> bool:
         pairs = [line.split(" ") for line in lines if not line.startswith(COMMENT)]
         if any(len(pair) != 2 for pair in pairs):
             return False
-    is_token = vocabulary.__contains__
-    return all(map(is_token, chain.from_iterable(pairs))) and all(map(is_token, map("".join, pairs)))
+    # Parts are few that come often, and wholes are many that come once.
+    parts = (set(map(itemgetter(number), pairs)) for number in range(2))
+    return all(map(vocabulary.__ge__, parts)) and all(map(vocabulary.__contains__, map("".join, pairs)))
 
 
 def _framed(parts: dict[str, Any], model: dict[str, Any]) -> Tokenizer | None:
