@@ -25,7 +25,7 @@ from benchmarks.engine import SHAPE, write_weights
 from benchmarks.quantised_models import write_fp8, write_gguf
 from ipc.messages.replies import Done
 from ipc.messages.requests import Load, Unload
-from neuron.models.catalogue import DEMO_FOLDER
+from neuron.catalogue.catalogue import DEMO_FOLDER
 from tests.neuron.harness import Neuron
 
 SECONDS = 300.0  # for a load

@@ -19,7 +19,7 @@ from benchmarks.gpu import of_each_token
 from benchmarks.serving import PATIENCE, Stream, prompt, request
 from ipc.client import NeuronClient
 from ipc.messages.requests import Load, Unload
-from neuron.models.catalogue import DEMO_FOLDER
+from neuron.catalogue.catalogue import DEMO_FOLDER
 from tests.neuron.harness import Neuron
 from workers.checkpoints.blocks import FORMATS
 from workers.checkpoints.caches import state_bytes

@@ -24,7 +24,7 @@ from ipc.client import BlockingClient
 from ipc.messages.replies import Delta
 from ipc.messages.requests import Generate, Unload
 from ipc.messages.sampling import Sampling
-from neuron.models.catalogue import DEMO_FOLDER
+from neuron.catalogue.catalogue import DEMO_FOLDER
 from tests.neuron.harness import Neuron, wait_until
 
 PATIENCE = 120.0  # seconds that any single wait may take

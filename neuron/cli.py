@@ -111,14 +111,14 @@ def check(
         _check_path(path, config)
     from rich.table import Table
 
+    from neuron.catalogue.catalogue import DEMO_FOLDER, Catalogue
     from neuron.description import describe
     from neuron.memory.devices import Inventory
     from neuron.memory.fit import find_fit
     from neuron.memory.ledger import Ledger
     from neuron.memory.step_bytes import UNMEASURED_BYTES
-    from neuron.models.catalogue import DEMO_FOLDER, Catalogue
-    from neuron.models.launcher import weight_cache
     from neuron.processes.worker import Worker
+    from neuron.tenancy.launcher import weight_cache
     from neuron.text.outline import added_tokens
 
     settings = _read(config)
@@ -198,8 +198,8 @@ def pull(
     They go where the neuron of this configuration, or without one of this user, looks for models; a neuron
     that runs offers the model within seconds. What was cut off goes on where it was.
     """
+    from neuron.catalogue.catalogue import default_cache
     from neuron.inspection import size_of
-    from neuron.models.catalogue import default_cache
     from neuron.pulling import hub
 
     here = config or next((Path(place) for place in DEFAULT_PATHS if Path(place).is_file()), None)

@@ -1,1 +1,1 @@
-"""The models of a neuron: found, managed, queued for, counted."""
+"""The models of a neuron: each from its first request to its end, and all of them together."""

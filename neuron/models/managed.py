@@ -19,20 +19,20 @@ from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse
 from neuron.memory.fit import Need
 from neuron.memory.room import Room
 from neuron.models.keep_alive import KeepAlive
-from neuron.models.launcher import Launcher
 from neuron.models.life import TRANSITIONS, Event
 from neuron.models.load_news import LoadNews
 from neuron.models.model_state import model_state
 from neuron.models.passage import Passage
-from neuron.models.prefixes import Prefixes
-from neuron.models.renewal import Renewal
 from neuron.models.speed import Speed
-from neuron.models.tenancy import Tenancy
 from neuron.models.text_path import TextPath
 from neuron.processes.backoff import Backoff
 from neuron.refusals import replaced
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
+from neuron.tenancy.launcher import Launcher
+from neuron.tenancy.prefixes import Prefixes
+from neuron.tenancy.renewal import Renewal
+from neuron.tenancy.tenancy import Tenancy
 from neuron.text.answers import AnswerText
 from neuron.text.frontend import TextFiles
 

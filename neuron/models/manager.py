@@ -15,6 +15,9 @@ from ipc.errors import Code, CortexError
 from ipc.messages.catalogue import Appraisal, FleetCatalogue
 from ipc.messages.replies import CatalogueReply, Quoted
 from ipc.messages.state import ModelState, ModelStatus, RankState
+from neuron.catalogue.appraisal import appraise
+from neuron.catalogue.catalogue import DEMO_FOLDER, Catalogue, Signature
+from neuron.catalogue.succession import Succession
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.description import ModelDescription, describe
 from neuron.memory.devices import CpuProbe, Inventory
@@ -23,18 +26,15 @@ from neuron.memory.ledger import Ledger
 from neuron.memory.parking import Parking, automatic_budget
 from neuron.memory.room import Room
 from neuron.memory.text_memory import TextMemory
-from neuron.models.appraisal import appraise
-from neuron.models.catalogue import DEMO_FOLDER, Catalogue, Signature
-from neuron.models.launcher import Launcher
 from neuron.models.managed import ManagedModel
 from neuron.models.residents import Residents
-from neuron.models.succession import Succession
 from neuron.preparation.preparation import Preparation
 from neuron.processes.backoff import Backoff
 from neuron.processes.standby import Standby
 from neuron.pulling.pull import Pull
 from neuron.pulling.pulls import Pulls
 from neuron.requests.progress import LoadProgress
+from neuron.tenancy.launcher import Launcher
 
 log = logging.getLogger("neuron.models.manager")
 

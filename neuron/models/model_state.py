@@ -9,7 +9,7 @@ from neuron.admission.request_queue import RequestQueue
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription
 from neuron.models.speed import Speed
-from neuron.models.tenancy import Tenancy
+from neuron.tenancy.tenancy import Tenancy
 
 
 def model_state(

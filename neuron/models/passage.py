@@ -11,7 +11,7 @@ from neuron.memory.room import Tenant
 from neuron.models.awaited import Awaited, nobody_has_to_ask
 from neuron.models.life import Event
 from neuron.models.load_news import LoadNews
-from neuron.models.tenancy import Tenancy
+from neuron.tenancy.tenancy import Tenancy
 
 log = logging.getLogger("neuron.models.passage")
 

@@ -19,7 +19,7 @@ from gateway.telemetry.exposition import neuron_metrics
 from ipc.errors import Code, CortexError
 from ipc.messages.requests import Generate, Health, Load
 from ipc.messages.sampling import Sampling
-from neuron.models.catalogue import DEMO_FOLDER
+from neuron.catalogue.catalogue import DEMO_FOLDER
 from tests.neuron.harness import PATIENCE, Neuron
 from workers.checkpoints.card import read_card
 

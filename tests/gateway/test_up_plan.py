@@ -12,7 +12,7 @@ from gateway.commands.up import example
 from gateway.commands.up_plan import LOOPBACK, UpError, free_socket, make_plan, model_entry, parse_devices
 from ipc.messages.state import ModelState
 from ipc.settings import load_settings
-from neuron.models.catalogue import Catalogue
+from neuron.catalogue.catalogue import Catalogue
 from tests.ports import free_ports
 
 

@@ -9,9 +9,9 @@ from ipc.errors import Code, CortexError
 from ipc.worker_messages import AdapterReport, DropAdapter, LoadAdapter
 from neuron.config import Memory, ModelSettings, NeuronConfig
 from neuron.memory.fit import Fit
-from neuron.models import adapters
-from neuron.models.adapters import Adapters, Group, Line
 from neuron.processes.answers import Answers
+from neuron.tenancy import adapters
+from neuron.tenancy.adapters import Adapters, Group, Line
 from tests.doubles import stands_for
 
 RANKS = 2

@@ -7,11 +7,11 @@ import sys
 import msgspec
 import pytest
 
-import neuron.models.catalogue
+import neuron.catalogue.catalogue
 from ipc.errors import Code, CortexError
 from ipc.messages.state import Device
+from neuron.catalogue.catalogue import Catalogue
 from neuron.config import ModelSettings, NeuronConfig
-from neuron.models.catalogue import Catalogue
 from tests.neuron.folders import write_checkpoint
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -274,12 +274,12 @@ def test_what_did_not_change_is_not_read_again(places, monkeypatch):
     catalogue, shelf, _ = places
     write_checkpoint(shelf / "plain")
     catalogue.scan()
-    monkeypatch.setattr(neuron.models.catalogue, "refusal", None)
+    monkeypatch.setattr(neuron.catalogue.catalogue, "refusal", None)
     assert set(catalogue.scan()) == {"demo", "plain"}
 
 
 def test_the_cache_is_where_hugging_face_tools_keep_it(tmp_path):
-    code = "from neuron.models.catalogue import default_cache; print(default_cache())"
+    code = "from neuron.catalogue.catalogue import default_cache; print(default_cache())"
     said = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"HF_HUB_CACHE": str(tmp_path)},

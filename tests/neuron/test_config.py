@@ -7,7 +7,7 @@ from ipc.model_settings import SamplingDefaults
 from ipc.settings import ConfigError
 from ipc.worker_messages import WeightCache
 from neuron.config import ModelSettings, NeuronConfig, QuantisedCache, check, load
-from neuron.models.launcher import weight_cache
+from neuron.tenancy.launcher import weight_cache
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_a_configuration_made_in_code_is_checked_the_same():
 
 def test_knowing_the_neuron_costs_no_heavy_import():
     code = (
-        "import sys, neuron.config, neuron.memory.devices, neuron.memory.ledger, neuron.models.catalogue\n"
+        "import sys, neuron.config, neuron.memory.devices, neuron.memory.ledger, neuron.catalogue.catalogue\n"
         "import workers.checkpoints.card\n"
         "print({'torch', 'pynvml', 'tokenizers', 'jinja2', 'huggingface_hub', 'numpy'} & set(sys.modules))"
     )

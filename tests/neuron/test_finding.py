@@ -10,11 +10,11 @@ import pytest
 
 import neuron.models.manager
 from ipc.errors import Code, CortexError
+from neuron.catalogue.catalogue import Catalogue
 from neuron.config import NeuronConfig
 from neuron.description import describe
 from neuron.memory.devices import Inventory
 from neuron.memory.parking import Parking
-from neuron.models.catalogue import Catalogue
 from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
 from tests.neuron.folders import write_checkpoint

@@ -3,8 +3,8 @@
 import pytest
 
 from ipc.messages.state import Device
+from neuron.catalogue.hosting import NotHere, hosted
 from neuron.config import ModelSettings
-from neuron.models.hosting import NotHere, hosted
 
 GIB = 1 << 30
 

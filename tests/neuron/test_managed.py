@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-import neuron.models.epochs
 import neuron.models.managed
+import neuron.tenancy.epochs
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import Cancelled, Failed, Finished, Progress, Started
 from ipc.messages.requests import Generate
@@ -23,11 +23,11 @@ from neuron.config import Memory, ModelSettings, NeuronConfig, Queue
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
 from neuron.memory.room import Room
-from neuron.models.launcher import Launcher
 from neuron.models.life import TRANSITIONS, Event
 from neuron.models.managed import ManagedModel
 from neuron.processes.backoff import Backoff
 from neuron.requests.generation import Generation
+from neuron.tenancy.launcher import Launcher
 from neuron.text.parser import AnswerParser
 from tests.doubles import stands_for
 from tests.neuron.doubles import FrontEnd, Pieces, described
@@ -447,7 +447,7 @@ def test_restarts_that_fail_in_a_row_end_in_failed_with_nothing_held():
                 if model.status == "failed":
                     break
             assert model.status == "failed"
-            assert model.state().restarts == neuron.models.epochs.BAD_STARTS
+            assert model.state().restarts == neuron.tenancy.epochs.BAD_STARTS
             assert room.released == 1
 
     run(scenario())

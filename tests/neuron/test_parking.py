@@ -17,11 +17,11 @@ from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
 from neuron.memory.parking import SPARE_SHARE, Parking, automatic_budget
 from neuron.memory.room import Room
-from neuron.models.launcher import Launcher
-from neuron.models.renewal import Renewal
-from neuron.models.tenancy import Tenancy
 from neuron.processes.backoff import Backoff
 from neuron.processes.group import WorkerGroup
+from neuron.tenancy.launcher import Launcher
+from neuron.tenancy.renewal import Renewal
+from neuron.tenancy.tenancy import Tenancy
 from tests.doubles import stands_for
 from tests.neuron.doubles import described
 

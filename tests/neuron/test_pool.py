@@ -10,9 +10,9 @@ from ipc.errors import Code, CortexError
 from ipc.worker_messages import PAGE_SIZE, CacheGroup, PoolReport
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.fit import Fit
-from neuron.models import pool
-from neuron.models.pool import Group, Pool
 from neuron.processes.answers import Answers
+from neuron.tenancy import pool
+from neuron.tenancy.pool import Group, Pool
 from tests.doubles import stands_for
 from tests.neuron.harness import until
 

@@ -9,8 +9,8 @@ from ipc.messages.replies import State
 from ipc.messages.requests import Generate, Load, Mark, Watch
 from ipc.messages.sampling import Sampling
 from ipc.worker_messages import MemoryUse, Ready, StepReport
-from neuron.models.prefixes import Prefixes
-from neuron.models.statistics import Statistics
+from neuron.tenancy.prefixes import Prefixes
+from neuron.tenancy.statistics import Statistics
 from tests.neuron.harness import PATIENCE, Neuron, simulated
 
 A, B, C = (bytes([number]) * 16 for number in range(3))

@@ -16,8 +16,8 @@ import huggingface_hub
 import pytest
 
 from ipc.errors import CortexError
+from neuron.catalogue.catalogue import Catalogue
 from neuron.config import NeuronConfig
-from neuron.models.catalogue import Catalogue
 from neuron.pulling import hub as pulling
 from neuron.pulling import resumed
 from neuron.pulling.hub import choose, read_index

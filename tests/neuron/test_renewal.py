@@ -9,7 +9,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-import neuron.models.renewal
+import neuron.tenancy.renewal
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import TERMINAL, Failed, Finished
 from neuron.config import ModelSettings
@@ -71,7 +71,7 @@ def test_what_is_taken_back_before_it_counted_costs_no_load():
 
 
 def test_a_model_that_is_never_idle_leaves_in_the_end_and_who_waits_then_is_served(monkeypatch):
-    monkeypatch.setattr(neuron.models.renewal, "OUTDATED_SECONDS", 0.05)
+    monkeypatch.setattr(neuron.tenancy.renewal, "OUTDATED_SECONDS", 0.05)
 
     async def scenario():
         async with owning(step_seconds=0.01) as model:
@@ -88,7 +88,7 @@ def test_a_model_that_is_never_idle_leaves_in_the_end_and_who_waits_then_is_serv
 
 
 def test_a_prompt_that_another_tokenizer_read_is_not_given_to_the_new_model(monkeypatch):
-    monkeypatch.setattr(neuron.models.renewal, "OUTDATED_SECONDS", 0.05)
+    monkeypatch.setattr(neuron.tenancy.renewal, "OUTDATED_SECONDS", 0.05)
 
     async def scenario():
         dropped = []
@@ -223,7 +223,7 @@ def test_a_model_that_retires_leaves_though_a_request_that_was_on_its_way_comes_
 
 @pytest.mark.parametrize("seed", range(2))
 def test_whatever_comes_in_whatever_order_each_request_ends_and_the_last_settings_count(seed, monkeypatch):
-    monkeypatch.setattr(neuron.models.renewal, "OUTDATED_SECONDS", 0.1)
+    monkeypatch.setattr(neuron.tenancy.renewal, "OUTDATED_SECONDS", 0.1)
     draw = random.Random(seed)
 
     async def scenario():

@@ -13,9 +13,9 @@ from ipc.messages.replies import Delta, Failed, Finished
 from ipc.messages.requests import Generate
 from ipc.messages.sampling import Sampling
 from ipc.worker_messages import SequenceReport
+from neuron.catalogue.catalogue import DEMO_FOLDER
 from neuron.config import ModelSettings
 from neuron.description import describe
-from neuron.models.catalogue import DEMO_FOLDER
 from neuron.requests.generation import Generation
 from neuron.text.frontend import TextFrontEnd
 from workers.checkpoints.card import read_card

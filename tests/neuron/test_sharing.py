@@ -13,9 +13,9 @@ from neuron.description import describe
 from neuron.memory.devices import Inventory
 from neuron.memory.ledger import Ledger
 from neuron.memory.room import Room
-from neuron.models.launcher import Launcher
 from neuron.models.managed import ManagedModel
 from neuron.processes.backoff import Backoff
+from neuron.tenancy.launcher import Launcher
 from tests.doubles import stands_for
 from tests.neuron.doubles import NoStandby
 from tests.neuron.harness import PATIENCE, children_of, until

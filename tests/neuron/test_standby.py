@@ -23,8 +23,8 @@ from ipc.messages.replies import Finished
 from ipc.messages.requests import Load, Unload
 from ipc.messages.state import Device
 from ipc.worker_messages import FailurePlan, SamplingParams, SimulatedSpec, Submit
+from neuron.catalogue.catalogue import DEMO_FOLDER
 from neuron.memory.ledger import Ledger
-from neuron.models.catalogue import DEMO_FOLDER
 from neuron.processes.backoff import Backoff
 from neuron.processes.group import Sink, WorkerGroup
 from neuron.processes.spawn import GroupSpec

@@ -1,7 +1,7 @@
 """What a model shows of its worker."""
 
 from ipc.worker_messages import MemoryUse, Ready, StepReport
-from neuron.models.statistics import Statistics
+from neuron.tenancy.statistics import Statistics
 
 A, B, C = (bytes([n]) * 16 for n in range(3))
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from neuron.catalogue.catalogue import DEMO_FOLDER
 from neuron.config import ModelSettings
 from neuron.description import described
 from neuron.memory import step_bytes
-from neuron.models.catalogue import DEMO_FOLDER
 from workers.checkpoints.card import read_card
 from workers.kernels import compiled, dense, rows
 from workers.layers.embedding import Embedding, Head, VocabularySlice

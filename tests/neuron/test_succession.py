@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from ipc.messages.catalogue import FleetCatalogue
-from neuron.models.succession import Succession
+from neuron.catalogue.succession import Succession
 
 
 def said(version, origin="a:/models.yaml", modified=1.0):
@@ -15,7 +15,7 @@ def said(version, origin="a:/models.yaml", modified=1.0):
 
 def told(caplog):
     """What it has logged itself."""
-    return [record.getMessage() for record in caplog.records if record.name == "neuron.models.succession"]
+    return [record.getMessage() for record in caplog.records if record.name == "neuron.catalogue.succession"]
 
 
 def test_a_gateway_replaces_what_it_said_and_saying_it_again_changes_nothing():

@@ -13,8 +13,8 @@ from transformers import LlamaConfig, Qwen3_5TextConfig, Qwen3Config
 from benchmarks.driver import write_hollow
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import KERNEL_BYTES, PAGE_SIZE, SMALLEST_CONTEXT, CacheGroup, MemoryUse
+from neuron.catalogue.catalogue import DEMO_FOLDER
 from neuron.memory.step_bytes import Overhead, kernels_of
-from neuron.models.catalogue import DEMO_FOLDER
 from neuron.processes.worker import Worker
 from tests.workers.engines import make_runner, make_spec
 from tests.workers.harness import Workers

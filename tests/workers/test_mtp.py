@@ -16,7 +16,7 @@ from ipc.errors import CortexError
 from ipc.model_settings import ModelSettings
 from ipc.worker_messages import SamplingParams, Submit
 from neuron.description import describe
-from neuron.models.launcher import parked_identity
+from neuron.tenancy.launcher import parked_identity
 from tests.workers import seeing
 from tests.workers.checkpoints import deepseek_v3, fill, glm4_moe, qwen3_5, qwen3_5_moe, qwen3_next
 from tests.workers.engines import Session, make_runner, prompt_of, request

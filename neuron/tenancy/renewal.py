@@ -13,7 +13,7 @@ from ipc.model_settings import LIVE, changed_keys
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription
 
-log = logging.getLogger("neuron.models.renewal")
+log = logging.getLogger("neuron.tenancy.renewal")
 
 OUTDATED_SECONDS = 60.0  # that a model with other settings waits for a moment without requests
 

@@ -10,14 +10,14 @@ from ipc.worker_messages import Ready
 from neuron.admission.request_queue import RequestQueue
 from neuron.memory.fit import Fit
 from neuron.memory.room import Place, Room, Tenant
-from neuron.models.adapters import Adapters
-from neuron.models.epochs import Epochs
-from neuron.models.launcher import Launcher
-from neuron.models.pool import Pool
-from neuron.models.prefixes import Prefixes
-from neuron.models.renewal import Renewal
-from neuron.models.statistics import Statistics
 from neuron.processes.backoff import Backoff
+from neuron.tenancy.adapters import Adapters
+from neuron.tenancy.epochs import Epochs
+from neuron.tenancy.launcher import Launcher
+from neuron.tenancy.pool import Pool
+from neuron.tenancy.prefixes import Prefixes
+from neuron.tenancy.renewal import Renewal
+from neuron.tenancy.statistics import Statistics
 
 SPARE_SHARE = 1 / 8  # of what was booked, that is asked for on top where a device had less than that
 SPARE_BYTES = 256 << 20  # and at least so much of it, on each rank

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ipc.worker_messages import Ready, StepReport
-from neuron.models.prefixes import Prefixes
+from neuron.tenancy.prefixes import Prefixes
 
 
 class Statistics:

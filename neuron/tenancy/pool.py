@@ -13,7 +13,7 @@ from ipc.worker_messages import PoolReport
 from neuron.memory.eviction import PoolShare
 from neuron.memory.fit import ONE_CONTEXT, Fit
 
-log = logging.getLogger("neuron.models.pool")
+log = logging.getLogger("neuron.tenancy.pool")
 
 RESIZE_SECONDS = 10.0  # that others wait for it: it is done between two steps
 # That it keeps over one whole context: a rank that restarts may hold a little more, and leaves free on a GPU

@@ -8,10 +8,10 @@ from pathlib import Path
 from ipc.errors import Code, CortexError
 from ipc.messages.catalogue import Appraisal, FleetCatalogue
 from ipc.messages.state import Device
+from neuron.catalogue.catalogue import DEMO_FOLDER, Catalogue
 from neuron.config import ModelSettings
 from neuron.description import describe
 from neuron.memory.fit import find_fit
-from neuron.models.catalogue import DEMO_FOLDER, Catalogue
 
 _VERDICTS = {Code.MODEL_NOT_FOUND: "missing", Code.INSUFFICIENT_MEMORY: "too_large"}
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ipc.messages.catalogue import FleetCatalogue
 
-log = logging.getLogger("neuron.models.succession")
+log = logging.getLogger("neuron.catalogue.succession")
 
 SKEW_SECONDS = 300.0  # that clocks of hosts may differ by
 

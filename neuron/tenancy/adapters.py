@@ -23,7 +23,7 @@ from neuron.memory.room import Place, Room
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
 
-log = logging.getLogger("neuron.models.adapters")
+log = logging.getLogger("neuron.tenancy.adapters")
 
 
 class Group(Protocol):

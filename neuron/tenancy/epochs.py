@@ -12,13 +12,13 @@ from ipc.messages.state import RankState
 from ipc.worker_messages import Ready, StepReport
 from neuron.memory.fit import Fit
 from neuron.memory.parking import Loan
-from neuron.models.launcher import Launcher
-from neuron.models.renewal import Renewal
-from neuron.models.statistics import Statistics
 from neuron.processes.backoff import Backoff
 from neuron.processes.group import WorkerGroup
+from neuron.tenancy.launcher import Launcher
+from neuron.tenancy.renewal import Renewal
+from neuron.tenancy.statistics import Statistics
 
-log = logging.getLogger("neuron.models.epochs")
+log = logging.getLogger("neuron.tenancy.epochs")
 
 BAD_STARTS = 5  # in a row, until a model counts as failed
 STEADY_SECONDS = 60.0  # a group that lived so long was well started

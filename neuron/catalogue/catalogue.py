@@ -12,8 +12,8 @@ from ipc.errors import Code, CortexError
 from ipc.messages.catalogue import FleetCatalogue
 from ipc.messages.state import Device
 from ipc.model_settings import changed_keys
+from neuron.catalogue.hosting import NotHere, hosted
 from neuron.config import ModelSettings, NeuronConfig
-from neuron.models.hosting import NotHere, hosted
 from neuron.pulling import unchecked
 from workers.checkpoints.card import refusal
 from workers.checkpoints.gguf.splits import by_label, files_in, name_of

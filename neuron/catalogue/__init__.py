@@ -1,0 +1,1 @@
+"""Which models this host serves, and where each lies on its disks."""

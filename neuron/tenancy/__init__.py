@@ -1,0 +1,1 @@
+"""What one model has while it is loaded."""
