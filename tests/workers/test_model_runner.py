@@ -61,6 +61,21 @@ def test_batched_answers_equal_answers_alone(runner, count):
     assert serve(runner, requests) == expected
 
 
+def test_the_last_layer_computes_no_more_than_what_is_read(runner, monkeypatch):
+    """Of a prompt only the last token is, and of a part before its end no token."""
+    rows, last = [], runner.model.blocks[-1]
+    mlp = last.mlp
+    monkeypatch.setattr(last, "mlp", lambda x: rows.append(len(x)) or mlp(x))
+    expected = serve(runner, [request(0, [*range(40)], 3)])
+    assert rows == [1, 1, 1]
+    rows.clear()
+    assert serve(runner, [request(0, [*range(40)], 3)], max_step_tokens=16) == expected
+    assert rows == [1] * 5
+    rows.clear()
+    serve(runner, [request(0, [*range(40)], 1, prompt_logprobs=1)])
+    assert rows == [40]
+
+
 def test_preempted_sequences_go_on_as_if_nothing_had_happened(runner):
     requests = [*unlike_requests(8)]
     for submit in requests:

@@ -57,6 +57,10 @@ def test_a_norm_is_that_of_float32_rounded_once(dtype, size, offset):
     assert_alike(norm(x), expected, dtype)
     assert_alike(norm.added(other, x), other.float() + norm(x).float(), dtype)
     torch.testing.assert_close(norm(x), norm.plain(x), rtol=2 * ULP[dtype], atol=1e-6)
+    total, normed = norm.of_sum(x, other)
+    assert torch.equal(total, x + other)
+    assert torch.equal(normed, norm(total))
+    assert torch.equal(step.sum_of(x, other), total)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

@@ -242,7 +242,7 @@ class PagedAttention:
             rows = q[chunk.tokens]
             if compiled:
                 shown = chunk.pages, chunk.first_page, chunk.context, chunk.window, chunk.mutual
-                out[chunk.tokens] = kernels.chunk_attention(rows, kv, value_dim, *shown, *of_scores)
+                kernels.chunk_attention(rows, kv, value_dim, *shown, *of_scores, out[chunk.tokens])
                 continue
             attend = attend_chunk if self._exact is None else self._exact
             out[chunk.tokens] = attend(rows, *seen, chunk, scores)

@@ -460,10 +460,12 @@ class ModelRunner:
             behind = None
             if self.head_drafts is not None and step.shows:
                 behind = self.sight.look(segments, ahead=1)
-            hidden = self._hidden(segments, inputs, step.shows, made)
+            wanted = self._wanted(step, inputs)
+            hidden = self._hidden(segments, inputs, step.shows, made, wanted)
             follow = self._follow(step, segments, inputs, hidden, behind)
             findings = find(self.model, self.card, segments, hidden)
-            logits = self.model.logits(hidden[inputs["sampled_rows"]]) if step.sampled else None
+            sampled = hidden if wanted is not None else hidden[inputs["sampled_rows"]]
+            logits = self.model.logits(sampled) if step.sampled else None
         if launched is None:
             if logits is not None:
                 self._enter(step.sampled)
@@ -515,8 +517,9 @@ class ModelRunner:
         inputs: dict[str, Tensor],
         shows: bool = False,
         made: Tensor | None = None,
-    ) -> Tensor:  # [tokens, hidden]
-        """What the model makes of all tokens of a step, some of which may be of images, and some drafts that
+        wanted: Tensor | None = None,
+    ) -> Tensor:  # [tokens, or wanted ones, hidden]
+        """What the model makes of the tokens of a step, some of which may be of images, and some drafts that
         were `made` just now."""
         attend = partial(self.attention.run, self.attention.prepare(segments, inputs))
         if self.states is not None:
@@ -527,8 +530,22 @@ class ModelRunner:
         if made is not None:
             token_ids = token_ids.index_copy(0, inputs["drafted_rows"], made)
         if not shows:
-            return self.model(token_ids, positions, attend, self.blocks)
+            return self.model(token_ids, positions, attend, self.blocks, wanted=wanted)
         return self.model(token_ids, positions, attend, self.blocks, self.sight.look(segments))
+
+    def _wanted(self, step: Step, inputs: dict[str, Tensor]) -> Tensor | None:  # [wanted] int64
+        """The rows that tokens are sampled of, or one where none is; None: others are read as well, or there
+        are no others."""
+        slots = [segment.slot for segment in step.segments]
+        if self.head_drafts is not None or any(slot.new.pooling or slot.tells for slot in slots):
+            return None
+        # which blocks run is said where memory is measured, and the last one is to take what others take
+        if self.blocks is not None or step.shows or self.adapters.step.rows:
+            return None
+        rows = inputs["sampled_rows"]
+        if len(rows) == len(step.token_ids):
+            return None
+        return rows if len(rows) else rows.new_zeros(1)
 
     def _positions(self, inputs: dict[str, Tensor], shows: bool) -> Tensor:
         """Of the tokens of a step, as the model wants them."""

@@ -51,25 +51,6 @@ typedef struct {
     int own[QUERIES];                 /* key of each query */
 } Space;
 
-/* e to the power of x, which is not above 0: see step.c */
-WIDE __m512 exponential(__m512 x)
-{
-    const __m512 least = _mm512_set1_ps(-87.33f);
-    const __mmask16 some = _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ);
-    x = _mm512_max_ps(least, x); /* the second where one is NaN */
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
-                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    const float of[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-#pragma GCC unroll 5
-    for (int i = 0; i < 5; i++)
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(of[i]));
-    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1));
-    return _mm512_maskz_scalef_ps(some, p, n);
-}
-
 /* ROWS rows of pairs, a row `row` words after the one before and a pair `pair`, times the queries' pairs */
 WIDE void multiply(const uint32_t *w, long row, long pair, const uint32_t *x, int vectors, long pairs, __m512 *s)
 {
@@ -110,7 +91,7 @@ WIDE void score(const Chunk *a, Space *s, const uint16_t *keys, int vectors, lon
         __m512 each = _mm512_mul_ps(sums[i], scale);
         if (a->cap != 0) { /* tanh u is (1 - e) / (1 + e), e being exp -2 |u|, and has the sign of u */
             const __m512 sign = _mm512_and_ps(sums[i], _mm512_set1_ps(-0.0f)), one = _mm512_set1_ps(1);
-            const __m512 e = exponential(_mm512_or_ps(each, _mm512_set1_ps(-0.0f)));
+            const __m512 e = exponential_wide(_mm512_or_ps(each, _mm512_set1_ps(-0.0f)));
             each = _mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e));
             each = _mm512_mul_ps(_mm512_or_ps(each, sign), _mm512_set1_ps(a->cap));
         }
@@ -130,14 +111,14 @@ WIDE void weigh(Space *s, long keys, int vectors, int vector, __m512 *most, __m5
     const __mmask16 none = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(-INFINITY), _CMP_EQ_OQ);
     const __m512 less = _mm512_mask_blend_ps(none, largest, _mm512_setzero_ps());
     for (long k = 0; k < keys; k += 2) {
-        const __m512 a = exponential(_mm512_sub_ps(_mm512_load_ps(at + k * apart), less));
-        const __m512 b = exponential(_mm512_sub_ps(_mm512_load_ps(at + (k + 1) * apart), less));
+        const __m512 a = exponential_wide(_mm512_sub_ps(_mm512_load_ps(at + k * apart), less));
+        const __m512 b = exponential_wide(_mm512_sub_ps(_mm512_load_ps(at + (k + 1) * apart), less));
         sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
         const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
         const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
         _mm512_store_si512(to + k / 2 * apart, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
-    *kept = exponential(_mm512_sub_ps(*most, less));
+    *kept = exponential_wide(_mm512_sub_ps(*most, less));
     *total = _mm512_fmadd_ps(*total, *kept, sum);
     *most = largest;
 }
@@ -216,8 +197,8 @@ WIDE void attend(const Chunk *a, Space *s, long head, long query, int vectors)
             for (int i = 0; i < LANES; i++)
                 sinks[i] = a->sinks[head * a->group + (first + i) % a->group];
             const __m512 sink = _mm512_loadu_ps(sinks), larger = _mm512_max_ps(most[v], sink);
-            const __m512 share = exponential(_mm512_sub_ps(most[v], larger));
-            total[v] = _mm512_fmadd_ps(total[v], share, exponential(_mm512_sub_ps(sink, larger)));
+            const __m512 share = exponential_wide(_mm512_sub_ps(most[v], larger));
+            total[v] = _mm512_fmadd_ps(total[v], share, exponential_wide(_mm512_sub_ps(sink, larger)));
             kept[v] = _mm512_div_ps(share, total[v]);
         } else
             kept[v] = _mm512_div_ps(_mm512_set1_ps(1), total[v]);

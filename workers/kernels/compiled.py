@@ -74,6 +74,7 @@ def load(path: Path) -> ctypes.CDLL | None:
     found.rows_wide.argtypes = (*weight, pointer, number)
     found.rows_wide.restype = None
     found.step_norm.argtypes = (*[pointer] * 4, number, size, size, real, real, number)
+    found.step_sum.argtypes = (*[pointer] * 5, number, size, size, real, real, number)
     found.step_gated.argtypes = (pointer, pointer, number, number, size, size, number)
     found.step_heads.argtypes = (
         *(pointer, number, *[size] * 5),  # input and its shape

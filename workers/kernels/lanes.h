@@ -1,4 +1,5 @@
-/* What kernels for AVX512-BF16 share that compute with 16 tokens side by side, one in each lane of a register. */
+/* What kernels for AVX512-BF16 share: they compute with 16 numbers at once, in some of them one of each of 16 tokens
+ * that lie side by side. */
 
 #include "vectors.h"
 
@@ -14,6 +15,25 @@ SOURCE(lanes)
 #define WIDE static inline __attribute__((always_inline)) AVX512
 
 enum { LANES = 16 };
+
+/* e to the power of x, which is not above 88: see step.c */
+WIDE __m512 exponential_wide(__m512 x)
+{
+    const __m512 least = _mm512_set1_ps(-87.33f);
+    const __mmask16 some = _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ);
+    x = _mm512_max_ps(least, x); /* the second where one is NaN */
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
+                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    const float of[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+#pragma GCC unroll 5
+    for (int i = 0; i < 5; i++)
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(of[i]));
+    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1));
+    return _mm512_maskz_scalef_ps(some, p, n);
+}
 
 /* Numbers [16][16], of four bytes each, so that those in a row are in a column */
 WIDE void turn(__m512i *r)

@@ -24,7 +24,7 @@ enum { AS_IT_IS, INT8_128, INT8_ROW, FP8_128, FP8_ROW };
 enum {
     PANEL = 4,        /* registers of tokens that a row is multiplied with, or fewer where the tokens end */
     SUMS = 24,        /* registers of sums: of 6 rows, or of more where the panel has fewer */
-    DEEP = 512,       /* columns until the sums are laid aside and others taken up */
+    DEEP = 1024,      /* columns until the sums are laid aside and others taken up */
     HELD = 320 << 10, /* bytes of rows that all tokens are multiplied with before the next ones are */
     MOST = 240,       /* rows of these */
     GROUP = 128,      /* columns that share a scale */

@@ -5,7 +5,7 @@
  * workers/layers, workers/models/mlp.py and workers/attention/cpu.py; step.py says when these are taken instead.
  */
 
-#include "vectors.h"
+#include "lanes.h"
 
 SOURCE(step)
 
@@ -55,6 +55,34 @@ INLINE __m256 exponential(__m256 x)
     p = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1));
     __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_andnot_ps(zero, _mm256_mul_ps(p, _mm256_castsi256_ps(power)));
+}
+
+/* Whether the CPU has what the variants for AVX512-BF16 compute with, of bfloat16 alone: 16 numbers at once, which it
+ * rounds by itself. */
+static int goes_wide(int type)
+{
+    static int wide = -1;
+    if (wide < 0)
+        wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512bf16");
+    return wide && type == BFLOAT16;
+}
+
+/* those of 16 numbers from `i` on that are below `size` */
+WIDE __mmask16 below(long i, long size)
+{
+    return (__mmask16)(i + LANES <= size ? 0xffff : (1u << (size - i)) - 1);
+}
+
+WIDE __m512 load_wide(const uint16_t *x, __mmask16 some)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, x)), 16));
+}
+
+WIDE void store_wide(uint16_t *y, __mmask16 some, __m512 v)
+{
+    _mm256_mask_storeu_epi16(y, some, (__m256i)_mm512_cvtneps_pbh(v));
 }
 
 /* --- norms ------------------------------------------------------------------------------------------------ */
@@ -108,6 +136,35 @@ void step_norm(const void *x, const void *weight, const void *residual, void *y,
         (type == FLOAT16 ? norm_float16 : norm_bfloat16)(x, weight, residual, y, row * size, size, eps, offset);
 }
 
+INLINE void sum_row(const void *x, const void *y, void *total, int type, long at, long size)
+{
+    for (long i = at; i < at + size; i += 8)
+        store_half(total, i, type, _mm256_add_ps(load_any(x, i, type), load_any(y, i, type)));
+}
+
+AVX2 static void sum_bfloat16(const void *x, const void *y, void *total, long at, long size)
+{
+    sum_row(x, y, total, BFLOAT16, at, size);
+}
+
+AVX2 static void sum_float16(const void *x, const void *y, void *total, long at, long size)
+{
+    sum_row(x, y, total, FLOAT16, at, size);
+}
+
+/* total [rows, size] = x + y, and, unless `weight` is NULL, z = total / rms(total) * (weight [size] + offset); size is
+ * divided by 8 */
+void step_sum(const void *x, const void *y, const void *weight, void *total, void *z, int type, long rows, long size,
+              float eps, float offset, int threads)
+{
+#pragma omp parallel for num_threads(threads) if (rows > 1 && rows * size >= MANY)
+    for (long row = 0; row < rows; row++) {
+        (type == FLOAT16 ? sum_float16 : sum_bfloat16)(x, y, total, row * size, size);
+        if (weight)
+            (type == FLOAT16 ? norm_float16 : norm_bfloat16)(total, weight, NULL, z, row * size, size, eps, offset);
+    }
+}
+
 /* --- activations ------------------------------------------------------------------------------------------ */
 
 INLINE void gated_row(const void *gate, const void *up, void *y, int type, int kind, long size)
@@ -125,9 +182,37 @@ INLINE void gated_row(const void *gate, const void *up, void *y, int type, int k
     }
 }
 
+WIDE void gated_row_wide(const uint16_t *gate, const uint16_t *up, uint16_t *y, int kind, long size)
+{
+    const __m512 one = _mm512_set1_ps(1), most = _mm512_set1_ps(88);
+    for (long i = 0; i < size; i += LANES) {
+        const __mmask16 some = below(i, size);
+        const __m512 g = load_wide(gate + i, some);
+        __m512 u = g;
+        if (kind == GELU_TANH) {
+            u = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_mul_ps(g, g), g), _mm512_set1_ps(0.044715f), g);
+            u = _mm512_mul_ps(u, _mm512_set1_ps(1.5957691216f));
+        }
+        const __m512 e = exponential_wide(_mm512_min_ps(most, _mm512_sub_ps(_mm512_setzero_ps(), u)));
+        const __m256i a = (__m256i)_mm512_cvtneps_pbh(_mm512_div_ps(g, _mm512_add_ps(one, e)));
+        const __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16));
+        store_wide(y + i, some, _mm512_mul_ps(rounded, load_wide(up + i, some)));
+    }
+}
+
+AVX512 static void gated_wide(const uint16_t *x, uint16_t *y, int kind, long size)
+{
+    if (kind == SILU)
+        gated_row_wide(x, x + size, y, SILU, size);
+    else
+        gated_row_wide(x, x + size, y, GELU_TANH, size);
+}
+
 AVX2 static void gated_any(const uint16_t *x, uint16_t *y, int type, int kind, long size)
 {
-    if (type == BFLOAT16 && kind == SILU)
+    if (goes_wide(type))
+        gated_wide(x, y, kind, size);
+    else if (type == BFLOAT16 && kind == SILU)
         gated_row(x, x + size, y, BFLOAT16, SILU, size);
     else if (type == BFLOAT16)
         gated_row(x, x + size, y, BFLOAT16, GELU_TANH, size);
@@ -177,9 +262,47 @@ INLINE void head_row(uint16_t *x, int type, const Head *h)
     }
 }
 
+AVX512 static void head_wide(uint16_t *x, const Head *h)
+{
+    float wide[MAX_HEAD] __attribute__((aligned(64)));
+    const long size = h->head_dim, half = h->turned / 2;
+    __m512 by = _mm512_set1_ps(1);
+    if (h->weight) {
+        __m512 s = _mm512_setzero_ps();
+        for (long i = 0; i < size; i += LANES) {
+            const __m512 v = load_wide(x + i, below(i, size));
+            s = _mm512_fmadd_ps(v, v, s);
+        }
+        by = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(s) / (float)size + h->eps));
+    }
+    for (long i = 0; i < size; i += LANES) {
+        const __mmask16 some = below(i, size);
+        __m512 v = load_wide(x + i, some);
+        if (h->weight) {
+            const __m512 weight = load_wide((const uint16_t *)h->weight + i, some);
+            v = _mm512_mul_ps(_mm512_mul_ps(v, by), _mm512_add_ps(weight, _mm512_set1_ps(h->offset)));
+        }
+        _mm512_mask_storeu_ps(wide + i, some, v);
+    }
+    for (long i = 0, next; i < size; i = next) { /* of what is turned the first half, the second, and the rest */
+        const long end = !h->cos || i >= h->turned ? size : i < half ? half : h->turned;
+        next = i + LANES < end ? i + LANES : end;
+        const __mmask16 some = below(i, end);
+        __m512 v = _mm512_maskz_loadu_ps(some, wide + i);
+        if (h->cos && i < h->turned) {
+            const __m512 partner = _mm512_maskz_loadu_ps(some, wide + (i < half ? i + half : i - half));
+            v = _mm512_mul_ps(v, _mm512_maskz_loadu_ps(some, h->cos + i));
+            v = _mm512_fmadd_ps(partner, _mm512_maskz_loadu_ps(some, h->sin + i), v);
+        }
+        store_wide(x + i, some, v);
+    }
+}
+
 AVX2 static void head_any(uint16_t *x, int type, const Head *h)
 {
-    if (type == FLOAT16)
+    if (goes_wide(type))
+        head_wide(x, h);
+    else if (type == FLOAT16)
         head_row(x, FLOAT16, h);
     else
         head_row(x, BFLOAT16, h);

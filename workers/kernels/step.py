@@ -44,6 +44,29 @@ def norm(x: Tensor, weight: Tensor, eps: float, offset: float, residual: Tensor 
     return y
 
 
+def sum_of(x: Tensor, y: Tensor) -> Tensor:  # [..., size] each
+    """`x + y`."""
+    return _sum(x.contiguous(), y.contiguous(), None, None, 0.0, 0.0)
+
+
+def norm_of_sum(x: Tensor, y: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    """`x + y`, rounded to their type, and that normalised; `[..., size]` each."""
+    normed = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return _sum(x.contiguous(), y.contiguous(), weight, normed, eps, offset), normed
+
+
+def _sum(
+    x: Tensor, y: Tensor, weight: Tensor | None, normed: Tensor | None, eps: float, offset: float
+) -> Tensor:
+    total, size = torch.empty_like(x), x.shape[-1]
+    library().step_sum(
+        *(x.data_ptr(), y.data_ptr(), None if weight is None else weight.data_ptr(), total.data_ptr()),
+        *(None if normed is None else normed.data_ptr(), TYPES.index(x.dtype), x.numel() // size, size),
+        *(eps, offset, torch.get_num_threads()),
+    )
+    return total
+
+
 def gated(gate_up: Tensor, activation: str) -> Tensor:  # [tokens, 2 * inner] -> [tokens, inner]
     """The first half, activated, times the second."""
     x = gate_up.contiguous()
@@ -165,6 +188,7 @@ def chunk_attention(
     scale: float,
     cap: float | None,
     sinks: Tensor | None,  # [heads] float32
+    into: Tensor | None = None,  # [tokens, heads, value_dim], contiguous: where it is to be
 ) -> Tensor:  # [tokens, heads, value_dim]
     """Consecutive tokens of one sequence over its pages. Each has the same bits in any company.
 
@@ -174,7 +198,7 @@ def chunk_attention(
     if q.stride()[1:] != (q.shape[2], 1):
         q = q.contiguous()
     kv_heads = kv.shape[2]
-    y = q.new_empty(*q.shape[:2], value_dim)
+    y = q.new_empty(*q.shape[:2], value_dim) if into is None else into
     failed = library().chunks_attention(
         *(q.data_ptr(), q.stride(0), kv[0].data_ptr(), kv[-1].data_ptr(), kv.stride(1)),
         *(y.data_ptr(), pages.contiguous().data_ptr()),

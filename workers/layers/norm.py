@@ -47,6 +47,8 @@ class RMSNorm:
         """`x + y`, and that normalised."""
         if fused.has_triton(x.device):
             return fused.norm_of_sum(x, y, self.weight, self.eps, self.offset)
+        if self._compiled(y) and x.dtype == y.dtype:
+            return step.norm_of_sum(x, y, self.weight, self.eps, self.offset)
         total = x + y
         return total, self(total)
 

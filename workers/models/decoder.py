@@ -118,7 +118,8 @@ class Decoder:
         attend: Attend,
         numbers: Sequence[int] | None = None,
         seen: Seen | None = None,
-    ) -> Tensor:  # [tokens, hidden], before the last norm
+        wanted: Tensor | None = None,
+    ) -> Tensor:  # [tokens, or wanted ones, hidden], before the last norm
         """Run all blocks, or some of them: to see what memory they take, as others of their kind do.
 
         Args:
@@ -126,13 +127,16 @@ class Decoder:
             positions: the same, from 0 in each sequence; `[3, tokens]` where some of them are seen.
             numbers: of the blocks that run; None: all of them.
             seen: the tokens that are images.
+            wanted: rows that are asked for, `[wanted]` int64, where none is seen; None: all. Of the others
+                the last block computes little more than keys and values.
         """
         places = self.places(positions)
         x = self.embedded(token_ids)
         if seen is not None:
             x = seen.shown(x, 0)
-        for block in self._blocks(numbers):
-            x = block(x, places, attend)
+        blocks = self._blocks(numbers)
+        for block in blocks:
+            x = block(x, places, attend, wanted if block is blocks[-1] else None)
             if seen is not None:
                 x = seen.shown(x, block.number + 1)
         return x
@@ -216,18 +220,24 @@ class Block:
         if isinstance(self.mlp, MLP):
             yield from self.mlp.vectors()
 
-    def __call__(self, x: Tensor, places: Places, attend: Attend) -> Tensor:  # [tokens, hidden]
-        x, normed = self._attended(x, places, attend)
+    def __call__(
+        self, x: Tensor, places: Places, attend: Attend, wanted: Tensor | None = None
+    ) -> Tensor:  # [tokens, or wanted ones, hidden]
+        x, normed = self._attended(x, places, attend, wanted)
         return self._add(x, self.mlp(normed), self.after_mlp)
 
-    def _attended(self, x: Tensor, places: Places, attend: Attend) -> tuple[Tensor, Tensor]:
+    def _attended(
+        self, x: Tensor, places: Places, attend: Attend, wanted: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """`x` with what attention adds, which itself is let go here, and what the MLP is given."""
         turned = None if self.rope is None else places.angles[self.rope]
         if self.grows:
             attend = _growing(attend, places.growth)
         normed = _normed(x, self.before_attention)
-        y = self.attention(normed, turned, partial(attend, self.number))
+        y = self.attention(normed, turned, partial(attend, self.number), wanted)
+        x = only(x, wanted)
         if self.parallel:
+            normed = only(normed, wanted)
             return self._add(x, y, self.after_attention), normed
         del normed
         if (
@@ -243,7 +253,9 @@ class Block:
         if isinstance(norm, RMSNorm) and self.residual_scale == 1.0:
             return norm.added(x, y)
         y = _normed(y, norm)
-        return x + y if self.residual_scale == 1.0 else x + y * self.residual_scale
+        if self.residual_scale != 1.0:
+            return x + y * self.residual_scale
+        return step.sum_of(x, y) if step.takes(x, x.shape[-1]) and x.dtype == y.dtype else x + y
 
 
 def norm_of(name: str, config: ModelConfig, empty: Empty) -> Norm:
@@ -251,6 +263,11 @@ def norm_of(name: str, config: ModelConfig, empty: Empty) -> Norm:
     if config.layer_norm:
         return LayerNorm(name, config.hidden_size, config.norm_eps, empty, config.norm_bias)
     return RMSNorm(name, config.hidden_size, config.norm_eps, empty, config.norm_offset)
+
+
+def only(x: Tensor, wanted: Tensor | None) -> Tensor:
+    """These rows of `x` `[tokens, ...]`; None: all."""
+    return x if wanted is None else x.index_select(0, wanted)
 
 
 def _normed(x: Tensor, norm: Norm | None) -> Tensor:
@@ -333,7 +350,8 @@ class Attention:
         x: Tensor,  # [tokens, hidden]
         angles: Angles | None,
         attend: Callable[..., Tensor],  # see `Attend`
-    ) -> Tensor:  # [tokens, hidden]
+        wanted: Tensor | None = None,
+    ) -> Tensor:  # [tokens, or wanted ones, hidden]
         heads, kv_heads = self.num_heads, self.num_kv_heads
         qkv = self.qkv(x).view(len(x), heads + 2 * kv_heads, self.head_dim)
         qk, values = qkv.split((heads + kv_heads, kv_heads), dim=1)
@@ -356,9 +374,9 @@ class Attention:
                 qk = self.qk_norm(qk.float())
         q, keys = qk.to(x.dtype).split((heads, kv_heads), dim=1)
         sinks = None if self.sinks is None else self.sinks.weight
-        attended = attend(q, keys, values, sinks, *turn).view(len(x), -1)
+        attended = only(attend(q, keys, values, sinks, *turn).view(len(x), -1), wanted)
         if self.gate is not None:
-            attended = attended * activated(self.gate(x), "sigmoid", self.exact)
+            attended = attended * activated(self.gate(only(x, wanted)), "sigmoid", self.exact)
         return self.output(attended)
 
     @property

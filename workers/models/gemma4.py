@@ -22,7 +22,7 @@ from workers.layers.embedding import Embedding, VocabularySlice
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm, over_rms
 from workers.layers.rotary import rotate
-from workers.models.decoder import Angles, Block, Decoder, Places, Seen
+from workers.models.decoder import Angles, Block, Decoder, Places, Seen, only
 from workers.models.experts import MixtureOfExperts, Router
 from workers.models.mlp import MLP, activated
 from workers.parallel import RankGroup
@@ -64,7 +64,8 @@ class Gemma4(Decoder):
         attend: Attend,
         numbers: Sequence[int] | None = None,
         seen: Seen | None = None,
-    ) -> Tensor:  # [tokens, hidden], before the last norm
+        wanted: Tensor | None = None,
+    ) -> Tensor:  # [tokens, or wanted ones, hidden], before the last norm
         places = self.places(positions)
         x = self.embedded(token_ids)
         if seen is not None:
@@ -72,8 +73,10 @@ class Gemma4(Decoder):
             if self.inputs is not None:  # whose table has nothing for images
                 token_ids = token_ids.index_fill(0, seen.rows, self.inputs.unread)
         inputs = None if self.inputs is None else self.inputs(token_ids, x)
-        for block in self._blocks(numbers):
-            x = block(x, places, attend, None if inputs is None else inputs[:, block.number])
+        blocks = self._blocks(numbers)
+        for block in blocks:
+            own = None if inputs is None else inputs[:, block.number]
+            x = block(x, places, attend, wanted if block is blocks[-1] else None, own)
         return x
 
 
@@ -155,8 +158,13 @@ class Gemma4Block(Block):
         yield Slice(f"{self.name}.{names.SCALE}", (1,), self.scale)
 
     def __call__(
-        self, x: Tensor, places: Places, attend: Attend, own: Tensor | None = None
-    ) -> Tensor:  # [tokens, hidden]
+        self,
+        x: Tensor,
+        places: Places,
+        attend: Attend,
+        wanted: Tensor | None = None,
+        own: Tensor | None = None,
+    ) -> Tensor:  # [tokens, or wanted ones, hidden]
         """One layer.
 
         Args:
@@ -164,10 +172,11 @@ class Gemma4Block(Block):
         """
         angles = places.angles[self.rope]
         attend = partial(attend, self.source)
-        x = x + self.after_attention(self.attention(self.before_attention(x), angles, attend))
+        attended = self.after_attention(self.attention(self.before_attention(x), angles, attend, wanted))
+        x = only(x, wanted) + attended
         x = x + self.after_mlp(self._fed(x))
         if own is not None:
-            gated = activated(self.gate(x), self.activation, self.exact) * own
+            gated = activated(self.gate(x), self.activation, self.exact) * only(own, wanted)
             x = x + self.after_input(self.into(gated))
         return x * self.scale
 
@@ -244,7 +253,8 @@ class Gemma4Attention:
         x: Tensor,  # [tokens, hidden]
         angles: Angles,
         attend: Callable[[Tensor, Tensor | None, Tensor | None], Tensor],
-    ) -> Tensor:  # [tokens, hidden]
+        wanted: Tensor | None = None,
+    ) -> Tensor:  # [tokens, or wanted ones, hidden]
         projected = self.qkv(x).view(len(x), -1, self.head_dim).float()
         values = None
         if self.keeps:
@@ -252,4 +262,5 @@ class Gemma4Attention:
             values = (values * over_rms(values, self.eps)).to(x.dtype)
         turned = rotate(self.norm(projected[:, : self.num_heads + self.num_kv_heads]), *angles).to(x.dtype)
         q, keys = turned.split((self.num_heads, self.num_kv_heads), dim=1)
-        return self.output(attend(q, keys if self.keeps else None, values).view(len(x), -1))
+        attended = attend(q, keys if self.keeps else None, values).view(len(x), -1)
+        return self.output(only(attended, wanted))

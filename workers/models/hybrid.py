@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workers.attention.states import Mixing
 from workers.checkpoints.config import ModelConfig
-from workers.models.decoder import Block, Decoder, Places
+from workers.models.decoder import Block, Decoder, Places, only
 from workers.models.gated_delta_net import GatedDeltaNet
 from workers.models.short_convolution import ShortConvolution
 from workers.parallel import RankGroup
@@ -38,6 +38,8 @@ class StateBlock(Block):
             return ShortConvolution(f"model.layers.{self.number}.conv", self.number, config, group, empty)
         return GatedDeltaNet(f"model.layers.{self.number}.linear_attn", self.number, config, group, empty)
 
-    def __call__(self, x: Tensor, places: Places, attend: Mixing) -> Tensor:  # [tokens, hidden]
-        x = self._add(x, self.attention(self.before_attention(x), attend.recur), None)
+    def __call__(
+        self, x: Tensor, places: Places, attend: Mixing, wanted: Tensor | None = None
+    ) -> Tensor:  # [tokens, or wanted ones, hidden]
+        x = only(self._add(x, self.attention(self.before_attention(x), attend.recur), None), wanted)
         return self._add(x, self.mlp(self.before_mlp(x)), None)

@@ -68,7 +68,8 @@ class LatentAttention:
         x: Tensor,  # [tokens, hidden]
         angles: tuple[Tensor, Tensor],
         attend: Callable[[Tensor, Tensor, None], Tensor],  # queries, and keys that have the values in them
-    ) -> Tensor:  # [tokens, hidden]
+        wanted: Tensor | None = None,
+    ) -> Tensor:  # [tokens, or wanted ones, hidden]
         latent = self.latent
         compressed = self.compressed(x)
         vector, key = compressed[:, : latent.rank], compressed[:, latent.rank : latent.rank + latent.rope_dim]
@@ -84,4 +85,5 @@ class LatentAttention:
         keys = torch.cat((self.norm(vector)[:, None], turned(key[:, None])), dim=-1)
         queries = torch.cat((self.heads.through_keys(plain), turned(turning)), dim=-1)
         found = attend(queries, keys, None)  # [tokens, heads, rank]
+        found = found if wanted is None else found.index_select(0, wanted)
         return self.output(self.heads.through_values(found).flatten(1))
