@@ -62,7 +62,7 @@ def requests(every: int = 1) -> list[Submit]:
             number,
             # half of them begin alike, the others each have their own prompt
             array("I", tokens[:length] if number % 2 else tokens[number : number + length]).tobytes(),
-            1 if others.get("pooling") else 8 + 2 * number,
+            1 if others.get("pooling") else 8 + number,
             SamplingParams(**sampling, seed=(1 << 64) - 1 - number),
             **others,
         )
