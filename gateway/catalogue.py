@@ -21,7 +21,7 @@ from gateway.config import GatewayConfig
 from gateway.seed_keys import translated
 from ipc.messages.catalogue import FleetCatalogue
 from ipc.model_settings import ModelSettings, check_models
-from ipc.settings import ConfigError, convert_settings, line_of, read_mapping
+from ipc.settings import ConfigError, convert_settings, read_mapping
 
 Price = Annotated[float, Meta(ge=0)]
 
@@ -119,6 +119,8 @@ def load(path: str | Path, neurons: Collection[str], aliases: Mapping[str, str])
     try:
         return _load(path, neurons, aliases)
     except ConfigError as error:
+        from ipc.yaml_text import line_of
+
         if (line := line_of(path, error.key)) is None:
             raise
         raise ConfigError(path, error.key, f"{error.message} (line {line})") from error

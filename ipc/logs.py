@@ -5,7 +5,6 @@ A daemon's children have it from the environment, so that all of them write alik
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -17,7 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import asyncio
 
 Style = Literal["text", "json"]
 
@@ -134,6 +136,8 @@ class Gathered:
         if self._closed:
             self.write()
         elif self._timer is None:
+            import asyncio  # where a loop runs: workers have none, and it is a third of their start
+
             self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self.write)
 
     def close(self) -> None:

@@ -1,9 +1,11 @@
-"""Reading configuration files: YAML or TOML into typed structs, with errors that name file, key and value."""
+"""Reading configuration files: YAML or TOML into typed structs, with errors that name file, key and value.
+
+What parses a file is imported where one is read: every process needs the types of settings.
+"""
 
 from __future__ import annotations
 
 import re
-import tomllib
 from difflib import get_close_matches
 from inspect import isclass
 from pathlib import Path
@@ -11,7 +13,6 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import msgspec
-import yaml
 
 from ipc.periods import parse_period
 
@@ -93,29 +94,6 @@ def convert_settings(data: Any, kind: type[T], path: str | Path, key: str = "") 
     return _convert(data, kind, key, path)
 
 
-def line_of(path: str | Path, key: str) -> int | None:
-    """The line on which `key`, or the nearest thing around it, stands in a YAML file; None where unknown."""
-    try:
-        node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return None
-    if Path(path).suffix == ".toml" or node is None or not key:
-        return None
-    line = node.start_mark.line
-    for part in re.findall(r"[^.\[\]]+", key):
-        if isinstance(node, yaml.SequenceNode) and part.isdecimal() and int(part) < len(node.value):
-            node = node.value[int(part)]
-            line = node.start_mark.line
-        elif isinstance(node, yaml.MappingNode):
-            found = [pair for pair in node.value if pair[0].value == part]
-            if not found:
-                break
-            line, node = found[0][0].start_mark.line, found[0][1]
-        else:
-            break
-    return line + 1
-
-
 def _parse(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
@@ -125,30 +103,16 @@ def _parse(path: Path) -> Any:
         raise ConfigError(path, "", f"is not UTF-8 text: {error}") from error
     try:
         if path.suffix == ".toml":
+            import tomllib
+
             return tomllib.loads(text)
         if path.suffix in (".yaml", ".yml"):
-            return yaml.load(text, Loader=_UniqueKeys)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(path, "", f"line {line}: {error.problem}") from error
-    except (ValueError, yaml.YAMLError, RecursionError) as error:  # a date of no calendar is a ValueError
+            from ipc.yaml_text import parse
+
+            return parse(text)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(path, "", f"cannot be parsed: {error}") from error
     raise ConfigError(path, "", f"has the suffix {path.suffix!r}; a configuration is .yaml, .yml or .toml")
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which giving a key twice is an error: one of the two values would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} is given twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def _convert(value: Any, kind: Any, key: str, path: str | Path) -> Any:

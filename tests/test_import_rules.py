@@ -149,6 +149,18 @@ def test_what_must_start_fast_or_without_torch_does_not_import_it(module):
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=150)
 
 
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [
+        ("workers.__main__", {"asyncio", "yaml", "tomllib"}),  # a simulated one, and each before its orders
+        ("neuron.pulling.child", {"asyncio", "yaml", "tomllib"}),
+    ],
+)
+def test_what_is_started_often_imports_what_takes_long_only_where_it_is_used(module, unneeded):
+    code = f"import {module}, sys; sys.exit(', '.join({unneeded} & sys.modules.keys()) or 0)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=150)
+
+
 def test_what_gunicorns_master_imports_leaves_the_metrics_to_their_directory():
     """It is looked for at the import of prometheus-client; gunicorn has its worker class before."""
     modules = "gateway.gunicorn_conf, gateway.http.connections"
