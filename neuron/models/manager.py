@@ -463,13 +463,16 @@ class ModelManager:
     # --- for processes that wait ------------------------------------------------------------------------
 
     def _standby_devices(self) -> list[str]:
-        """Where some model may be loaded that a waiting process is of use for."""
+        """Where some model may be loaded next that a waiting process is of use for.
+
+        One that is loaded leaves its own process when it goes.
+        """
         everywhere = [device.id for device in self._inventory.devices]
         default = [device for device in everywhere if device != "cpu"] or everywhere
         chosen = [
             device
             for model in self._models.values()
-            if model.description.engine == "transformer"
+            if model.description.engine == "transformer" and model.status not in ("ready", "draining")
             for device in model.settings.devices or default
         ]
         return [device for device in everywhere if device in chosen]

@@ -483,7 +483,8 @@ def test_a_start_that_fails_leaves_nothing_booked(monkeypatch):
 
 
 def test_a_neuron_keeps_one_for_its_transformers_and_it_dies_with_it(tmp_path):
-    with Neuron(tmp_path, standby=True) as daemon, daemon.client() as client:
+    other = {"id": "other", "path": str(DEMO_FOLDER)}
+    with Neuron(tmp_path, [other], standby=True) as daemon, daemon.client() as client:
         wait_until(lambda: "standby ready" in daemon.log, "a warm process")
         [pid] = daemon.children()
         assert daemon.health().devices[0].memory_reserved > 0
@@ -496,7 +497,9 @@ def test_a_neuron_keeps_one_for_its_transformers_and_it_dies_with_it(tmp_path):
         client.ask(Load(id=0, model="demo"), PATIENCE)
         assert daemon.workers("demo") == [waits]
         wait_until(lambda: len(daemon.children()) == 2, "the next one")
+        client.ask(Load(id=0, model="other"), PATIENCE)
         pids = daemon.children()
+        assert sorted(pids) == sorted(daemon.workers("demo") + daemon.workers("other"))
         daemon.process.kill()
         daemon.process.wait()
         wait_until(lambda: not any(map(is_running, pids)), "all to die with it")
