@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from workers.checkpoints.families import qwen3_next
+
 # By `model_type`: the architecture, and whether rows of queries and keys are stored as pairs.
 ARCHITECTURES = {
     "llama": ("llama", True),
@@ -53,6 +55,9 @@ ARCHITECTURES = {
     "hunyuan_v1_dense": ("hunyuan-dense", False),
     "lfm2": ("lfm2", False),
     "lfm2_moe": ("lfm2moe", False),
+    "qwen3_next": ("qwen3next", False),
+    "qwen3_5_text": ("qwen35", False),
+    "qwen3_5_moe_text": ("qwen35moe", False),
 }
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab"]
 TYPES = [2, 3, 3, *[6] * 256, 1, 1, 1, 1]
@@ -157,7 +162,7 @@ def write(
     """The checkpoint in `folder` as a converter writes it; returns the (first) file.
 
     Args:
-        kind: the block format of all matrices but the router's.
+        kind: the block format of all matrices but the router's and of convolutions.
         more: metadata besides.
         settings: of the writer, for a set of several files.
     """
@@ -170,17 +175,22 @@ def write(
         _gemma4_keys(writer, config)
     if architecture.startswith("lfm2"):
         _lfm2_keys(writer, config)
+    if hasattr(config, "linear_num_key_heads"):
+        _delta_net_keys(writer, config)
     writer.tokenizer()
     writer.keys(**{f"_{name}": value for name, value in (more or {}).items()})
     tensors = {key: each for file in folder.glob("*.safetensors") for key, each in load_file(file).items()}
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
+    tensors = qwen3_next.mtp(tensors, config.num_hidden_layers)  # of names that no other family has
     heads = sum(name.endswith(".eh_proj.weight") for name in tensors)
     if heads:
         writer.keys(block_count=config.num_hidden_layers + heads, nextn_predict_layers=heads)
     names = gguf.get_tensor_name_map(_enum(architecture), config.num_hidden_layers + heads)
     if architecture == "deepseek2":
         tensors = by_keys_and_values(tensors, config)
+    if hasattr(config, "linear_num_key_heads"):
+        tensors = by_states(tensors, config)
     merged = tensors if architecture == "gemma4" else _merged(tensors)
     for name, tensor in sorted(merged.items()):
         known = BY_HAND.get(re.sub(r"\.\d+\.", ".{}.", name)) or names.get_name(name, (".weight", ".bias"))
@@ -193,7 +203,8 @@ def write(
             halves = tensor.unflatten(0, (heads, 2, len(tensor) // heads // 2))
             tensor = halves.transpose(1, 2).reshape(tensor.shape)
         tensor = tensor[0] if "gate_inp_shexp" in known else tensor
-        writer.tensor(known, tensor, kind if tensor.dim() > 1 and "gate_inp" not in known else None)
+        is_plain = tensor.dim() == 1 or "gate_inp" in known or "conv1d" in known
+        writer.tensor(known, tensor, None if is_plain else kind)
     for name, factors in _factors(config).items():
         writer.tensor(f"{name}.weight", factors)
     return writer.close()
@@ -235,6 +246,10 @@ BY_HAND = {  # what converters rename by hand, and heads of an architecture that
     "model.layers.{}.router.per_expert_scale": "blk.{}.ffn_down_exps.scale",
     "model.layers.{}.experts.gate_up_proj": "blk.{}.ffn_gate_up_exps.weight",
     "model.layers.{}.experts.down_proj": "blk.{}.ffn_down_exps.weight",
+    "model.layers.{}.attn_qkv.weight": "blk.{}.attn_qkv.weight",
+    "model.layers.{}.attn_gate.weight": "blk.{}.attn_gate.weight",
+    "model.layers.{}.linear_attn.A_log": "blk.{}.ssm_a",
+    "model.layers.{}.linear_attn.dt_bias": "blk.{}.ssm_dt.bias",
     "model.layers.{}.eh_proj.weight": "blk.{}.nextn.eh_proj.weight",
     "model.layers.{}.enorm.weight": "blk.{}.nextn.enorm.weight",
     "model.layers.{}.hnorm.weight": "blk.{}.nextn.hnorm.weight",
@@ -288,6 +303,49 @@ def by_keys_and_values(tensors: dict[str, torch.Tensor], config: PretrainedConfi
     return found
 
 
+def by_states(tensors: dict[str, torch.Tensor], config: PretrainedConfig) -> dict[str, torch.Tensor]:
+    """With what keeps a state, experts and norms as the converters of Qwen3-Next and Qwen3.5 change them."""
+    keys, values = config.linear_num_key_heads, config.linear_num_value_heads
+    key, value, found = config.linear_key_head_dim, config.linear_value_head_dim, {}
+    tiles = values // keys if config.model_type != "qwen3_next" else 1
+
+    def tiled(tensor: torch.Tensor, size: int) -> torch.Tensor:
+        return tensor.unflatten(0, (values // tiles, tiles, size)).transpose(0, 1).reshape(tensor.shape)
+
+    for name, tensor in tensors.items():
+        layer, inside, part = name.rpartition("linear_attn.")
+        if name.endswith("norm.weight") and not inside:
+            tensor = tensor + 1
+        if part.endswith("experts.gate_up_proj"):
+            for half, each in zip(("gate", "up"), tensor.chunk(2, dim=1), strict=True):
+                found[f"{part.removesuffix('gate_up_proj')}{half}_proj.weight"] = each
+            continue
+        if part.endswith("experts.down_proj"):
+            name += ".weight"
+        match part if inside else "":
+            case "in_proj_qkvz.weight":
+                shares = values // keys * value
+                heads = tensor.unflatten(0, (keys, -1)).split((key, key, shares, shares), dim=1)
+                *first, gates = (each.flatten(0, 1) for each in heads)
+                found[f"{layer}attn_qkv.weight"] = torch.cat(first)
+                found[f"{layer}attn_gate.weight"] = gates
+                continue
+            case "A_log":
+                tensor = tiled(-tensor.exp(), 1)
+            case "dt_bias" | "in_proj_b.weight" | "in_proj_a.weight":
+                tensor = tiled(tensor, 1)
+            case "in_proj_z.weight":
+                tensor = tiled(tensor, value)
+            case "in_proj_qkv.weight" | "conv1d.weight":
+                tensor = tensor.squeeze(1) if "conv" in part else tensor
+                first, last = tensor.split((2 * keys * key, values * value))
+                tensor = torch.cat([first, tiled(last, value)])
+            case "out_proj.weight":
+                tensor = tiled(tensor.t(), value).t()
+        found[name] = tensor
+    return found
+
+
 def latent_keys(config: PretrainedConfig) -> dict[str, Any]:
     """What is said of a latent vector in place of heads."""
     kept = config.kv_lora_rank
@@ -315,7 +373,8 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
-        "feed_forward_length": getattr(config, "intermediate_size_mlp", config.intermediate_size),
+        "feed_forward_length": getattr(config, "intermediate_size_mlp", None)
+        or getattr(config, "intermediate_size", None),
         "attention__head_count": config.num_attention_heads,
         "attention__head_count_kv": config.num_key_value_heads,
         "attention__layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
@@ -363,7 +422,7 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
             expert_used_count=getattr(config, "num_experts_per_tok", None),
             expert_feed_forward_length=None
             if config.model_type == "olmoe"
-            else getattr(config, "moe_intermediate_size", config.intermediate_size),
+            else getattr(config, "moe_intermediate_size", None) or config.intermediate_size,
             expert_shared_count=getattr(config, "n_shared_experts", None)
             or getattr(config, "moe_num_shared_experts", None),
             expert_weights_scale=getattr(config, "routed_scaling_factor", None),
@@ -416,6 +475,21 @@ def _lfm2_keys(writer: Writer, config: PretrainedConfig) -> None:
         shortconv__l_cache=config.conv_L_cache,
         feed_forward_length=inner,
         leading_dense_block_count=getattr(config, "num_dense_layers", None),
+    )
+
+
+def _delta_net_keys(writer: Writer, config: PretrainedConfig) -> None:
+    """The same of Qwen3-Next and Qwen3.5."""
+    heads = config.linear_num_value_heads
+    writer.keys(
+        ssm__conv_kernel=config.linear_conv_kernel_dim,
+        ssm__state_size=config.linear_key_head_dim,
+        ssm__group_count=config.linear_num_key_heads,
+        ssm__time_step_rank=heads,
+        ssm__inner_size=config.linear_value_head_dim * heads,
+        full_attention_interval=getattr(config, "full_attention_interval", 4),
+        attention__recurrent_layers=[kind == "linear_attention" for kind in config.layer_types],
+        rope__dimension_sections=[11, 11, 10, 0] if "qwen3_5" in config.model_type else None,
     )
 
 

@@ -17,7 +17,9 @@ from ipc.errors import CortexError
 from tests.workers import checkpoints, encoders, gguf_files
 from tests.workers.engines import make_runner, prompt_of, request, serve
 from tests.workers.predicting import Head
+from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import ModelCard, read_card
+from workers.checkpoints.families.qwen3_next import DELTA_OUTPUT
 from workers.checkpoints.gguf import architectures, unread
 from workers.checkpoints.gguf.header import Gguf, read_header
 from workers.layers.rotary import frequencies
@@ -68,6 +70,9 @@ SAME = [
     "hunyuan_v1_dense_plain",
     "lfm2",
     "lfm2_moe",
+    "qwen3_5",
+    "qwen3_5_tied",
+    "qwen3_5_moe",
 ]
 
 
@@ -96,6 +101,8 @@ def test_a_converted_checkpoint_is_the_same_model(tiny, tmp_path, monkeypatch, n
     unlike = {"window_rope"}  # where it is the same as the other
     unlike |= {"rope"} if "llama3" in name else set()  # by its factors, which were compared
     unlike |= {"attention_scale"} if "gemma" in name else set()  # which follows from the sizes
+    unlike |= {"delta"} if "qwen3_5" in name else set()  # columns that stay in tiles
+    unlike |= {"intermediate_size"} if name == "qwen3_5_moe" else set()  # of no layer
     assert differing(ours, theirs) <= unlike
     same_weights(ours, theirs)
 
@@ -110,7 +117,10 @@ def same_weights(ours: ModelCard, theirs: ModelCard) -> None:
     """On one rank and on two."""
     for size in (1, 2):
         for rank in range(size):
-            for mine, other in zip(loaded(ours, rank, size), loaded(theirs, rank, size), strict=True):
+            both = [loaded(card, rank, size) for card in (ours, theirs)]
+            if ours.config.delta is not None and ours.config.delta.tiled:  # columns are in another order
+                both = [[piece for piece in each if DELTA_OUTPUT not in piece.name] for each in both]
+            for mine, other in zip(*both, strict=True):
                 assert (mine.name, mine.row, mine.column) == (other.name, other.row, other.column)
                 torch.testing.assert_close(mine.into, other.into, rtol=0, atol=2e-7, msg=mine.name)
 
@@ -216,7 +226,7 @@ def test_a_decoder_that_makes_vectors_in_another_way_is_refused_by_it(tiny, tmp_
         read_card(path)
 
 
-@pytest.mark.parametrize("name", ["glm4_moe", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["glm4_moe", "deepseek_v3", "qwen3_5"])
 def test_a_converted_head_that_predicts_several_tokens_is_the_same(tmp_path, name):
     torch.manual_seed(5)
     model = getattr(checkpoints, name)().eval()
@@ -227,7 +237,7 @@ def test_a_converted_head_that_predicts_several_tokens_is_the_same(tmp_path, nam
     for mtp in (False, True):
         ours, theirs = read_card(path, mtp=mtp), read_card(folder, mtp=mtp)
         assert ours.config.num_layers == model.config.num_hidden_layers
-        assert differing(ours, theirs) == set()
+        assert differing(ours, theirs) <= {"delta"}  # columns that stay in tiles
         told = [note for note in ours.notes if "`speculation: mtp`" in note]
         assert len(told) == (not mtp)
     same_weights(ours, theirs)
@@ -379,6 +389,70 @@ def test_experts_of_a_converted_checkpoint_answer_as_it_does(tiny, tmp_path, nam
     for asked, output in zip(requests, serve(runner, requests), strict=True):
         assert output == checkpoints.greedy(oracle, prompt_of(asked), output)
     runner.close()
+
+
+WIDE_HEADS = {  # of whole blocks
+    "hidden_size": 64,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "num_attention_heads": 4,
+    "head_dim": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("qwen3_5", None),
+        ("qwen3_5", "Q8_0"),
+        ("qwen3_5_moe", None),
+        ("qwen3_next", None),
+        ("qwen3_next", "Q8_0"),
+    ],
+)
+def test_a_converted_model_that_keeps_states_answers_as_it_did(tmp_path, monkeypatch, name, kind):
+    torch.manual_seed(3)
+    inner = {"intermediate_size": 64} if name == "qwen3_5" else {"shared_expert_intermediate_size": 64}
+    oracle = getattr(checkpoints, name)(**WIDE_HEADS | inner if kind else {}).eval()
+    checkpoints.fill(oracle)
+    oracle.save_pretrained(tmp_path / "checkpoint")
+    path = gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint", kind)
+    if kind:
+        rounded(oracle, kind)
+    requests = [request(number, [7 * number + 3, 5, 99], 12) for number in range(3)]
+    for size in (1, 2):
+        ranks = Ranks(path, size, monkeypatch)
+        for asked, output in zip(requests, serve(ranks, requests), strict=True):
+            assert output == checkpoints.greedy(oracle, prompt_of(asked), output)
+        ranks.close()
+
+
+def rounded(model: torch.nn.Module, kind: str) -> None:
+    """Put all that such a file has in blocks to the numbers that they mean."""
+    form = gguf.GGMLQuantizationType[kind]
+    for name, parameter in model.named_parameters():
+        plain = ("mlp.gate.weight", "shared_expert_gate.weight", "conv1d.weight")
+        if parameter.dim() > 1 and not name.endswith(plain):
+            blocks = gguf.quants.quantize(parameter.detach().numpy(), form)
+            parameter.data.copy_(torch.from_numpy(gguf.quants.dequantize(blocks, form)))
+
+
+def test_the_first_files_of_qwen3_next_have_its_heads_as_the_checkpoint_has(tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    model, by_states = checkpoints.qwen3_next(), gguf_files.by_states
+    checkpoints.fill(model)
+    model.save_pretrained(folder := tmp_path / "checkpoint")
+    (folder / "tokenizer.json").write_text("{}")
+
+    def as_before(tensors, config):
+        found = by_states(tensors, config)
+        joined = {name: each for name, each in tensors.items() if name.endswith("in_proj_qkvz.weight")}
+        return {name: each for name, each in found.items() if ".attn_" not in name} | joined
+
+    monkeypatch.setattr(gguf_files, "by_states", as_before)
+    ours, theirs = read_card(gguf_files.write(tmp_path / "model.gguf", folder)), read_card(folder)
+    assert differing(ours, theirs) == set()
+    same_weights(ours, theirs)
 
 
 def test_a_latent_model_as_old_converters_wrote_it_is_the_same(tiny, tmp_path, monkeypatch):

@@ -37,6 +37,7 @@ from workers.checkpoints.caches import group_layers
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import number_of
 from workers.checkpoints.families.llama import EMBEDDING, HEAD, MTP_JOINS
+from workers.checkpoints.families.qwen3_next import DELTA_OUTPUT
 from workers.checkpoints.family import MTP_HEAD, Family, TensorSpec
 from workers.checkpoints.files import open_file, read_json, refuse
 from workers.checkpoints.generation import GenerationDefaults
@@ -302,10 +303,13 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         vocabulary = tensor.sharing == "vocabulary"
         if tensor.order and vocabulary and name != HEAD:
             return None  # it is looked up, not multiplied: its columns have to be where they are
+        together, delta = shape[1], self.config.delta
+        if delta is not None and delta.tiled and world_size > 1 and name.endswith(DELTA_OUTPUT):
+            together //= delta.value_heads // delta.key_heads  # of each tile a rank has some
         if tensor.dtype in PLAIN:
             layers = self.config.num_layers
-            return quantization and at_load(quantization, name, layers, shape[1], vocabulary)
-        self._check_blocks(name, shape[1], world_size)
+            return quantization and at_load(quantization, name, layers, together, vocabulary)
+        self._check_blocks(name, together, world_size)
         if tensor.order:
             self._check_order(name, shape[1], world_size)
         return tensor.dtype
@@ -394,10 +398,7 @@ def _of_gguf(path: Path, mtp: bool) -> ModelCard:
     architecture = checkpoint.config["architectures"][0]
     if (family := registry.ARCHITECTURES.get(architecture)) is None:
         refuse(path, f"is {checkpoint.file}: {architecture} is not supported")
-    model = family.read(path, checkpoint.config)
-    if model.experts is not None:  # whose gates are never stored between what they open
-        experts = msgspec.structs.replace(model.experts, interleaved=False)
-        model = msgspec.structs.replace(model, experts=experts)
+    model = checkpoint.as_stored(family.read(path, checkpoint.config))
     if mtp:
         model, _ = _with_mtp(path, family, model, checkpoint.tensors)
     if (embedder := checkpoint.embedder) is not None:
@@ -454,12 +455,15 @@ def _with_blocks(model: ModelConfig, tensors: Mapping[str, StoredTensor]) -> Mod
     return msgspec.structs.replace(model, experts=msgspec.structs.replace(model.experts, block=block))
 
 
-def _as_meant(tensor: StoredTensor, conversion: str, shape: tuple[int, ...]) -> StoredTensor:
-    """`tensor` as `conversion` makes it of what is stored, which is read in `shape`."""
+def _as_meant(tensor: StoredTensor, conversion: str, shapes: tuple[tuple[int, ...], ...]) -> StoredTensor:
+    """`tensor` as `conversion` makes it of what is stored, and is read in `shapes`, one behind the other."""
     if not conversion:
         return tensor
-    source = msgspec.structs.replace(tensor, shape=shape)
-    return msgspec.structs.replace(tensor, conversion=conversion, sources=(source,))
+    sources, offset = [], tensor.offset
+    for shape in shapes:
+        sources.append(msgspec.structs.replace(tensor, shape=shape, offset=offset))
+        offset += sources[-1].nbytes
+    return msgspec.structs.replace(tensor, conversion=conversion, sources=tuple(sources))
 
 
 def _of_folder(folder: Path, mtp: bool) -> ModelCard:

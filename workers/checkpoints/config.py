@@ -66,6 +66,7 @@ class DeltaNet(msgspec.Struct, frozen=True):
     value_dim: int
     kernel: int  # tokens
     grouped: bool = False  # what a key head and its value heads are made of is stored together (Qwen3-Next)
+    tiled: bool = False  # columns of what goes out: a value head of each key head, then another of each, …
 
     @property
     def channels(self) -> int:

@@ -8,18 +8,20 @@ x ─┬─ qkv ─ convolution ─ delta rule ─ norm ─ × ─ out
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from workers.attention.states import Recur
-from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.config import DeltaNet, ModelConfig
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import over_rms
 from workers.layers.steady import elementwise
 from workers.parallel import RankGroup
-from workers.weights.blocks import Empty
+from workers.weights.blocks import Blocks, Empty
 from workers.weights.loader import Slice
 
 Region = tuple[str, int, range]  # a tensor, its rows, and some of them
@@ -38,7 +40,8 @@ class GatedDeltaNet:
             [*self._grouped()] if whole.grouped else [*self._one_by_one()], hidden, False, empty
         )
         columns = whole.value_heads * whole.value_dim
-        self.output = RowParallel(f"{name}.out_proj", hidden, columns, False, group, empty)
+        output = partial(Tiled, whole) if whole.tiled else RowParallel
+        self.output: RowParallel = output(f"{name}.out_proj", hidden, columns, False, group, empty)
         self.convolution = empty(mine.channels, whole.kernel)
         self.step_bias = empty(mine.value_heads, dtype=torch.float32)
         self.rate = empty(mine.value_heads, dtype=torch.float32)  # its logarithm
@@ -105,3 +108,30 @@ class GatedDeltaNet:
 
     def _each(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:  # [tokens, columns]
         return elementwise(function, x) if self.exact else function(x)
+
+
+class Tiled(RowParallel):
+    """What comes out, with columns in the order of `DeltaNet.tiled`; its input is in that of the heads."""
+
+    def __init__(self, delta: DeltaNet, *args: Any) -> None:
+        super().__init__(*args)
+        self._delta, self._mine = delta, self.group.share(delta.key_heads)
+
+    def _product(self, x: Tensor) -> Tensor:
+        heads = x.unflatten(1, (len(self._mine), -1, self._delta.value_dim))
+        return super()._product(heads.transpose(1, 2).flatten(1))
+
+    def pieces(self) -> Iterator[Slice]:
+        if self.group.size == 1:
+            yield from super().pieces()
+            return
+        size, name = self._delta.value_dim, f"{self.name}.weight"
+        width, form = len(self._mine) * size, None
+        data = self.weight
+        if isinstance(self.weight, Blocks):
+            data, form = self.weight.data, self.weight.format
+        taken = width if form is None else form.row_bytes(width)
+        for tile in range(self._delta.value_heads // self._delta.key_heads):
+            column = (tile * self._delta.key_heads + self._mine.start) * size
+            into = data[:, tile * taken : (tile + 1) * taken]
+            yield Slice(name, self.shape, into, column=column, format=form)

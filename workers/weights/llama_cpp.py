@@ -49,3 +49,47 @@ def latent_heads(read: Read, weight: StoredTensor, rows: range, columns: range) 
     both = torch.cat([wide(keys, rank, key).transpose(1, 2), wide(values, value, rank)], dim=1).flatten(0, 1)
     start = rows.start - first * (key + value)
     return both[start : start + len(rows), columns.start : columns.stop]
+
+
+def tiled_heads(read: Read, weight: StoredTensor, rows: range, columns: range) -> Tensor:
+    """Rows of value heads, those of a key head together, as Qwen3.5 has them.
+
+    Of the sources the last has the shape `[tile, key head, row of a head, ...]`; rows of one before it stay
+    where they are.
+    """
+    *before, values = weight.sources
+    tiles, heads, size, *rest = values.shape
+    flat = msgspec.structs.replace(values, shape=(tiles * heads * size, *rest))
+    kept = before[0].shape[0] if before else 0
+    parts = [read(before[0], range(rows.start, min(rows.stop, kept)), columns)] if rows.start < kept else []
+    at, end = max(rows.start - kept, 0), rows.stop - kept
+    while at < end:
+        head, row = divmod(at, size)
+        start = (head % tiles * heads + head // tiles) * size + row
+        count = min(size - row, end - at)
+        parts.append(read(flat, range(start, start + count), columns))
+        at += count
+    return torch.cat(parts)
+
+
+def tiled_rates(read: Read, weight: StoredTensor, rows: range, columns: range) -> Tensor:
+    """The same of a vector of rates, each stored as minus its exponential."""
+    return tiled_heads(read, weight, rows, columns).float().neg().log()
+
+
+def opening_gates(read: Read, weight: StoredTensor, rows: range, columns: range) -> Tensor:
+    """Of `[key head, 2, value head of it, columns]` those of what opens, which come first."""
+    return _gates(read, weight, rows, columns, 0)
+
+
+def decaying_gates(read: Read, weight: StoredTensor, rows: range, columns: range) -> Tensor:
+    """The same of what decays."""
+    return _gates(read, weight, rows, columns, 1)
+
+
+def _gates(read: Read, weight: StoredTensor, rows: range, columns: range, place: int) -> Tensor:
+    (source,) = weight.sources
+    heads, two, values, width = source.shape
+    flat = msgspec.structs.replace(source, shape=(heads * two * values, width))
+    both = read(flat, range(flat.shape[0]), columns)
+    return both.unflatten(0, (heads, two, values))[:, place].flatten(0, 1)[rows.start : rows.stop]

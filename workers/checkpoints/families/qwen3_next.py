@@ -44,6 +44,7 @@ DEFAULTS = SHARED_DEFAULTS | {
 INTERVAL = 4  # every fourth layer sees all tokens, where the file says nothing
 KINDS = ("linear_attention", "full_attention")
 MTP = {"mtp.": MTP_HEAD}
+DELTA_OUTPUT = "linear_attn.out_proj.weight"
 # of rotary positions in three directions: for text all three are the same one
 VISION_KEYS = ("mrope_section", "mrope_interleaved")
 
@@ -107,7 +108,7 @@ def _delta_tensors(model: ModelConfig, layer: str) -> Iterator[TensorSpec]:
     yield TensorSpec(prefix + "dt_bias", (heads,), "wide_rows")
     yield TensorSpec(prefix + "A_log", (heads,), "wide_rows")
     yield TensorSpec(prefix + "norm.weight", (delta.value_dim,), "none")
-    yield TensorSpec(prefix + "out_proj.weight", (hidden, values), "columns")
+    yield TensorSpec(layer + DELTA_OUTPUT, (hidden, values), "columns")
 
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:

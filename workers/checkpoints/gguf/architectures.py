@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workers.checkpoints.files import refuse
-from workers.checkpoints.gguf import bert, gemma4, unread
+from workers.checkpoints.gguf import bert, delta_net, gemma4, unread
 from workers.checkpoints.gguf.header import Gguf
 from workers.checkpoints.gguf.keys import WINDOW, Json, Keys, floats, pattern
 from workers.checkpoints.gguf.unread import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN
@@ -463,6 +463,27 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3moe": Architecture("Qwen3MoeForCausalLM", _qwen3_moe),
     "qwen2moe": Architecture(
         "Qwen2MoeForCausalLM", _qwen2_moe, tensors=SHARED_EXPERT, neutral={"expert_weights_norm": (False,)}
+    ),
+    "qwen3next": Architecture(
+        "Qwen3NextForCausalLM",
+        delta_net.with_experts,
+        norms_with_one=True,
+        tensors=SHARED_EXPERT | delta_net.LAYER,
+        whole=delta_net.WHOLE,
+    ),
+    "qwen35": Architecture(
+        "Qwen3_5ForCausalLM",
+        delta_net.config,
+        norms_with_one=True,
+        tensors=delta_net.LAYER,
+        whole=delta_net.WHOLE,
+    ),
+    "qwen35moe": Architecture(
+        "Qwen3_5MoeForCausalLM",
+        delta_net.with_experts,
+        norms_with_one=True,
+        tensors=SHARED_EXPERT | delta_net.LAYER,
+        whole=delta_net.WHOLE,
     ),
     "deepseek2": Architecture(
         "DeepseekV3ForCausalLM",

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers.checkpoints.gguf import architectures, names, pooling, splits, text
+import msgspec
+
+from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.gguf import architectures, delta_net, names, pooling, splits, text
 from workers.checkpoints.gguf.architectures import Architecture
 from workers.checkpoints.gguf.header import Gguf
 from workers.checkpoints.safetensors import Tensor
@@ -45,17 +48,29 @@ class GgufCheckpoint:
         found = of_kind(self.file)
         return None if found is None else Embedder(pooling=found, size=self.config["hidden_size"])
 
-    def undone(self, name: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-        """What makes the tensor that is meant of the one that is stored, and the shape to read that in.
+    def as_stored(self, model: ModelConfig) -> ModelConfig:
+        """`model`, in the orders in which files have its rows."""
+        if model.experts is not None:  # whose gates are never stored between what they open
+            experts = msgspec.structs.replace(model.experts, interleaved=False)
+            model = msgspec.structs.replace(model, experts=experts)
+        if model.delta is not None:
+            model = msgspec.structs.replace(model, delta=delta_net.as_stored(self.file, model.delta))
+        return model
+
+    def undone(self, name: str, shape: tuple[int, ...]) -> tuple[str, tuple[tuple[int, ...], ...]]:
+        """What makes the tensor that is meant of the one that is stored, and the shapes to read that in, of
+        parts one behind the other.
 
         Rows whose dimensions are to be apart are read as `[heads, head_dim, columns]`. "": as it is.
         """
         if self.architecture.norms_with_one and name.endswith("norm.weight"):
-            return LESS_ONE, shape
+            return ("", (shape,)) if name.endswith(delta_net.NORM) else (LESS_ONE, (shape,))
         if self.architecture.halves_as_pairs and name.endswith(TURNED):
             head_dim = self.config["head_dim"]
-            return APART, (shape[0] // head_dim, head_dim, *shape[1:])
-        return "", shape
+            return APART, ((shape[0] // head_dim, head_dim, *shape[1:]),)
+        if ".linear_attn." in name:
+            return delta_net.undone(self.file, self.config, name, shape)
+        return "", (shape,)
 
 
 def read(path: Path) -> GgufCheckpoint:
@@ -70,6 +85,6 @@ def read(path: Path) -> GgufCheckpoint:
     tensors = {
         usual: part
         for name, tensor in file.tensors.items()
-        for usual, part in names.usual(name, tensor, architecture)
+        for usual, part in names.usual(name, tensor, architecture, file.tensors)
     }
     return GgufCheckpoint(file, architecture, config, tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 
 from workers.checkpoints.families.llama import EMBEDDING, HEAD
@@ -47,11 +47,15 @@ GATE_OF_SHARED = "ffn_gate_inp_shexp"
 CORRECTION = "exp_probs_b.bias"
 BARE = {"attn_sinks.weight": "self_attn.sinks", CORRECTION: "mlp.gate.e_score_correction_bias"}
 READ_WITH_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_LAYER = re.compile(r"blk\.(\d+)\.([\w.]+)\.(weight|bias|scale)")
+GATES_OF_HEADS = "ssm_ba"  # of each key head what opens and what decays
+_LAYER = re.compile(r"blk\.(\d+)\.([\w.]+?)(?:\.(weight|bias|scale))?")
 
 
-def usual(name: str, tensor: Tensor, architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that `name` is in a checkpoint of Hugging Face; itself where nobody knows it."""
+def usual(
+    name: str, tensor: Tensor, architecture: Architecture, beside: Container[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that `name`, which has all those `beside` it, is in a checkpoint of Hugging Face; itself
+    where nobody knows it."""
     if name in READ_WITH_CONFIG:
         return
     if name in architecture.whole:
@@ -64,14 +68,20 @@ def usual(name: str, tensor: Tensor, architecture: Architecture) -> Iterator[tup
     known = LAYER | dict(architecture.tensors)
     if match is None:
         yield name, tensor
-    elif (own := f"{match[2]}.{match[3]}") in (bare := BARE | dict(architecture.whole)):
+    elif (own := f"{match[2]}.{match[3]}" if match[3] else match[2]) in (
+        bare := BARE | dict(architecture.whole)
+    ):
         if own == CORRECTION:
             tensor = replace(tensor, shape=tensor.shape[-1:])  # ERNIE's has one row
         yield f"{architecture.layers}.{match[1]}.{bare[own]}", tensor
     elif match[2] == GATE_OF_SHARED:
         gate = replace(tensor, shape=(1, *tensor.shape[-1:]))  # which is written without its one row
         yield f"{architecture.layers}.{match[1]}.mlp.shared_expert_gate.{match[3]}", gate
-    elif match[2] in known:
+    elif match[2] == GATES_OF_HEADS and f"blk.{match[1]}.ssm_in.weight" not in beside:
+        half = replace(tensor, shape=(tensor.shape[0] // 2, *tensor.shape[1:]), size=tensor.size // 2)
+        for each in "ba":  # both are read from all of it
+            yield f"{architecture.layers}.{match[1]}.linear_attn.in_proj_{each}.weight", half
+    elif match[2] in known and match[3]:
         yield f"{architecture.layers}.{match[1]}.{known[match[2]]}.{match[3]}", tensor
     elif match[2] in EXPERTS and len(tensor.shape) == (3 if match[3] == "weight" else 2):
         count, *shape = tensor.shape  # experts one after the other
