@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from collections import defaultdict
@@ -157,18 +158,27 @@ class Writer:
 
 
 def write(
-    path: Path, folder: Path, kind: str | None = None, more: dict[str, Any] | None = None, **settings: Any
+    path: Path,
+    folder: Path,
+    kind: str | None = None,
+    more: dict[str, Any] | None = None,
+    dense: dict[str, torch.Tensor] | None = None,
+    **settings: Any,
 ) -> Path:
     """The checkpoint in `folder` as a converter writes it; returns the (first) file.
 
     Args:
         kind: the block format of all matrices but the router's and of convolutions.
         more: metadata besides.
+        dense: matrices behind the pooling.
         settings: of the writer, for a set of several files.
     """
     config = AutoConfig.from_pretrained(folder)
     config.allow_global_per_layer_attribute_access = True  # as that of most layers
     architecture, pairs = ARCHITECTURES[config.model_type]
+    if getattr(config, "use_bidirectional_attention", False):
+        architecture = "gemma-embedding"
+        config.sliding_window = json.loads((folder / "config.json").read_text())["sliding_window"]
     writer = Writer(path, architecture, **settings)
     _keys(writer, config)
     if architecture == "gemma4":
@@ -196,7 +206,7 @@ def write(
         known = BY_HAND.get(re.sub(r"\.\d+\.", ".{}.", name)) or names.get_name(name, (".weight", ".bias"))
         known = known or names.get_name(name.removeprefix("model."), (".weight", ".bias"))
         known = known.format(*re.findall(r"layers\.(\d+)\.", name))
-        if architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
+        if architecture in ("gemma2", "gemma3", "gemma-embedding") and name.endswith("norm.weight"):
             tensor = tensor + 1
         if pairs and name.split(".")[-2] in ("q_proj", "k_proj"):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
@@ -205,6 +215,8 @@ def write(
         tensor = tensor[0] if "gate_inp_shexp" in known else tensor
         is_plain = tensor.dim() == 1 or "gate_inp" in known or "conv1d" in known
         writer.tensor(known, tensor, None if is_plain else kind)
+    for name, matrix in (dense or {}).items():
+        writer.tensor(name, matrix)
     for name, factors in _factors(config).items():
         writer.tensor(f"{name}.weight", factors)
     return writer.close()

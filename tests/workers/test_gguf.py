@@ -183,6 +183,31 @@ def test_a_converted_encoder_makes_the_same_vectors(tmp_path, name, said, poolin
     torch.testing.assert_close(torch.stack(found), torch.stack(wanted), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_a_converted_gemma_that_embeds_makes_the_same_vectors(tmp_path, is_dense):
+    torch.manual_seed(3)
+    oracle = encoders.gemma(query_pre_attn_scalar=16)  # the size of a head: files do not say it
+    checkpoints.fill(oracle, std=0.3)
+    oracle.save_pretrained(tmp_path / "checkpoint")
+    size = oracle.config.hidden_size
+    dense = {"dense_2.weight": torch.randn(64, size), "dense_3.weight": torch.randn(size, 64) / 8}
+    more = {"gemma-embedding.pooling_type": 1, "gemma-embedding.attention.causal": False}
+    if is_dense:
+        more |= {"gemma-embedding.dense_2_feat_out": 64, "gemma-embedding.dense_3_feat_in": 64}
+    path = gguf_files.write(
+        tmp_path / "model.gguf", tmp_path / "checkpoint", more=more, dense=dense if is_dense else None
+    )
+    card = read_card(path)
+    assert (card.family, card.pooling, card.embedder.size) == ("gemma3", "mean", size)
+    assert (card.completion, len(card.embedder.stages)) == (False, 2 * is_dense)
+    inputs = encoders.texts(6)
+    wanted = torch.stack([encoders.hidden(oracle, ids).mean(0) for ids in inputs])
+    if is_dense:
+        wanted = wanted @ dense["dense_2.weight"].t() @ dense["dense_3.weight"].t()
+    found = torch.stack(encoders.vectors(encoders.load(path), inputs))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["bert_of_32", "nomic_bert_of_32"])
 def test_an_encoder_in_blocks_makes_nearly_the_same_vectors(tmp_path, name):
     oracle = encoders.write(name, tmp_path / "checkpoint")

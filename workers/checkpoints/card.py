@@ -401,9 +401,13 @@ def _of_gguf(path: Path, mtp: bool) -> ModelCard:
     model = checkpoint.as_stored(family.read(path, checkpoint.config))
     if mtp:
         model, _ = _with_mtp(path, family, model, checkpoint.tensors)
+    specs: list[TensorSpec] = []
     if (embedder := checkpoint.embedder) is not None:
         model = msgspec.structs.replace(model, tied_head=True, writes=False)
-    files, stored, used = check_tensors(path, family.tensors(model), checkpoint.tensors, LATENT_HEADS)
+        specs = [TensorSpec(*tensor, "none") for stage in embedder.stages for tensor in stage.tensors()]
+    files, stored, used = check_tensors(
+        path, [*family.tensors(model), *specs], checkpoint.tensors, LATENT_HEADS
+    )
     tensors = {
         name: _as_meant(tensor, *checkpoint.undone(name, tensor.shape)) for name, tensor in stored.items()
     }

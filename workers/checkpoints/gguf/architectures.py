@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workers.checkpoints.files import refuse
-from workers.checkpoints.gguf import bert, delta_net, gemma4, unread
+from workers.checkpoints.gguf import bert, delta_net, gemma4, pooling, unread
 from workers.checkpoints.gguf.header import Gguf
 from workers.checkpoints.gguf.keys import WINDOW, Json, Keys, floats, pattern
 from workers.checkpoints.gguf.unread import SIGMOID, SOFTMAX, SOFTMAX_OF_CHOSEN
@@ -33,6 +33,7 @@ class Architecture:
         experts: what the names of a layer's experts begin with.
         layers: what the names of all layers begin with.
         embeds: it is an encoder: `config` is all of `config.json`.
+        encodes: it is one whose config is that of a decoder.
         latent: what is kept of a token is one vector, of which all heads make their keys and values.
         neutral: values of keys that nobody reads and that change nothing, where they are others than in
             `unread.NEUTRAL`.
@@ -47,6 +48,7 @@ class Architecture:
     experts: str = "mlp.experts"
     layers: str = "model.layers"
     embeds: bool = False
+    encodes: bool = False
     latent: bool = False
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
@@ -187,6 +189,14 @@ def _gemma3(keys: Keys) -> Json:
     return _gemma(keys, every=6, large=62) | {
         "rope_local_base_freq": keys.get("rope.freq_base_swa", 10_000.0)
     }
+
+
+def _gemma_embedding(keys: Keys) -> Json:
+    """A Gemma 3 whose tokens see those behind them, too."""
+    for part in ("dense_2", "dense_3"):  # whose matrices say it
+        for side in ("in", "out"):
+            keys.get(f"{part}_feat_{side}")
+    return _gemma3(keys) | {"use_bidirectional_attention": True}
 
 
 def _qwen3_moe(keys: Keys) -> Json:
@@ -494,6 +504,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "gemma2": Architecture("Gemma2ForCausalLM", _gemma2, norms_with_one=True, tensors=GEMMA_NORMS),
     "gemma3": Architecture("Gemma3ForCausalLM", _gemma3, norms_with_one=True, tensors=GEMMA_NORMS),
+    "gemma-embedding": Architecture(
+        "Gemma3TextModel",
+        _gemma_embedding,
+        norms_with_one=True,
+        tensors=GEMMA_NORMS,
+        whole=pooling.DENSE,
+        encodes=True,
+        neutral=bert.NEUTRAL,
+    ),
     "bert": Architecture(
         "BertModel",
         bert.config,

@@ -44,9 +44,13 @@ class GgufCheckpoint:
     def embedder(self) -> Embedder | None:
         """How texts become vectors, where that is what it was made for. Files do not say whether these have
         the length 1, which llama.cpp gives them."""
-        of_kind = pooling.of_encoder if self.architecture.embeds else pooling.of_decoder
-        found = of_kind(self.file)
-        return None if found is None else Embedder(pooling=found, size=self.config["hidden_size"])
+        encodes = self.architecture.embeds or self.architecture.encodes
+        found = pooling.of_encoder(self.file) if encodes else pooling.of_decoder(self.file)
+        if found is None:
+            return None
+        size = self.config["hidden_size"]
+        stages = pooling.stages(self.file, size) if encodes else ()
+        return Embedder(pooling=found, stages=stages, size=stages[-1].outputs if stages else size)
 
     def as_stored(self, model: ModelConfig) -> ModelConfig:
         """`model`, in the orders in which files have its rows."""

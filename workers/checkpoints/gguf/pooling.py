@@ -5,12 +5,31 @@ from __future__ import annotations
 
 from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.header import Gguf
-from workers.checkpoints.vectors.stages import Pooling
+from workers.checkpoints.vectors.stages import Pooling, Stage
 
 KEY = "pooling_type"
 NAMES = ("none", "mean", "cls", "last", "rank")  # by their numbers
 OF_ENCODERS: tuple[Pooling, ...] = ("mean", "cls", "last")
 OF_DECODERS: tuple[Pooling, ...] = ("mean", "last")  # which are computed in chunks, from prefixes
+
+# Matrices behind the pooling, in their order, and what the folders of a checkpoint call them.
+DENSE = {"dense_2.weight": "2_Dense.linear.weight", "dense_3.weight": "3_Dense.linear.weight"}
+
+
+def stages(file: Gguf, size: int) -> tuple[Stage, ...]:
+    """What a pooled vector of `size` goes through, where the converter was asked to write it.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED, a matrix takes vectors of another size.
+    """
+    found = []
+    for stored, name in DENSE.items():
+        if (matrix := file.tensors.get(stored)) is None:
+            continue
+        if len(matrix.shape) != 2 or matrix.shape[1] != size:
+            refuse(matrix.file, f"{stored!r} is {list(matrix.shape)}, and is given vectors of {size}")
+        found.append(Stage(name.removesuffix(".weight"), size, size := matrix.shape[0], bias=False))
+    return tuple(found)
 
 
 def of_encoder(file: Gguf) -> Pooling:
