@@ -1,7 +1,6 @@
-"""Run in a process of its own, with TRITON_INTERPRET=1: attention as GPUs compute it, on the CPU.
+"""In a process that interprets: attention as GPUs compute it, on the CPU.
 
-Triton decides when it is imported whether it interprets. bfloat16 is left to devices: the interpreter
-multiplies its bits as if they were integers.
+bfloat16 is left to devices: the interpreter multiplies its bits as if they were integers.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
 from tests.workers.attention_steps import attend_in_any_cut
-from tests.workers.interpreter import patch_once, take_arrays_for_numbers
 from workers.cache.quantised import CODES, dequantise, quantise
 from workers.step.pages import pages_for
 
@@ -121,7 +119,8 @@ def _attended(case: Case, q: Tensor, keys: Tensor, values: Tensor, sinks: Tensor
     return out
 
 
-def main() -> None:
+def attention() -> None:
+    """Every token attends over what it may see."""
     from workers.attention.cuda import TritonAttention
 
     for seed, (kind, exact) in enumerate((("plain", False), ("sinks", True), ("latent", False))):
@@ -173,11 +172,5 @@ def codes() -> None:
         assert apart.max() <= 1
         assert apart.count_nonzero() <= 1
 
-
-if __name__ == "__main__":
-    take_arrays_for_numbers()
-    patch_once()
-    codes()
-    main()
     for number, case in enumerate(CASES):
         beside_whole_sequences(case, number)

@@ -1,22 +1,18 @@
-"""Run with TRITON_INTERPRET=1, in a process of its own: how far products in planes are from torch's."""
+"""In a process that interprets: how far products in planes are from torch's."""
 
 from __future__ import annotations
-
-import json
-import sys
 
 import torch
 
 from tests.workers.interpreted_products import weight_of
-from tests.workers.interpreter import patch_once, take_arrays_for_numbers
 from workers.kernels.skinny import Shape
 
 
-def main(kinds: list[str]) -> None:
+def errors(kinds: list[str]) -> dict[str, float]:
     from workers.kernels import skinny
     from workers.weights.blocks import Blocks
 
-    errors = {}
+    apart = {}
     generator = torch.Generator().manual_seed(1)
     for kind in kinds:
         # in two parts, with rows and tokens that are no whole program and a bias; and of some in one part
@@ -33,15 +29,15 @@ def main(kinds: list[str]) -> None:
             y = skinny.product(x, data, kind, bias, shape).float()
             expected = x.float() @ weight.float().t()
             expected = expected if bias is None else expected + bias.float()
-            errors[f"{kind} {tokens}"] = float((y - expected).norm() / expected.norm())
+            apart[f"{kind} {tokens}"] = float((y - expected).norm() / expected.norm())
         wide = skinny.dequantise(data, kind, columns, torch.float16)
-        errors[f"{kind} whole"] = float((wide.float() - weight.float().half().float()).abs().max())
+        apart[f"{kind} whole"] = float((wide.float() - weight.float().half().float()).abs().max())
     assert not skinny.counters(x.device).any()
-    print(json.dumps(errors))
+    return apart
 
 
-def experts() -> None:
-    """Errors of experts' products; places of pairs are to be those of torch's sort."""
+def errors_of_experts() -> dict[str, float]:
+    """The same of experts' products; places of pairs are to be those of torch's sort."""
     from workers.kernels import experts_triton, grouped, pairs_triton
     from workers.kernels.pairs import Pairs
     from workers.weights.blocks import Blocks
@@ -54,7 +50,7 @@ def experts() -> None:
         assert torch.equal(order, expected.order)
         assert torch.equal(starts, expected.starts)
 
-    errors, rows, columns = {}, 24, 256
+    apart, rows, columns = {}, 24, 256
     numbers = torch.tensor(
         [[0, 1], [1, 3], [3, 0], [1, 0], [4, 3], [3, 1]]
     )  # of 5 experts, 4: another rank's
@@ -73,11 +69,5 @@ def experts() -> None:
             experts_triton.product(x, weight, bias, pairs, found, scales, None, shape)
             grouped.reference(x, plain, bias, pairs, expected, scales)
             difference = (found.float() - expected.float()).norm() / expected.float().norm()
-            errors[f"{kind} {is_last}"] = float(difference)
-    print(json.dumps(errors))
-
-
-if __name__ == "__main__":
-    take_arrays_for_numbers()
-    patch_once()
-    main(sys.argv[1:]) if sys.argv[1:] else experts()
+            apart[f"{kind} {is_last}"] = float(difference)
+    return apart

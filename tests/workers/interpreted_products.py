@@ -1,16 +1,13 @@
-"""Run in a process of its own, with TRITON_INTERPRET=1: prints how far the kernels are from their reference.
+"""In a process that interprets: how far products with weights in blocks are from their reference.
 
-Triton decides when it is imported whether it interprets. bfloat16 is left to devices: the interpreter
+bfloat16 is left to devices: the interpreter
 multiplies its bits as if they were integers.
 """
 
 from __future__ import annotations
 
-import json
-
 import torch
 
-from tests.workers.interpreter import patch_once, take_arrays_for_numbers
 from tests.workers.test_compiled_products import random_weight
 from workers.checkpoints.blocks import FORMATS
 from workers.weights.blocks import Blocks
@@ -37,10 +34,10 @@ def weight_of(kind: str, rows: int, columns: int) -> Blocks:
     return Blocks(form, data)
 
 
-def main() -> None:
+def errors() -> dict[str, float]:
     from workers.kernels import blocks_triton
 
-    errors = {}
+    found = {}
     for kind in blocks_triton.KINDS:
         for dtype in (torch.float32, torch.float16):
             for tokens, rows, columns, biased in ((1, 33, 256, True), (17, 40, 256, False)):
@@ -53,11 +50,5 @@ def main() -> None:
                 if bias is not None:
                     expected += bias.float()
                 error = (y - expected).norm() / expected.norm()
-                errors[f"{kind} {dtype} {tokens}"] = float(error)
-    print(json.dumps(errors))
-
-
-if __name__ == "__main__":
-    take_arrays_for_numbers()
-    patch_once()
-    main()
+                found[f"{kind} {dtype} {tokens}"] = float(error)
+    return found

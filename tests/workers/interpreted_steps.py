@@ -1,21 +1,16 @@
-"""Run in a process of its own, with TRITON_INTERPRET=1: what Triton computes between products, and models.
+"""In a process that interprets: what Triton computes between products, and models.
 
 bfloat16 is left to devices: the interpreter does not round to the nearest.
 """
 
 from __future__ import annotations
 
-import sys
-import tempfile
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.workers.checkpoints import greedy, write
-from tests.workers.engines import Session, make_runner, prompt_of, request
-from tests.workers.interpreter import patch_once, take_arrays_for_numbers
+from ipc.worker_messages import MemoryUse
+from tests.workers.engines import make_runner, request, serve
 from workers.cache.paged import write_codes
 from workers.cache.quantised import CODES, SCALES
 from workers.checkpoints.rope import Rope
@@ -26,7 +21,7 @@ from workers.layers.norm import over_rms
 from workers.layers.rotary import Rotary, rotate_part
 
 CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-MODELS = ("gemma3", "llama4")
+PROMPTS = [[*range(5, 5 + size)] for size in (34, 1)]
 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
@@ -146,31 +141,18 @@ def between_products(dtype: torch.dtype) -> None:
     choices()
 
 
-def models() -> None:
-    """Prompts in chunks, batched with each other, and tokens after them: what transformers says each time."""
-    for name in MODELS:
-        with tempfile.TemporaryDirectory() as folder:
-            oracle = write(name, Path(folder))
-            limits = {"max_sequences": 2, "max_step_tokens": 12, "kv_pages": 20, "context_length": 96}
-            runner = make_runner(folder, **limits)
-            runner.load(lambda fraction, message: None)
-            asked = [request(number, [*range(5, 5 + size)], 2) for number, size in enumerate((34, 1))]
-            session = Session(runner, **limits)
-            for submit, answer in zip(asked, session.answer(asked), strict=True):
-                expected = greedy(oracle, prompt_of(submit), answer.token_ids)
-                assert answer.token_ids == expected, (name, answer, expected)
-            runner.close()
+def all_between_products() -> None:
+    """In the types that are interpreted."""
+    between_products(torch.float32)
+    between_products(torch.float16)
 
 
-def main() -> None:
-    torch.manual_seed(0)
-    for dtype in (torch.float32, torch.float16):
-        between_products(dtype)
-    models()
-
-
-if __name__ == "__main__":
-    take_arrays_for_numbers()
-    patch_once()
-    assert fused.INTERPRETED, "TRITON_INTERPRET=1 is to be set"
-    sys.exit(main())
+def answers(folder: str) -> list[list[int]]:
+    """Of a model to `PROMPTS`, in chunks and batched with each other, and two tokens behind each."""
+    limits = {"max_sequences": 2, "max_step_tokens": 12, "kv_pages": 20, "context_length": 96}
+    runner = make_runner(folder, **limits)
+    runner._measure = lambda weights: MemoryUse(weights=weights)  # two more steps, that take the longest
+    runner.load(lambda fraction, message: None)
+    found = serve(runner, [request(number, prompt, 2) for number, prompt in enumerate(PROMPTS)], **limits)
+    runner.close()
+    return found

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -68,15 +65,6 @@ def test_a_step_touches_no_page_but_its_own_however_large_the_pool_is(
 
 
 TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton")
-
-
-@TRITON
-@pytest.mark.parametrize("what", ["attention", "steps"])
-def test_what_is_interpreted_computes_what_torch_does(what):
-    command = [sys.executable, "-m", f"tests.workers.interpreted_{what}"]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
 
 
 @TRITON

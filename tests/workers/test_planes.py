@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -104,33 +100,6 @@ def test_experts_are_put_in_order_together(kind, monkeypatch):
     assert torch.equal(stack.float(), torch.cat([weight.float() for weight in weights]))
     for expert, weight in zip(grouped.experts, weights, strict=True):
         assert torch.equal(expert.parts[0].weight.float(), weight.float())
-
-
-@TRITON
-@pytest.mark.parametrize("kinds", [KINDS[::2], KINDS[1::2]], ids=" ".join)
-def test_what_is_interpreted_is_the_product_with_the_weight(kinds):
-    from workers.kernels import skinny
-
-    command = [sys.executable, "-m", "tests.workers.interpreted_planes", *kinds]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    errors = json.loads(done.stdout)
-    assert {name.split()[0] for name in errors} == set(kinds)
-    assert len(errors) == 2 * len(kinds) + sum(map(bool, map(skinny.alone, kinds))) + 2
-    for name, error in errors.items():
-        assert error < 1e-3, name
-
-
-@TRITON
-def test_what_is_interpreted_of_experts_is_what_torch_makes_of_each_pair():
-    command = [sys.executable, "-m", "tests.workers.interpreted_planes"]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    errors = json.loads(done.stdout)
-    assert len(errors) == 4
-    assert max(errors.values()) < 1e-3, errors
 
 
 # --- the assembly, which no interpreter knows ---------------------------------------------------------------

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -20,18 +16,6 @@ from workers.kernels.products import product
 from workers.weights.blocks import Blocks, Weight
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="torch for the CPU has no Triton")
-
-
-def test_what_is_interpreted_is_the_product_with_the_dequantised_weight():
-    command = [sys.executable, "-m", "tests.workers.interpreted_products"]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    errors = json.loads(done.stdout)
-    assert {name.split()[0] for name in errors} == set(KINDS)
-    assert len(errors) == 4 * len(KINDS)
-    for name, error in errors.items():
-        assert error < (1e-5 if "float32" in name else 1e-3), name
 
 
 @pytest.mark.parametrize(
@@ -82,17 +66,6 @@ def test_a_device_computes_what_the_reference_does(kind, tokens, device):
     expected = x.float() @ weight.float().bfloat16().float().t()
     y = product(x.to(device), Blocks(weight.format, weight.data.to(device), torch.bfloat16))
     assert (y.float().cpu() - expected).norm() / expected.norm() < 0.004
-
-
-def test_what_is_interpreted_of_experts_is_what_torch_makes_of_each_pair():
-    command = [sys.executable, "-m", "tests.workers.interpreted_experts"]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    errors = json.loads(done.stdout)
-    assert len(errors) == 2 * 5 + 6 * 2  # formats and types, ways to choose
-    for name, error in errors.items():
-        assert error < (1e-5 if "float32" in name else 1e-3), name
 
 
 @pytest.mark.parametrize(
