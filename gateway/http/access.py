@@ -5,18 +5,15 @@ Where a gateway says no more than that it is there, nobody needs a key.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
-from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 
 import falcon.asgi
 
 from gateway.access.keyring import Keyring
-from gateway.access.limits import Limit
 from gateway.access.principal import Principal
 from gateway.http.browsers import names_loopback
 from gateway.http.caller import caller
+from gateway.http.limit_headers import limit_headers
 from gateway.refusals import FORBIDDEN
 from ipc.errors import CortexError
 
@@ -53,7 +50,7 @@ class Access:
             return
         # Clients look at the next limit they meet: the minute's, which comes first, so it is written last.
         for limit in reversed(principal.limits):
-            resp.set_headers(_headers(limit))
+            resp.set_headers(limit_headers(limit))
 
 
 def _keys(req: falcon.asgi.Request) -> list[str]:
@@ -68,24 +65,3 @@ def _keys(req: falcon.asgi.Request) -> list[str]:
 def _is_of_this_host(req: falcon.asgi.Request) -> bool:
     """Whether nothing says that who asks is elsewhere: no proxy, and no name but one of loopback."""
     return names_loopback(req.get_header("Host") or "") and not any(map(req.get_header, _FORWARDED))
-
-
-def _headers(limit: Limit) -> Iterable[tuple[str, str]]:
-    """As OpenAI's clients read them, and Anthropic's."""
-    allowed, left = str(limit.allowed), str(limit.left)
-    at = _written(int(time.time() + limit.reset))
-    return zip(
-        header_names(limit.what), (allowed, left, f"{limit.reset:.0f}s", allowed, left, at), strict=True
-    )
-
-
-@lru_cache(2)
-def header_names(what: str) -> tuple[str, ...]:
-    ours = [f"x-ratelimit-{name}-{what}" for name in ("limit", "remaining", "reset")]
-    return (*ours, *(f"anthropic-ratelimit-{what}-{name}" for name in ("limit", "remaining", "reset")))
-
-
-@lru_cache(64)  # limits begin anew with a minute, or a day
-def _written(second: int) -> str:
-    """A Unix time as clients read it."""
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

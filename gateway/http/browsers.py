@@ -17,18 +17,14 @@ from functools import lru_cache
 import falcon
 import falcon.asgi
 
+from gateway.http.limit_headers import header_names
 from gateway.refusals import shown
 
 LOOPBACK, ANY = "loopback", "*"  # words for origins, beside these themselves
 
 _METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 # What clients read of answers: whose it is, whether and when to try again, what is left, who has it.
-_LEFT = [
-    name
-    for what in ("requests", "tokens")
-    for part in ("limit", "remaining", "reset")
-    for name in (f"x-ratelimit-{part}-{what}", f"anthropic-ratelimit-{what}-{part}")
-]
+_LEFT = [name for what in ("requests", "tokens") for name in header_names(what)]
 _READABLE = ", ".join(
     ("x-request-id", "request-id", "retry-after", "x-should-retry", *_LEFT, "x-cortex-placement")
 )

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from gateway.http.access import header_names
 from gateway.http.application import PLACEMENT
+from gateway.http.limit_headers import header_names
 from tests.gateway.conftest import GatewayProcess, NeuronThread
 
 CHAT = "/v1/chat/completions"
