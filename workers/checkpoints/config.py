@@ -348,6 +348,13 @@ def refuse_unknown(
             refuse(path, f"{within}{key} {value} is not understood, and may change what the model computes")
 
 
+def refuse_above(path: Path, file: ConfigFile, key: str, limit: str) -> None:
+    """Refuse a key of `file` that says more than `limit`, another of its keys, allows."""
+    value, most = getattr(file, key), getattr(file, limit)
+    if value > most:
+        refuse(path, f"{key} {value} is above {limit}, which is {most}")
+
+
 def notes(given: Mapping[str, Any]) -> list[str]:
     """What stands there and is not followed, for whoever serves the model."""
     turning = next((given[key] for key in rope.KEYS if given.get(key)), {})
@@ -454,3 +461,16 @@ def windows_of(path: Path, file: ConfigFile, *, first: int) -> list[int | None]:
     if any(windowed) and file.sliding_window is None:
         refuse(path, "sliding_window is missing, and some layers have one")
     return [file.sliding_window if each else None for each in windowed]
+
+
+def unrotated_layers(path: Path, listed: list[int] | None, every: int, count: int) -> tuple[int, ...]:
+    """The layers without positions, as `no_rope_layers` lists them: 1 where one has positions.
+
+    Args:
+        listed: of each layer, and maybe more; None: every so many'th has none.
+        count: of layers.
+    """
+    rotated = [int((number + 1) % every != 0) for number in range(count)] if listed is None else listed
+    if len(rotated) < count or not {*rotated} <= {0, 1}:
+        refuse(path, f"no_rope_layers is no list of 0 and 1 for {count} layers")
+    return tuple(number for number in range(count) if not rotated[number])

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.floats_triton import e2m1, e4m3
 from workers.kernels.launch import Launcher
 from workers.weights.blocks import Blocks
 from workers.weights.rows import FP4, NF4
@@ -40,18 +41,8 @@ def _float(at):  # a float32 at these bytes
 
 
 @triton.jit
-def _e4m3(bits):  # by its bits: not every GPU converts it
-    bits = bits.to(tl.int32)
-    wide = ((bits & 128) << 24 | (bits & 127) << 20).to(tl.float32, bitcast=True)
-    return tl.where((bits & 127) == 127, float("nan"), wide * 1.329227995784916e36)  # 2**120
-
-
-@triton.jit
-def _e2m1(bits):
-    most = bits & 7
-    wide = ((most // 2 + 126) << 23 | most % 2 << 22).to(tl.float32, bitcast=True)
-    value = tl.where(most < 2, most.to(tl.float32) * 0.5, wide)
-    return tl.where(bits & 8 == 0, value, -value)
+def _e4m3(bits):  # with those that are no number
+    return tl.where((bits & 127) == 127, float("nan"), e4m3(bits))
 
 
 @triton.jit
@@ -78,7 +69,7 @@ def _read_mxfp4(rows, k, GROUPS: tl.constexpr):
     at = rows + (k // 32 + block) * 17
     e = tl.load(at).to(tl.int32)
     scale = tl.where(e == 0, 1 << 22, e << 23).to(tl.float32, bitcast=True)
-    return scale * _e2m1(tl.load(at + 1 + within % 16).to(tl.int32) >> within // 16 * 4 & 15)
+    return scale * e2m1(tl.load(at + 1 + within % 16).to(tl.int32) >> within // 16 * 4 & 15)
 
 
 @triton.jit
@@ -157,7 +148,7 @@ def _read_nvfp4(rows, k, columns, GROUPS: tl.constexpr):
     """A scale for each 16, and one for the row behind all of them."""
     within = tl.arange(0, GROUPS)[None, :, None] * 32 + tl.arange(0, 32)[None, None, :]
     scale = _e4m3(tl.load(rows + columns // 2 + (k + within) // 16))
-    return scale * _float(rows + columns // 2 + columns // 16) * _e2m1(_pairs(rows, k, GROUPS))
+    return scale * _float(rows + columns // 2 + columns // 16) * e2m1(_pairs(rows, k, GROUPS))
 
 
 @triton.jit

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from workers.kernels.floats_triton import e2m1, e4m3
 from workers.weights.rows import FP4, NF4
 
 STEP = tl.constexpr(128)  # columns that stand together
@@ -221,23 +222,6 @@ def _table_asm(dtype, kind):
             f"prmt.b32 ${pair + 1}, a, b, 0x7632;",
         ]
     return "{ .reg .b32 a, b, n, s, xl, xu, yl, yu; " + " ".join(lines) + " }"
-
-
-@triton.jit
-def e4m3(bits):
-    """float32 of a float of 8 bits, by its bits: not every GPU converts it."""
-    bits = bits.to(tl.int32)
-    wide = ((bits & 128) << 24 | (bits & 127) << 20).to(tl.float32, bitcast=True)
-    return wide * 1.329227995784916e36  # 2**120
-
-
-@triton.jit
-def e2m1(bits):
-    """float32 of a float of 4 bits."""
-    most = bits & 7
-    wide = ((most // 2 + 126) << 23 | most % 2 << 22).to(tl.float32, bitcast=True)
-    value = tl.where(most < 2, most.to(tl.float32) * 0.5, wide)
-    return tl.where(bits & 8 == 0, value, -value)
 
 
 @triton.jit

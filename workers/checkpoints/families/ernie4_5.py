@@ -72,8 +72,7 @@ def read_moe(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     if file.moe_norm_min > LEAST:
         refuse(path, f"moe_norm_min {file.moe_norm_min} is not supported; up to {LEAST} is")
     count, chosen, layers = file.moe_num_experts, file.moe_k, file.num_hidden_layers
-    if chosen > count:
-        refuse(path, f"moe_k {chosen} is above moe_num_experts, which is {count}")
+    config.refuse_above(path, file, "moe_k", "moe_num_experts")
     end = layers - 1 if file.moe_layer_end_index == -1 else min(file.moe_layer_end_index, layers - 1)
     experts = Experts(
         count=count,

@@ -276,8 +276,7 @@ def _experts(path: Path, file: Gemma4File) -> Experts | None:
     for name in ("num_experts", "top_k_experts", "moe_intermediate_size"):
         if getattr(file, name) is None:
             refuse(path, f"{name} is missing, and enable_moe_block is set")
-    if file.top_k_experts > file.num_experts:
-        refuse(path, f"top_k_experts {file.top_k_experts} is above num_experts, which is {file.num_experts}")
+    config.refuse_above(path, file, "top_k_experts", "num_experts")
     return Experts(
         count=file.num_experts,
         chosen=file.top_k_experts,

@@ -14,7 +14,6 @@ from workers.checkpoints.config import ConfigFile, ModelConfig
 from workers.checkpoints.experts import Clamp, Experts
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
-from workers.checkpoints.files import refuse
 from workers.checkpoints.rope import Size
 from workers.checkpoints.stacked import unstacked
 
@@ -54,8 +53,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         given["rope_scaling"] = ROPE
     file = config.read(path, given, GptOssFile)
     count, chosen, layers = file.num_local_experts, file.num_experts_per_tok, file.num_hidden_layers
-    if chosen > count:
-        refuse(path, f"num_experts_per_tok {chosen} is above num_local_experts, which is {count}")
+    config.refuse_above(path, file, "num_experts_per_tok", "num_local_experts")
     if file.layer_types is not None:
         windows = config.windows_of(path, file, first=0)
     else:

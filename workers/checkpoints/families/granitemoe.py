@@ -56,8 +56,8 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         types = file.layer_types or file.layers_block_type
         if not isinstance(types, list) or set(types) - {"attention", "full_attention"}:
             refuse(path, "layer_types has layers with a state (mamba), which is not supported")
-    if count and chosen > count:
-        refuse(path, f"num_experts_per_tok {chosen} is above num_local_experts, which is {count}")
+    if count:
+        config.refuse_above(path, file, "num_experts_per_tok", "num_local_experts")
     shared = file.shared_intermediate_size
     if not count and not shared:
         refuse(path, "num_local_experts and shared_intermediate_size are both 0")

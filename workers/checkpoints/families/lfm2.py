@@ -92,8 +92,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
 def read_moe(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """The first layers have an MLP, of the size that the file says."""
     file = config.read(path, DEFAULTS | dict(given), Lfm2MoeFile)
-    if file.num_experts_per_tok > file.num_experts:
-        refuse(path, f"num_experts_per_tok {file.num_experts_per_tok} is above num_experts")
+    config.refuse_above(path, file, "num_experts_per_tok", "num_experts")
     experts = Experts(
         count=file.num_experts,
         chosen=file.num_experts_per_tok,

@@ -61,11 +61,12 @@ def usual_name(name: str) -> str:
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Layers with positions see a chunk, unless `layer_types` says otherwise."""
     file = config.read(path, DEFAULTS | dict(given), Llama4File)
-    count, every = file.num_hidden_layers, file.no_rope_layer_interval
-    rotated = file.no_rope_layers or [int((number + 1) % every != 0) for number in range(count)]
-    if len(rotated) < count or not {*rotated} <= {0, 1}:
-        refuse(path, f"no_rope_layers is no list of 0 and 1 for {count} layers")
-    unrotated = tuple(number for number in range(count) if not rotated[number])
+    unrotated = config.unrotated_layers(
+        path,
+        file.no_rope_layers or None,  # an empty list says nothing
+        file.no_rope_layer_interval,
+        file.num_hidden_layers,
+    )
     temperature = None
     if file.attn_temperature_tuning:
         temperature = Temperature(file.floor_scale, file.attn_scale, first=1, unrotated=True)
@@ -103,8 +104,7 @@ def _chunks(path: Path, file: Llama4File, unrotated: tuple[int, ...]) -> list[in
 
 def _experts(path: Path, file: Llama4File) -> Experts | None:
     count, chosen, layers = file.num_local_experts, file.num_experts_per_tok, file.num_hidden_layers
-    if chosen > count:
-        refuse(path, f"num_experts_per_tok {chosen} is above num_local_experts, which is {count}")
+    config.refuse_above(path, file, "num_experts_per_tok", "num_local_experts")
     every = file.interleave_moe_layer_step
     listed = range(every - 1, layers, every) if file.moe_layers is None else file.moe_layers
     own = tuple(sorted(number for number in set(listed) if 0 <= number < layers))

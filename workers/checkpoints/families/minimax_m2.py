@@ -46,8 +46,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Every layer has experts, and none a window; there are no biases, whatever the file says."""
     file = config.read(path, DEFAULTS | dict(given) | {"attention_bias": False}, MiniMaxM2File)
     count, chosen, layers = file.num_local_experts, file.num_experts_per_tok, file.num_hidden_layers
-    if chosen > count:
-        refuse(path, f"num_experts_per_tok {chosen} is above num_local_experts, which is {count}")
+    config.refuse_above(path, file, "num_experts_per_tok", "num_local_experts")
     if set(file.attn_type_list or ()) - {1}:
         refuse(path, "attn_type_list has layers that do not attend, which is not supported")
     if file.rotary_dim is not None:

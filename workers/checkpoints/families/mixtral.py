@@ -11,7 +11,6 @@ from workers.checkpoints.config import ConfigFile, ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family, in_causal
-from workers.checkpoints.files import refuse
 from workers.checkpoints.rope import Size
 
 DEFAULTS = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0}
@@ -44,8 +43,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """A window is that of all layers; there are no biases, whatever the file says."""
     file = config.read(path, DEFAULTS | dict(given) | {"attention_bias": False}, MixtralFile)
     count, chosen, layers = file.num_local_experts, file.num_experts_per_tok, file.num_hidden_layers
-    if chosen > count:
-        refuse(path, f"num_experts_per_tok {chosen} is above num_local_experts, which is {count}")
+    config.refuse_above(path, file, "num_experts_per_tok", "num_local_experts")
     experts = Experts(
         count=count,
         chosen=chosen,

@@ -11,7 +11,6 @@ from workers.checkpoints.config import ConfigFile, ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
-from workers.checkpoints.files import refuse
 from workers.checkpoints.rope import Size
 
 DEFAULTS = {"rms_norm_eps": 1e-5}
@@ -30,8 +29,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Every layer has experts, and none a window."""
     file = config.read(path, DEFAULTS | dict(given), OlmoeFile)
     count, chosen, layers = file.num_experts, file.num_experts_per_tok, file.num_hidden_layers
-    if chosen > count:
-        refuse(path, f"num_experts_per_tok {chosen} is above num_experts, which is {count}")
+    config.refuse_above(path, file, "num_experts_per_tok", "num_experts")
     experts = Experts(
         count=count,
         chosen=chosen,

@@ -12,7 +12,6 @@ from workers.checkpoints import config
 from workers.checkpoints.config import ConfigFile, ModelConfig
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
-from workers.checkpoints.files import refuse
 
 DEFAULTS = {"num_key_value_heads": 4, "tie_word_embeddings": True, "rope_theta": 2_000_000.0}
 
@@ -27,13 +26,8 @@ class SmolLM3File(ConfigFile, kw_only=True):
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Where there are windows and no list of them, the layers without positions have one."""
     file = config.read(path, DEFAULTS | dict(given), SmolLM3File)
-    count, every = file.num_hidden_layers, file.no_rope_layer_interval
-    rotated = file.no_rope_layers
-    if rotated is None:
-        rotated = [int((number + 1) % every != 0) for number in range(count)]
-    if len(rotated) < count or not {*rotated} <= {0, 1}:
-        refuse(path, f"no_rope_layers is no list of 0 and 1 for {count} layers")
-    unrotated = tuple(number for number in range(count) if not rotated[number])
+    count = file.num_hidden_layers
+    unrotated = config.unrotated_layers(path, file.no_rope_layers, file.no_rope_layer_interval, count)
     if file.layer_types is not None:
         windows = config.windows_of(path, file, first=0)
     elif file.use_sliding_window:
