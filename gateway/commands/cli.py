@@ -7,7 +7,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.console import Console
 from gateway.commands import bench, fleet, launch, models, remote, status, tables, top, up
 from gateway.commands import keys as keys_commands
 from gateway.commands.clients import CLIENTS
+from gateway.commands.failure import fail
 from gateway.commands.options import LOCAL, EndpointOption, JsonOption, RawOption
 from gateway.commands.up_plan import UpError, make_plan
 from ipc import keys
@@ -52,11 +53,6 @@ def cortex(
     ] = False,
 ) -> None:
     """Language models on your own GPUs, behind one address."""
-
-
-def _fail(command: str, message: object) -> NoReturn:
-    typer.echo(f"cortex {command}: {message}", err=True)
-    raise typer.Exit(1)
 
 
 @app.command()
@@ -108,7 +104,7 @@ def up_command(
         plan = make_plan(model or ["demo"], dtype and dtype.value, ranks, device, listen, alias or ())
         up.run(plan, Console())
     except UpError as error:
-        _fail("up", error)
+        fail("up", error)
 
 
 @app.command("status")
@@ -121,7 +117,7 @@ def status_command(
         body = remote.fetch(endpoint)
         read = status.read(body, endpoint)
     except remote.Unreachable as error:
-        _fail("status", error)
+        fail("status", error)
     if as_json:
         typer.echo(body)
     else:
@@ -137,7 +133,7 @@ def top_command(
     try:
         top.run(endpoint, every, tables.console())
     except remote.Unreachable as error:
-        _fail("top", error)
+        fail("top", error)
     except KeyboardInterrupt:
         pass
 
@@ -157,14 +153,14 @@ def bench_command(
     try:
         answers, seconds = bench.run(endpoint, load)
     except (remote.Unreachable, json.JSONDecodeError) as error:
-        _fail("bench", error)
+        fail("bench", error)
     if as_json:
         typer.echo(json.dumps(bench.summary(answers, seconds)))
     elif not all(answer.error for answer in answers):
         Console().print(bench.table(answers))
         typer.echo(bench.total(answers, seconds))
     if failed := [answer.error for answer in answers if answer.error]:
-        _fail("bench", f"{len(failed)} requests failed, the first one so: {failed[0]}")
+        fail("bench", f"{len(failed)} requests failed, the first one so: {failed[0]}")
 
 
 @app.command("launch")
@@ -194,10 +190,10 @@ def launch_command(
             typer.echo(launch.instructions(agent, setup, arguments or ()))
             return
         if wrong and not anyway:
-            _fail("launch", "choose another with --model, or run it with --anyway")
+            fail("launch", "choose another with --model, or run it with --anyway")
         launch.execute(agent, setup, arguments or (), os.environ)
     except launch.LaunchError as error:
-        _fail("launch", error)
+        fail("launch", error)
 
 
 @app.command()
@@ -210,7 +206,7 @@ def keygen(
         secret, public = keys.generate(out, name)
         public_key = keys.load_public(public)
     except (OSError, CortexError) as error:
-        _fail("keygen", error)
+        fail("keygen", error)
     typer.echo(f"secret key, to stay on this host: {secret}")
     typer.echo(f"public key, to be given away:      {public}")
     typer.echo(public_key)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gateway.commands import remote, tables
+from gateway.commands.failure import fail
 from gateway.commands.options import LOCAL, EndpointOption, JsonOption
 
 UNLOAD_SECONDS = 660.0  # a little more than the gateway waits for what runs to end
@@ -101,7 +102,7 @@ def evict(
     best = min((quote for quote in quotes if "error" not in quote), key=_order, default=None)
     if best is None or best["verdict"] == "refused":
         reasons = "; ".join(f"{quote['neuron']}: {_reason(quote)}" for quote in quotes)
-        _fail("evict", f"no neuron can make room for {model} ({reasons})")
+        fail("evict", f"no neuron can make room for {model} ({reasons})")
     done = []
     for leaving in best["evicts"]:
         body = {"model": leaving, "neuron": best["neuron"]}
@@ -172,7 +173,7 @@ def logs(
                 failed = True
                 typer.echo(f"cortex logs: {line['neuron']}: {error['message']}", err=True)
     except remote.Unreachable as error:
-        _fail("logs", error)
+        fail("logs", error)
     except KeyboardInterrupt:
         pass
     if failed:
@@ -183,18 +184,13 @@ def _body(model: str, neuron: str | None) -> dict[str, Any]:
     return {"model": model} | ({} if neuron is None else {"neuron": neuron})
 
 
-def _fail(command: str, message: object) -> NoReturn:
-    typer.echo(f"cortex {command}: {message}", err=True)
-    raise typer.Exit(1)
-
-
 def _post(
     command: str, endpoint: str, path: str, body: dict[str, Any], within: float = remote.ANSWER_SECONDS
 ) -> Any:
     try:
         return remote.post(endpoint, path, body, within)
     except remote.Unreachable as error:
-        _fail(command, error)
+        fail(command, error)
 
 
 def _tell(command: str, answer: dict[str, Any], as_json: bool, done: str) -> None:
@@ -231,7 +227,7 @@ def _watch(command: str, endpoint: str, path: str, body: dict[str, Any], what: s
                     typer.echo(json.dumps(line))
                 where = line.get("neuron", where)
                 if (error := line.get("error")) is not None:
-                    _fail(command, f"{where}: {error['message']}")
+                    fail(command, f"{where}: {error['message']}")
                 ended = ended or "done" in line
                 if "stage" in line:
                     fraction = line["fraction"]
@@ -242,9 +238,9 @@ def _watch(command: str, endpoint: str, path: str, body: dict[str, Any], what: s
                         news=_news(line),
                     )
     except remote.Unreachable as error:
-        _fail(command, error)
+        fail(command, error)
     if not ended:
-        _fail(command, f"the gateway ended before {where} was done; see `cortex status`")
+        fail(command, f"the gateway ended before {where} was done; see `cortex status`")
     return where
 
 

@@ -7,7 +7,7 @@ import re
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -16,6 +16,7 @@ from rich.table import Table
 from gateway import config
 from gateway.access import api_key
 from gateway.commands import tables
+from gateway.commands.failure import fail
 from gateway.commands.options import ConfigOption, JsonOption
 from gateway.store import key_store
 from gateway.store.database import Work
@@ -29,11 +30,6 @@ SERVICE = Path("/etc/cortex")  # where the configuration of the service is
 SERVICE_STATE = Path("/var/lib/cortex")  # what systemd gives the service
 _AGO = re.compile(r"(\d+)([smhdw])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-def _fail(message: object) -> NoReturn:
-    typer.echo(f"cortex keys: {message}", err=True)
-    raise typer.Exit(1)
 
 
 def store_path(given: Path | None) -> Path:
@@ -80,7 +76,7 @@ def _run(path: Path, work: Work[..., Any], *args: Any, write: bool = False) -> A
     try:
         return asyncio.run(run())
     except CortexError as error:
-        _fail(error.message)
+        fail("keys", error.message)
     finally:
         store.close()
 
@@ -89,7 +85,7 @@ def _path(given: Path | None) -> Path:
     try:
         return store_path(given)
     except (ConfigError, CortexError) as error:
-        _fail(error)
+        fail("keys", error)
 
 
 @app.command()
@@ -113,11 +109,11 @@ def create(
 ) -> None:
     """Make a key and show it, this once."""
     if not name.isprintable() or not 0 < len(name) <= 100:
-        _fail("NAME: Expected 1 to 100 characters that can be printed")
+        fail("keys", "NAME: Expected 1 to 100 characters that can be printed")
     try:
         until = moment(expires, time.time()) if expires is not None else None
     except (ValueError, OverflowError, OSError):  # the last two of a year that is none
-        _fail(f"--expires {expires} is no time to come, such as 30d, 12h or 2027-01-31")
+        fail("keys", f"--expires {expires} is no time to come, such as 30d, 12h or 2027-01-31")
     terms = Terms(
         models=tuple(model or ()),
         endpoints=tuple(endpoint or ()),
@@ -172,10 +168,11 @@ def revoke(
     path = _path(config_file)
     found: list[Key] = _read(path, key_store.named, key)
     if not found:
-        _fail(f"{key}: no key in {path} has that id or name and holds; see `cortex keys list`")
+        fail("keys", f"{key}: no key in {path} has that id or name and holds; see `cortex keys list`")
     if len(found) > 1:
-        _fail(
-            f"{key}: several keys have that name; name one by its id: {', '.join(each.id for each in found)}"
+        fail(
+            "keys",
+            f"{key}: several keys have that name; name one by its id: {', '.join(each.id for each in found)}",
         )
     _run(path, key_store.revoke, found[0].id, write=True)
     typer.echo(f"{found[0].id} ({found[0].name}) is revoked")

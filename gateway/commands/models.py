@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import msgspec
 import typer
@@ -15,6 +15,7 @@ from rich.text import Text
 from gateway import catalogue, config
 from gateway.catalogue import Catalogue, Entry
 from gateway.commands import remote, tables
+from gateway.commands.failure import fail
 from gateway.commands.options import LOCAL, ConfigOption, EndpointOption, JsonOption, RawOption
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
@@ -27,7 +28,7 @@ app = typer.Typer(no_args_is_help=True, help="The fleet's models.")
 
 HELLO_SECONDS = 5.0
 CHECK_SECONDS = 60.0  # for a neuron, which may have to read many headers from a cold disk
-UNUSABLE, UNSERVED = 1, 2  # exit codes
+UNSERVED = 2  # exit code, beside 1 of what cannot be used
 SERVED = ("fits", "own", "pulled")
 _WORDS = {
     "fits": "fits",
@@ -83,8 +84,7 @@ def list_command(
         body = remote.fetch(endpoint, "/v1/models")
         listed = msgspec.json.decode(body)["data"]
     except (remote.Unreachable, msgspec.DecodeError, KeyError, TypeError) as error:
-        typer.echo(f"cortex models list: {error}", err=True)
-        raise typer.Exit(1) from error
+        fail("models list", error)
     if as_json:
         typer.echo(body)
         return
@@ -116,11 +116,14 @@ def check_command(
         settings = config.load(config_file)
         path = file or (settings.models_config and Path(settings.models_config))
         if path is None:
-            _fail("there is no catalogue: name a file, or set models_config in the gateway's configuration")
+            fail(
+                "models check",
+                "there is no catalogue: name a file, or set models_config in the gateway's configuration",
+            )
         read = catalogue.load(path, [each.name for each in settings.neurons], settings.aliases)
         answers = asyncio.run(ask_all(settings, read, str(path)))
     except (ConfigError, CortexError) as error:
-        _fail(error)
+        fail("models check", error)
     report = made_of(read, str(path), answers)
     if as_json:
         typer.echo(msgspec.json.encode(report))
@@ -231,8 +234,3 @@ def _facts(model: Checked) -> list[str]:
     own = [name for name in model.set if name not in ("id", "aliases", *model.inherited)]
     facts += [f"sets {', '.join(own)}"] if own else []
     return [*facts, f"inherits {', '.join(model.inherited)}"] if model.inherited else facts
-
-
-def _fail(message: object) -> NoReturn:
-    typer.echo(f"cortex models check: {message}", err=True)
-    raise typer.Exit(UNUSABLE)

@@ -82,6 +82,18 @@ def in_causal(name: str) -> str:
     return f"model.{name}" if name.startswith(("embed_tokens.", "layers.", "norm.")) else name
 
 
+def renaming(usual: Mapping[str, str]) -> Callable[[str], str]:
+    """`in_causal`, and each of these parts of a name, in this order, as every other family calls it."""
+
+    def usual_name(name: str) -> str:
+        name = in_causal(name)
+        for own, other in usual.items():
+            name = name.replace(own, other)
+        return name
+
+    return usual_name
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Models whose `config.json` and tensors are read alike.

@@ -9,12 +9,12 @@ from typing import Any, Literal
 from workers.checkpoints import config, rope
 from workers.checkpoints.config import ConfigFile, ModelConfig
 from workers.checkpoints.families.llama import dense_tensors
-from workers.checkpoints.family import Family, in_causal
+from workers.checkpoints.family import Family, renaming
 from workers.checkpoints.files import refuse
 from workers.checkpoints.rope import Size
 
 DEFAULTS = {"rms_norm_eps": 1e-5}
-USUAL = {".query_layernorm.": ".q_norm.", ".key_layernorm.": ".k_norm."}
+usual_name = renaming({".query_layernorm.": ".q_norm.", ".key_layernorm.": ".k_norm."})
 
 
 class HunyuanFile(ConfigFile, kw_only=True):
@@ -26,14 +26,6 @@ class HunyuanFile(ConfigFile, kw_only=True):
     use_cla: Literal[False] | None = None  # layers would read the keys of earlier ones
     norm_type: Literal["rms", "hf_rms"] | None = None
     mlp_bias: Literal[False] = False
-
-
-def usual_name(name: str) -> str:
-    """As every other family calls it."""
-    name = in_causal(name)
-    for own, usual in USUAL.items():
-        name = name.replace(own, usual)
-    return name
 
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:

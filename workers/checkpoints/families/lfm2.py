@@ -5,7 +5,6 @@ LFM2-8B-A1B has experts behind its first layers.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from workers.checkpoints import config
 from workers.checkpoints.config import ConfigFile, ModelConfig, Norms, ShortConvolution
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import attention_tensors, decoder_tensors
-from workers.checkpoints.family import Family, TensorSpec, in_causal
+from workers.checkpoints.family import Family, TensorSpec, renaming
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
 from workers.checkpoints.rope import Size
@@ -30,19 +29,19 @@ DENSE = DEFAULTS | {"intermediate_size": 12_288}
 NORMS = Norms("operator_norm", None, "ffn_norm", None)
 KINDS = ("conv", "full_attention")
 LEAST = 1e-6  # is added to the sum of an expert's weights
-USUAL = {
-    "model.embedding_norm.": "model.norm.",
-    ".self_attn.out_proj.": ".self_attn.o_proj.",
-    ".self_attn.q_layernorm.": ".self_attn.q_norm.",
-    ".self_attn.k_layernorm.": ".self_attn.k_norm.",
-    ".feed_forward.expert_bias": ".mlp.gate.e_score_correction_bias",
-    ".feed_forward.": ".mlp.",
-    ".w1.": ".gate_proj.",
-    ".w2.": ".down_proj.",
-    ".w3.": ".up_proj.",
-}
-
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+usual_name = renaming(
+    {
+        "model.embedding_norm.": "model.norm.",
+        ".self_attn.out_proj.": ".self_attn.o_proj.",
+        ".self_attn.q_layernorm.": ".self_attn.q_norm.",
+        ".self_attn.k_layernorm.": ".self_attn.k_norm.",
+        ".feed_forward.expert_bias": ".mlp.gate.e_score_correction_bias",
+        ".feed_forward.": ".mlp.",
+        ".w1.": ".gate_proj.",
+        ".w2.": ".down_proj.",
+        ".w3.": ".up_proj.",
+    }
+)
 
 
 class Lfm2File(ConfigFile, kw_only=True):
@@ -136,13 +135,7 @@ def _model(path: Path, file: Lfm2File, **changes: Any) -> ModelConfig:
 
 def tensors(model: ModelConfig) -> Iterator[TensorSpec]:
     """Those of a decoder, with a convolution in place of attention where a layer keeps a state."""
-
-    def mixer(model: ModelConfig, layer: str) -> Iterator[TensorSpec]:
-        number = int(_LAYER.fullmatch(layer)[1])
-        part = _convolution_tensors if model.layers[number].kind == "state" else attention_tensors
-        return part(model, layer)
-
-    return decoder_tensors(model, mixer)
+    return decoder_tensors(model, attention_tensors, _convolution_tensors)
 
 
 def _convolution_tensors(model: ModelConfig, layer: str) -> Iterator[TensorSpec]:
@@ -150,14 +143,6 @@ def _convolution_tensors(model: ModelConfig, layer: str) -> Iterator[TensorSpec]
     yield TensorSpec(prefix + "in_proj.weight", (3 * convolution.channels, hidden), "rows")
     yield TensorSpec(prefix + "conv.weight", (convolution.channels, convolution.kernel), "plain_rows")
     yield TensorSpec(prefix + "out_proj.weight", (hidden, convolution.channels), "columns")
-
-
-def usual_name(name: str) -> str:
-    """As every other family calls it."""
-    name = in_causal(name)
-    for own, usual in USUAL.items():
-        name = name.replace(own, usual)
-    return name
 
 
 def rearranged(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

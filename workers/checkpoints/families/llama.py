@@ -23,16 +23,17 @@ EMBEDDING = "model.embed_tokens.weight"
 HEAD, HEAD_BIAS = "lm_head.weight", "lm_head.bias"
 MTP_JOINS = "eh_proj.weight"  # of a head that predicts several tokens: what an embedding and a state become
 
+# tensors of a part of a layer, under names that begin with the layer's, which it is given
+Mixer = Callable[[ModelConfig, str], Iterator[TensorSpec]]
+
 
 def dense_tensors(model: ModelConfig) -> Iterator[TensorSpec]:
     """Every tensor that is loaded; a tied head is the embedding and not listed again."""
     return decoder_tensors(model, attention_tensors)
 
 
-def decoder_tensors(
-    model: ModelConfig, attention: Callable[[ModelConfig, str], Iterator[TensorSpec]]
-) -> Iterator[TensorSpec]:
-    """The same, with the tensors of attention, whose names begin with the layer's, which it is given."""
+def decoder_tensors(model: ModelConfig, attention: Mixer, state: Mixer | None = None) -> Iterator[TensorSpec]:
+    """The same, with other tensors of attention, and those of layers that keep a state in place of it."""
     hidden = model.hidden_size
     yield TensorSpec(EMBEDDING, (model.vocab_size, hidden), "vocabulary")
     for layer in range(model.num_layers + model.mtp):
@@ -41,7 +42,8 @@ def decoder_tensors(
             yield from _mtp_tensors(prefix, model)
         for norm in filter(None, msgspec.structs.astuple(model.norms)):
             yield from _norm(f"{prefix}{norm}", model)
-        yield from attention(model, prefix)
+        keeps_state = state is not None and model.layers[layer].kind == "state"
+        yield from (state if keeps_state else attention)(model, prefix)
         if model.experts is not None and layer in model.experts.layers:
             yield from expert_tensors(prefix + "mlp.", hidden, model.experts)
         elif model.fused_gate_up:

@@ -10,16 +10,18 @@ from workers.checkpoints import config
 from workers.checkpoints.config import ConfigFile, ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import dense_tensors
-from workers.checkpoints.family import Family, in_causal
+from workers.checkpoints.family import Family, renaming
 from workers.checkpoints.rope import Size
 
 DEFAULTS = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0}
-USUAL = {
-    ".block_sparse_moe.": ".mlp.",
-    ".w1.": ".gate_proj.",
-    ".w2.": ".down_proj.",
-    ".w3.": ".up_proj.",
-}
+usual_name = renaming(
+    {
+        ".block_sparse_moe.": ".mlp.",
+        ".w1.": ".gate_proj.",
+        ".w2.": ".down_proj.",
+        ".w3.": ".up_proj.",
+    }
+)
 
 
 class MixtralFile(ConfigFile, kw_only=True):
@@ -29,14 +31,6 @@ class MixtralFile(ConfigFile, kw_only=True):
     num_experts_per_tok: Size = 2
     router_aux_loss_coef: float | None = None  # of training, as the next one
     router_jitter_noise: float | None = None
-
-
-def usual_name(name: str) -> str:
-    """As every other family calls it."""
-    name = in_causal(name)
-    for own, usual in USUAL.items():
-        name = name.replace(own, usual)
-    return name
 
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -57,8 +56,6 @@ MTP_NAMES = {
     "mtp.norm.": "shared_head.norm.",
 }
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
-
 
 class HybridFile(Qwen3MoeFile, kw_only=True):
     """The keys of a `config.json` with layers of both kinds, with experts or without."""
@@ -78,13 +75,7 @@ class HybridFile(Qwen3MoeFile, kw_only=True):
 
 def tensors(model: ModelConfig) -> Iterator[TensorSpec]:
     """Those of a decoder, with a Gated DeltaNet in place of attention where a layer keeps a state."""
-
-    def mixer(model: ModelConfig, layer: str) -> Iterator[TensorSpec]:
-        number = int(_LAYER.fullmatch(layer)[1])
-        part = _delta_tensors if model.layers[number].kind == "state" else attention_tensors
-        return part(model, layer)
-
-    return decoder_tensors(model, mixer)
+    return decoder_tensors(model, attention_tensors, _delta_tensors)
 
 
 def _delta_tensors(model: ModelConfig, layer: str) -> Iterator[TensorSpec]:

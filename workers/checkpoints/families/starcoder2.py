@@ -12,10 +12,10 @@ from msgspec import Meta
 from workers.checkpoints import config
 from workers.checkpoints.config import ConfigFile, ModelConfig
 from workers.checkpoints.families.llama import dense_tensors
-from workers.checkpoints.family import Family, in_causal
+from workers.checkpoints.family import Family, renaming
 
 DEFAULTS = {"num_key_value_heads": 2, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}
-USUAL = {".mlp.c_fc.": ".mlp.up_proj.", ".mlp.c_proj.": ".mlp.down_proj."}
+usual_name = renaming({".mlp.c_fc.": ".mlp.up_proj.", ".mlp.c_proj.": ".mlp.down_proj."})
 
 
 class Starcoder2File(ConfigFile, kw_only=True):
@@ -31,14 +31,6 @@ class Starcoder2File(ConfigFile, kw_only=True):
     layer_norm_epsilon: Any = None
     attention_softmax_in_fp32: Any = None
     scale_attention_softmax_in_fp32: Any = None
-
-
-def usual_name(name: str) -> str:
-    """As every other family calls it."""
-    name = in_causal(name)
-    for own, usual in USUAL.items():
-        name = name.replace(own, usual)
-    return name
 
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
