@@ -323,6 +323,19 @@ def test_unigram_is_that_of_sentencepiece(folder, text):
     assert read(path).encode(text, special=True) == [*original.encode(text).ids, 1]
 
 
+def test_a_pair_of_texts_is_put_together_as_its_encoder_was_trained(folder):
+    ids = {"unknown_token_id": 1, "cls_token_id": 2, "seperator_token_id": 3}
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", f"{SPACE}a", f"{SPACE}b"]
+    path = write(folder / "pair.gguf", "bert", tokens, token_type=[CONTROL] * 4 + [NORMAL] * 2, **ids)
+    found = read(path).encoding(("a", "b"), special=True)
+    assert (found.ids, found.type_ids) == ([2, 4, 3, 5, 3], [0, 0, 0, 1, 1])
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", f"{SPACE}a", f"{SPACE}b"]  # of XLM-R
+    more = {"token_type": [CONTROL] * 3 + [UNKNOWN] + [NORMAL] * 2, "scores": [0.0] * 6, "bos_token_id": 0}
+    more |= {"eos_token_id": 2, "unknown_token_id": 3, "add_bos_token": True, "add_eos_token": True}
+    found = read(write(folder / "xlmr.gguf", "t5", tokens, **more)).encoding(("a", "b"), special=True)
+    assert (found.ids, found.type_ids) == ([0, 4, 2, 2, 5, 2], [0] * 6)
+
+
 def test_of_superfluous_spaces_only_spaces_are_left_out(folder):
     tokens = ["<pad>", "</s>", "<unk>", SPACE, "a", "b", "\x85"]
     more = {"scores": [0.0] * 3 + [-1.0] * 4, "token_type": [CONTROL, CONTROL, UNKNOWN] + [NORMAL] * 4}

@@ -225,12 +225,13 @@ def write(
 def write_bert(path: Path, folder: Path, kind: str | None = None, **more: Any) -> Path:
     """The encoder in `folder` as its converter writes it; `kind` and `more` as of `write`."""
     config = AutoConfig.from_pretrained(folder)
-    architecture = config.model_type.replace("_", "-")
+    padding = config.pad_token_id + 1 if config.model_type == "xlm-roberta" else 0  # positions of it
+    architecture = "bert" if padding else config.model_type.replace("_", "-")
     writer = Writer(path, architecture)
     if architecture == "nomic-bert":
         writer.keys(rope__freq_base=config.rope_parameters["rope_theta"])
     writer.keys(
-        context_length=config.max_position_embeddings,
+        context_length=config.max_position_embeddings - padding,
         embedding_length=config.hidden_size,
         block_count=config.num_hidden_layers,
         feed_forward_length=config.intermediate_size,
@@ -247,7 +248,12 @@ def write_bert(path: Path, folder: Path, kind: str | None = None, **more: Any) -
     writer.keys(**more)
     names = gguf.get_tensor_name_map(_enum(architecture), config.num_hidden_layers)
     for name, tensor in sorted(load_file(folder / "model.safetensors").items()):
+        name = name.removeprefix("roberta.").removeprefix("bert.")
+        if name.startswith("pooler."):  # which converters take for one that nobody uses
+            continue
+        name = name.replace("classifier.", "classifier.out_proj.") if name.count(".") == 1 else name
         known = names.get_name(name, (".weight", ".bias"))
+        tensor = tensor[padding:] if "position_embeddings" in name else tensor
         writer.tensor(known, tensor, kind if "blk" in known and tensor.dim() == 2 else None)
     return writer.close()
 

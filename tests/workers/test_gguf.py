@@ -218,13 +218,28 @@ def test_an_encoder_in_blocks_makes_nearly_the_same_vectors(tmp_path, name):
     assert torch.cosine_similarity(found, wanted).min() > 0.999
 
 
+def test_a_converted_reranker_scores_as_it_did(tmp_path):
+    oracle = encoders.write("xlm_roberta_classifier", tmp_path / "checkpoint")
+    path = gguf_files.write_bert(tmp_path / "model.gguf", tmp_path / "checkpoint", pooling_type=4)
+    card = read_card(path)
+    assert (card.embedder, card.completion, card.reranker.sigmoid) == (None, False, True)
+    inputs = encoders.texts(6)
+    wanted = torch.stack([encoders.score(oracle, ids, 0) for ids in inputs])
+    found = torch.stack(encoders.vectors(encoders.load(path), inputs))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
-    ("said", "named"),
-    [({"pooling_type": 4}, r"pooling_type 4 \(rank\)"), ({"_tokenizer__ggml__model": "t5"}, "kind 't5'")],
-    ids=["pooling", "tokenizer"],
+    ("name", "said", "named"),
+    [
+        ("bert", {"pooling_type": 4}, r"pooling_type 4 \(rank\)"),
+        ("nomic_bert", {"_tokenizer__ggml__model": "t5"}, "kind 't5'"),
+        ("bert_classifier", {}, r"a classifier without cls\.weight"),
+    ],
+    ids=["pooling", "tokenizer", "classifier"],
 )
-def test_an_encoder_that_is_another_is_refused_by_its_key(tmp_path, said, named):
-    encoders.write("bert", tmp_path / "checkpoint")
+def test_an_encoder_that_is_another_is_refused_by_its_key(tmp_path, name, said, named):
+    encoders.write(name, tmp_path / "checkpoint")
     path = gguf_files.write_bert(tmp_path / "model.gguf", tmp_path / "checkpoint", **said)
     with pytest.raises(CortexError, match=named):
         read_card(path)

@@ -129,6 +129,17 @@ def test_headers_that_lie_are_refused(tmp_path, more, reason):
     assert reason in refusal(file(tmp_path / "model.gguf", llama(), [EMBEDDING], **more))
 
 
+def test_bytes_behind_the_last_tensor_are_told_of_and_left_alone(tiny, tmp_path):
+    path = gguf_files.write(tmp_path / "model.gguf", tiny("llama_untied_linear").folder)
+    whole, plain = path.read_bytes(), read_card(path)
+    path.write_bytes(whole + bytes(31))
+    assert read_card(path).notes == plain.notes
+    path.write_bytes(whole + bytes(4096))
+    card = read_card(path)
+    assert (card.tensors, card.config) == (plain.tensors, plain.config)
+    assert "model.gguf has 4,096 bytes behind its last tensor" in card.notes[-1]
+
+
 def test_what_is_no_gguf_file_is_refused(tmp_path):
     path = tmp_path / "model.gguf"
     assert "is missing" in refusal(path)

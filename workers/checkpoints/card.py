@@ -401,10 +401,12 @@ def _of_gguf(path: Path, mtp: bool) -> ModelCard:
     model = checkpoint.as_stored(family.read(path, checkpoint.config))
     if mtp:
         model, _ = _with_mtp(path, family, model, checkpoint.tensors)
-    specs: list[TensorSpec] = []
-    if (embedder := checkpoint.embedder) is not None:
+    reranker = checkpoint.reranker
+    embedder = checkpoint.embedder if reranker is None else None
+    if embedder is not None:
         model = msgspec.structs.replace(model, tied_head=True, writes=False)
-        specs = [TensorSpec(*tensor, "none") for stage in embedder.stages for tensor in stage.tensors()]
+    stages = made_for.stages if (made_for := embedder or reranker) else ()
+    specs = [TensorSpec(*tensor, "none") for stage in stages for tensor in stage.tensors()]
     files, stored, used = check_tensors(
         path, [*family.tensors(model), *specs], checkpoint.tensors, LATENT_HEADS
     )
@@ -426,9 +428,10 @@ def _of_gguf(path: Path, mtp: bool) -> ModelCard:
         special_tokens=words.special_tokens,
         eos_ids=_eos_ids([], None, words.end_ids, model.vocab_size),
         defaults=said,
-        notes=[*_unread(family, model, unused), *more, *left_out],
+        notes=[*_unread(family, model, unused), *checkpoint.notes, *more, *left_out],
         created=int(path.stat().st_mtime),
         embedder=embedder,
+        reranker=reranker,
     )
 
 

@@ -43,7 +43,7 @@ NEUTRAL = {"attention.causal": (False,)}
 
 
 def config(keys: Keys) -> Json:
-    """What XLM-R is, with positions that count from padding, has another tokenizer and is not read."""
+    """XLM-R and RoBERTa are such a one, too: rows for positions of padding are left out of their files."""
     if (positions := keys.file.tensors.get("position_embd.weight")) is None:
         refuse(keys.path, "has no tensor 'position_embd.weight'")
     return _shared(keys) | {"max_position_embeddings": positions.shape[0], "rope_theta": None}
@@ -51,6 +51,8 @@ def config(keys: Keys) -> Json:
 
 def nomic_config(keys: Keys) -> Json:
     """Files of it say what turns, and until where."""
+    if (kind := keys.file.get("tokenizer.ggml.model")) != "bert":
+        refuse(keys.path, f"is a nomic-bert with a tokenizer of kind {kind!r}, which is not supported")
     return _shared(keys) | {
         "max_position_embeddings": keys.size("context_length"),
         "rope_theta": keys.number("rope.freq_base"),
@@ -59,12 +61,7 @@ def nomic_config(keys: Keys) -> Json:
 
 
 def _shared(keys: Keys) -> Json:
-    if (kind := keys.file.get("tokenizer.ggml.model")) != "bert":
-        refuse(keys.path, f"is a BERT with a tokenizer of kind {kind!r}, which is not supported")
-    if keys.has("cls.weight") or keys.has("cls.output.weight"):
-        refuse(
-            keys.path, "ends in a classifier, which is not supported in GGUF: rerankers are in safetensors"
-        )
+    keys.get("classifier.output_labels")  # of which a model that ranks has one
     types = keys.file.tensors.get("token_types.weight")
     return {
         "hidden_size": keys.size("embedding_length"),

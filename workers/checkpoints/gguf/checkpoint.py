@@ -11,10 +11,11 @@ import msgspec
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.gguf import architectures, delta_net, names, pooling, splits, text
 from workers.checkpoints.gguf.architectures import Architecture
-from workers.checkpoints.gguf.header import Gguf
+from workers.checkpoints.gguf.header import ALIGNMENT, Gguf
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.text import TextFormat
 from workers.checkpoints.vectors.modules import Embedder
+from workers.checkpoints.vectors.rerankers import Reranker
 
 # Conversions of `workers.weights.conversions`, which undo what the writer did.
 APART, LESS_ONE = "halves_apart", "less_one"
@@ -41,6 +42,13 @@ class GgufCheckpoint:
         return text.sampling(self.file)
 
     @property
+    def reranker(self) -> Reranker | None:
+        """How two texts become a score, where that is what it was made for."""
+        return (
+            pooling.of_classifier(self.file, self.config["hidden_size"]) if self.architecture.embeds else None
+        )
+
+    @property
     def embedder(self) -> Embedder | None:
         """How texts become vectors, where that is what it was made for. Files do not say whether these have
         the length 1, which llama.cpp gives them."""
@@ -51,6 +59,18 @@ class GgufCheckpoint:
         size = self.config["hidden_size"]
         stages = pooling.stages(self.file, size) if encodes else ()
         return Embedder(pooling=found, stages=stages, size=stages[-1].outputs if stages else size)
+
+    @property
+    def notes(self) -> list[str]:
+        """What of its files nobody reads: bytes behind the last tensor, which llama.cpp does not mind."""
+        found, ends = [], dict[Path, int]()
+        for tensor in self.file.tensors.values():
+            ends[tensor.file] = max(ends.get(tensor.file, 0), tensor.offset + tensor.size)
+        for path, end in ends.items():
+            behind = path.stat().st_size - end
+            if behind >= self.file.metadata.get("general.alignment", ALIGNMENT):  # else it fills that up
+                found.append(f"{path.name} has {behind:,} bytes behind its last tensor, which are not read")
+        return found
 
     def as_stored(self, model: ModelConfig) -> ModelConfig:
         """`model`, in the orders in which files have its rows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.header import Gguf
+from workers.checkpoints.vectors.rerankers import Reranker
 from workers.checkpoints.vectors.stages import Pooling, Stage
 
 KEY = "pooling_type"
@@ -14,6 +15,31 @@ OF_DECODERS: tuple[Pooling, ...] = ("mean", "last")  # which are computed in chu
 
 # Matrices behind the pooling, in their order, and what the folders of a checkpoint call them.
 DENSE = {"dense_2.weight": "2_Dense.linear.weight", "dense_3.weight": "3_Dense.linear.weight"}
+
+
+CLASSIFIER = ("cls", "cls.output")  # its matrices, each with a bias
+
+
+def of_classifier(file: Gguf, size: int) -> Reranker | None:
+    """How a model that ends in a classifier of one class scores a pair; None: it ends in none.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED, it sorts into classes, or its first matrix was left out: converters
+            take that of a BERT for one that is not used.
+    """
+    first, last = (file.tensors.get(f"{name}.weight") for name in CLASSIFIER)
+    if first is None and last is None:
+        return None
+    if first is None or last is None:
+        lost = CLASSIFIER[first is not None]
+        refuse(file.path, f"ends in a classifier without {lost}.weight, so that its scores would be others")
+    if last.shape[0] != 1:
+        why = "one of a single class ranks"
+        refuse(file.path, f"a classifier of {last.shape[0]} classes is not supported: {why}")
+    shapes = zip(CLASSIFIER, (size, 1), ("tanh", "identity"), strict=True)
+    return Reranker(
+        pooling="cls", stages=tuple(Stage(name, size, rows, True, made) for name, rows, made in shapes)
+    )
 
 
 def stages(file: Gguf, size: int) -> tuple[Stage, ...]:

@@ -123,8 +123,15 @@ def _around(file: Gguf, kind: str, tokens: list[str]) -> Json | None:
     if after is not None:
         single.append({"SpecialToken": {"id": tokens[after], "type_id": 0}})
     special = {mark: {"id": mark, "ids": [number], "tokens": [mark]} for mark, number in marks.items()}
-    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+    pair = [*single, *_second(kind, None if after is None else tokens[after])]
     return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+
+
+def _second(kind: str, end: str | None) -> list[Json]:
+    """What of a pair stands behind the first text and its end."""
+    of = 1 if kind == "bert" else 0  # RoBERTa and its kin have one type of texts, and an end between two more
+    ends: list[Json] = [] if end is None else [{"SpecialToken": {"id": end, "type_id": of}}]
+    return [*(ends if kind != "bert" else []), {"Sequence": {"id": "B", "type_id": of}}, *ends]
 
 
 # --- the kinds ----------------------------------------------------------------------------------------------
