@@ -14,6 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 gc.disable()  # until all is imported and collected: a million objects, none of which is garbage
 
@@ -79,6 +81,7 @@ LONGEST = (
     "neuron/test_tool_formats.py",
     "workers/test_mtp.py",
     "end_to_end/test_faults.py",
+    "end_to_end/test_wire.py",
     "neuron/test_standby.py",
     "test_packaging.py",
     "neuron/test_faults.py",
@@ -100,6 +103,35 @@ LONGEST = (
     "test_gpu_benchmark.py",
     "workers/test_adapters.py",
 )
+
+
+# Of files that only talk to the system that all of them share (`end_to_end/conftest.py`). One process runs
+# all of these, so that it is started once, and not by each process that gets one of them.
+TOGETHER = (
+    "end_to_end/test_wire.py",
+    "end_to_end/test_anthropic.py",
+    "end_to_end/test_bad_input.py",
+    "end_to_end/test_cancel.py",
+    "end_to_end/test_demo.py",
+    "end_to_end/test_docs.py",
+    "end_to_end/test_memory.py",
+    "end_to_end/test_openai_sdk.py",
+    "end_to_end/test_responses.py",
+    "end_to_end/test_thinking.py",
+)
+
+
+class Scheduling(LoadFileScheduling):
+    """Gives a process a file, or those that belong together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return TOGETHER[0] if file.removeprefix("tests/") in TOGETHER else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """Ours for `--dist loadfile`."""
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
