@@ -21,6 +21,7 @@ from gateway.access.keyring import has_keys
 from gateway.config import split_address
 from gateway.telemetry import metrics_directory
 from ipc.errors import CortexError
+from ipc.farewell import leave_modules_alone
 from ipc.settings import ConfigError
 
 try:
@@ -70,6 +71,7 @@ def on_starting(server: Any) -> None:
             _check_free(address)
     _decide_access(server, may_exit=True)
     metrics_directory.create()
+    leave_modules_alone()
     os.register_at_fork(after_in_parent=signals.release)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from ipc.errors import CortexError
+from ipc.farewell import leave_modules_alone
 from ipc.lifeline import die_with_parent
 from ipc.settings import ConfigError
 from ipc.version import version
@@ -271,6 +272,7 @@ def _context(tokens: int, kept_in_8_bits: int | None) -> str:
 
 def main() -> None:
     """Entry point of the `neuron` command."""
+    leave_modules_alone()
     try:
         app()
     except ModuleNotFoundError as error:

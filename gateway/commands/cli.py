@@ -20,6 +20,7 @@ from gateway.commands.options import LOCAL, EndpointOption, JsonOption, RawOptio
 from gateway.commands.up_plan import UpError, make_plan
 from ipc import keys
 from ipc.errors import CortexError
+from ipc.farewell import leave_modules_alone
 from ipc.version import version
 
 app = typer.Typer(
@@ -213,4 +214,5 @@ def keygen(
 
 
 def main() -> None:
+    leave_modules_alone()
     app()

@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from ipc.errors import Code, CortexError
+from ipc.farewell import leave_modules_alone
 from ipc.lifeline import die_with_parent
 from neuron.pulling import hub
 from neuron.trace import log_to_stderr
@@ -78,6 +79,7 @@ def main() -> None:
     """Do the one task, and say how it goes."""
     fd, parent, level, text = sys.argv[1:]
     die_with_parent(int(parent))
+    leave_modules_alone()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # before the library is imported
     log_to_stderr(level)
     for library in ("httpx", "httpx2"):
