@@ -221,6 +221,11 @@ def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
         Aliases(config.aliases)
     except AliasError as error:
         raise ConfigError(path, f"aliases.{error.name}", error.message) from error
+    return replace(config, neurons=_checked_neurons(config, path))
+
+
+def _checked_neurons(config: GatewayConfig, path: str | Path) -> list[NeuronSettings]:
+    """Those of `config`, with endpoints in their one form."""
     if not config.neurons:
         raise ConfigError(path, "neurons", "the list is empty; a gateway needs a neuron to serve")
     names: dict[str, int] = {}
@@ -236,14 +241,14 @@ def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
         if match is None or (match[1] and not 0 < int(match[1]) < 65536):
             raise ConfigError(path, f"{key}.endpoint", f"Expected tcp://host:port, not {neuron.endpoint!r}")
         if neuron.public_key is not None:
-            if ours.key_file is None:
+            if config.gateway.key_file is None:
                 raise ConfigError(
                     path, f"{key}.public_key", "needs gateway.key_file, our own key (make it: cortex keygen)"
                 )
             _usable(partial(load_public, neuron.public_key), path, f"{key}.public_key")
         endpoint = re.sub(r"^http:", "tcp:", neuron.endpoint).rstrip("/")
         neurons.append(replace(neuron, endpoint=endpoint))
-    return replace(config, neurons=neurons)
+    return neurons
 
 
 def _check_images(config: GatewayConfig, path: str | Path) -> None:

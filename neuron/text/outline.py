@@ -25,7 +25,6 @@ from workers.checkpoints.text import TOKENIZER
 
 COMMENT = "#version"  # how lines among merges begin that are none
 Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-Merges = list[tuple[str, str]] | list[str]
 
 
 class _Bpe(msgspec.Struct):
