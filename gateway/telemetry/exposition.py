@@ -27,8 +27,8 @@ from ipc.messages.state import Device, ModelState, RankState
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-# Attributes of `ModelState` and `Device` of `ipc.messages.state`, and what they are here. Prometheus keeps
-# `_total` for counters, so those that end so have a name of their own.
+# Attributes of `ModelState` and `Device` of `ipc.messages.state`, and of `Neuron`; what they are here.
+# Prometheus keeps `_total` for counters, so those that end so have a name of their own.
 _NAMES = {
     "pages_total": "pages",
     "memory_total": "memory",
@@ -70,6 +70,11 @@ _MODEL_COUNTERS = {
     "collectives": "Collectives between the ranks.",
     "drafted": "Tokens that were guessed and checked.",
     "accepted": "Part of these that were right.",
+}
+_NEURON_GAUGES = {
+    "text_memory": "Bytes that the processes hold which prepare requests.",
+    "parked_memory": "Bytes that weights are parked in.",
+    "parking": "Bytes that weights may be parked in.",
 }
 _DEVICE_GAUGES = {
     "memory_total": "Bytes of memory.",
@@ -187,22 +192,7 @@ def neuron_metrics(neurons: Sequence[Neuron]) -> list[Metric]:
         silence.add_metric([neuron.name], neuron.client.silent_seconds)
         draining.add_metric([neuron.name], float(neuron.healthy and neuron.draining))
     healthy = [neuron for neuron in neurons if neuron.healthy]
-    text = GaugeMetricFamily(
-        "cortex_neuron_text_memory",
-        "Bytes that the processes hold which prepare requests.",
-        labels=["neuron"],
-    )
-    for neuron in healthy:
-        text.add_metric([neuron.name], neuron.text_memory)
-    parked = GaugeMetricFamily(
-        "cortex_neuron_parked_memory", "Bytes that weights are parked in.", labels=["neuron"]
-    )
-    parking = GaugeMetricFamily(
-        "cortex_neuron_parking", "Bytes that weights may be parked in.", labels=["neuron"]
-    )
-    for neuron in healthy:
-        parked.add_metric([neuron.name], neuron.parked_memory)
-        parking.add_metric([neuron.name], neuron.parking)
+    hosts = [([neuron.name], neuron) for neuron in healthy]
     models = [([m.id, neuron.name], m) for neuron in healthy for m in neuron.own_models]
     devices = [([neuron.name, device.id], device) for neuron in healthy for device in neuron.devices]
     waited = CounterMetricFamily(
@@ -227,8 +217,8 @@ def neuron_metrics(neurons: Sequence[Neuron]) -> list[Metric]:
         draining,
         status,
         in_flight,
-        text,
         waited,
+        *_families(GaugeMetricFamily, "cortex_neuron_", ["neuron"], _NEURON_GAUGES, hosts),
         *_families(GaugeMetricFamily, "cortex_model_", ["model", "neuron"], _MODEL_GAUGES, models),
         *_families(CounterMetricFamily, "cortex_model_", ["model", "neuron"], _MODEL_COUNTERS, models),
         *_families(GaugeMetricFamily, "cortex_device_", ["neuron", "device"], _DEVICE_GAUGES, devices),

@@ -181,11 +181,24 @@ def test_promtool_has_nothing_to_say(exposed: str) -> None:
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
+def names_in(exposed: str) -> set[str]:
+    """Of all series that there may be, those included in which nothing was counted yet."""
+    kinds = {line.split()[2] for line in exposed.splitlines() if line.startswith("# TYPE ")}
+    kinds |= {family.name for family in REGISTRY.collect()}
+    return {f"{name}{end}" for name in kinds for end in ("", "_total", "_bucket")}
+
+
+def test_all_that_the_documentation_names_is_there(exposed: str) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    rows = re.findall(r"^\| (`cortex_.*?) \|", page, re.M)
+    named = {name for row in rows for name in re.findall(r"`(cortex_\w+)`", row)}
+    assert len(named) > 20
+    assert named <= names_in(exposed), named - names_in(exposed)
+
+
 def test_the_dashboard_shows_what_there_is(exposed: str) -> None:
     board = json.loads((ROOT / "docs" / "grafana.json").read_text())
-    kinds = dict(line.split()[2:4] for line in exposed.splitlines() if line.startswith("# TYPE "))
-    own = {family.name for family in REGISTRY.collect()}  # also those that nothing was counted in yet
-    there = {f"{name}{end}" for name in kinds | dict.fromkeys(own) for end in ("", "_total", "_bucket")}
+    there = names_in(exposed)
     asked = {
         name
         for panel in board["panels"]
