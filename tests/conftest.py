@@ -3,10 +3,11 @@
 import gc
 import importlib
 import os
+import shutil
 import signal
-import tempfile
 from collections.abc import Generator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 # Several processes run tests; with a thread a core in every product they would wait for each other.
@@ -16,6 +17,8 @@ import pytest
 from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
+
+from ipc import held_folder
 
 gc.disable()  # until all is imported and collected: a million objects, none of which is garbage
 
@@ -54,9 +57,9 @@ pytest_runtest_call = pytest_runtest_teardown = pytest_runtest_setup
 def pytest_configure(config: pytest.Config) -> None:
     """Make a folder for what one process finds out for all: those that run tests, and what they start."""
     if "CORTEX_TESTS" not in os.environ:
-        folder = tempfile.TemporaryDirectory(prefix="cortex-tests-")
-        config.add_cleanup(folder.cleanup)
-        os.environ["CORTEX_TESTS"] = folder.name
+        folder = held_folder.make("tests")
+        config.add_cleanup(partial(shutil.rmtree, folder))
+        os.environ["CORTEX_TESTS"] = str(folder)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

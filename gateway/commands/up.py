@@ -10,9 +10,9 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import sys
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from rich.console import Console
 
 from gateway.commands.clients import KEY_VARIABLE
 from gateway.commands.up_plan import LOOPBACK, Plan, UpError
+from ipc import held_folder
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
 from ipc.messages.replies import Failed, Progress
@@ -237,8 +238,11 @@ async def _run(plan: Plan, console: Console) -> None:
     enough = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, enough.set)
-    with tempfile.TemporaryDirectory(prefix="cortex-up-") as folder:
-        await Up(plan, Narrator(console), Path(folder)).run(enough)
+    folder = held_folder.make("up")
+    try:
+        await Up(plan, Narrator(console), folder).run(enough)
+    finally:
+        shutil.rmtree(folder)
 
 
 def run(plan: Plan, console: Console) -> None:

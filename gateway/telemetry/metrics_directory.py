@@ -8,15 +8,16 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import tempfile
 from pathlib import Path
+
+from ipc import held_folder
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def create() -> None:
     """Make a directory of this process's own, for it and its children; removed when this process exits."""
-    path = tempfile.mkdtemp(prefix="cortex-metrics-")
+    path = str(held_folder.make("metrics"))
     os.environ[VARIABLE] = path
     atexit.register(_remove, path, os.getpid())
 
