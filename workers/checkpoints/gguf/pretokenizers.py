@@ -22,10 +22,9 @@ _PATHS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 _LLAMA3 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS}|{_END}"
 _QWEN2 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}|{_SYMBOLS}|{_END}"
 _GPT4O = f"{_CASED % ((_CONTRACTIONS + '?',) * 2)}|\\p{{N}}{{1,3}}|{_PATHS}|{_END}"
-_PUNCTUATED = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_END}"
-)
+_MARKED = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+_PUNCTUATED = rf"{_MARKED}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_END}"
+_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _LETTERS = (  # of DeepSeek LLM: those with a case
     "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝ"
@@ -48,7 +47,7 @@ _qwen2 = PreTokenizer((_QWEN2,))
 _llama3 = PreTokenizer((_LLAMA3,), whole_words=True, begins=True)
 _llama3_plain = PreTokenizer((_LLAMA3,))
 _gpt4o = PreTokenizer((_GPT4O,))
-_deepseek3 = PreTokenizer((r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _PUNCTUATED))
+_deepseek3 = PreTokenizer((r"\p{N}{1,3}", _KANA, _PUNCTUATED))
 _bailing = rf"'(?i:[sdmt]|ll|ve|re)|{_WORD}|\p{{N}}|{_SYMBOLS}|\s*[\r\n]|\s+(?!\S)|\s+"
 _default = PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
 _qwen35 = PreTokenizer(
@@ -60,6 +59,34 @@ _qwen35 = PreTokenizer(
 _tekken = PreTokenizer((f"{_CASED % ('', '')}|\\p{{N}}|{_PATHS}|{_END}",), whole_words=True, begins=True)
 _deepseek_llm = PreTokenizer(
     (r"[\r\n]", rf"\s?[{_LETTERS}]+", "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+", r"\s+$", _HAN, r"\p{N}+")
+)
+
+_spark = PreTokenizer(
+    (r"\p{N}{1,3}", _KANA, rf"{_MARKED}| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+", r"\p{N}")
+)
+_youtu = PreTokenizer(
+    (
+        "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+"
+        f"|[\u3105-\u312f]+|{_KANA}",
+        f"{_CASED % ((_CONTRACTIONS + '?',) * 2)}|\\p{{N}}|{_PATHS}|{_END}",
+    ),
+    whole_words=True,
+)
+_SPACES = "|".join(rf"\s{{{1 << power}}}(?!\S)" for power in range(9, 1, -1))
+_jais2 = PreTokenizer(
+    (rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS}|\s*[\r\n]+|{_SPACES}|\s{{1,2}}(?!\S)|\s",)
+)
+_bloom = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+_minicpm5 = PreTokenizer(
+    (r"\p{N}{1,3}", rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}+|{_SYMBOLS}|{_END}"), whole_words=True
+)
+_UPPER_PLAIN, _LOWER_PLAIN = f"(?:(?!\\p{{Han}}){_UPPER})", f"(?:(?!\\p{{Han}}){_LOWER})"
+_kimi = PreTokenizer(
+    (
+        rf"\p{{Han}}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER_PLAIN}*{_LOWER_PLAIN}+{_CONTRACTIONS}?"
+        rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER_PLAIN}+{_LOWER_PLAIN}*{_CONTRACTIONS}?"
+        rf"|\p{{N}}{{1,3}}|{_SYMBOLS}|{_END}",
+    )
 )
 
 _TABLE = (
@@ -79,6 +106,18 @@ _TABLE = (
     ("deepseek-coder", PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, r"\p{N}"))),
     ("bailingmoe bailingmoe2 llada-moe", PreTokenizer((_bailing,))),
     ("seed-coder", PreTokenizer((rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_END}",))),
+    ("spark2_5", _spark),
+    ("youtu", _youtu),
+    ("jais-2", _jais2),
+    ("minicpm5", _minicpm5),
+    ("kimi-k2", _kimi),
+    ("poro-chat bloom gpt3-finnish", PreTokenizer((_bloom,))),
+    ("viking", PreTokenizer((_bloom, r"\p{N}"))),
+    ("talkie", _gpt4o),
+    ("granite-embed-multi-97m", _gpt4o._replace(whole_words=True)),
+    ("tiny_aya cohere2moe", PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O))),
+    ("ufakzeka", PreTokenizer((rf"{_WORD}|\p{{N}}|{_SYMBOLS}|{_END}",))),
+    ("laguna", PreTokenizer((r"[^\n]+|[\n]+", _QWEN2))),
     ("falcon", PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"))),
 )
 BY_NAME = {name: pre for names, pre in _TABLE for name in names.split()}
