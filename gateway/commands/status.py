@@ -121,7 +121,8 @@ def _state(neuron: NeuronHealth) -> str:
 
 def _status(model: ModelState) -> str:
     parked = f", parked ({size(model.bytes_parked)})" if model.bytes_parked and not model.devices else ""
-    return _phase(model) + parked + (", pinned" if model.pinned else "")
+    drained = ", drained" if model.drained else ""
+    return _phase(model) + parked + drained + (", pinned" if model.pinned else "")
 
 
 def _phase(model: ModelState) -> str:

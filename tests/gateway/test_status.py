@@ -37,6 +37,7 @@ BEAST = status.NeuronHealth(
         ModelState(id="Qwen/Qwen3-8B", status="ready", bytes_measured=17 * GIB, running=3, waiting=2),
         ModelState(id="large", status="loading", progress=0.4, seconds_left=3.2),
         ModelState(id="kept", status="ready", pinned=True),
+        ModelState(id="closed", status="ready", drained=True),
         ModelState(id="near", status="unloaded", bytes_parked=3 * GIB),
         ModelState(id="broken", status="failed", error="a shard is missing"),
     ],
@@ -94,6 +95,10 @@ def test_a_load_shows_how_far_it_is_and_a_failure_why():
 
 def test_a_pinned_model_says_so():
     assert line_with("kept")[2:4] == ["ready,", "pinned"]
+
+
+def test_a_model_that_takes_nothing_new_says_so():
+    assert line_with("closed")[2:4] == ["ready,", "drained"]
 
 
 def test_a_model_whose_weights_are_in_memory_says_so():

@@ -246,6 +246,7 @@ function placeCard({ neuron, model: { id } }) {
       model.waiting ? `${model.waiting} waiting` : "",
       model.finished ? `${number(model.finished)} served` : "",
       model.cached_tokens ? `${percent(model.cached_tokens / model.prompt_tokens)} cached` : "",
+      model.drained ? "takes nothing new" : "",
       pinned ? "pinned" : "",
     ].filter(Boolean).map(whole).join(" · "));
     progress.hidden = model.status !== "loading";
