@@ -26,8 +26,17 @@ WIDE __m512i add_four(__m512i sum, __m512i rows, const int8_t *token)
     return sum;
 }
 
-/* `tokens` from the `first` on times sixteen rows */
-WIDE void multiply(const Tile *t, const Input *in, long first, int tokens, long columns, int group, int has_sign, __m512 *y)
+/* The rows that are unpacked next, which are to be near by then */
+typedef struct {
+    Rows rows;  /* those that were unpacked last */
+    long apart; /* bytes from each of them to the next; 0: nothing comes */
+    long bytes; /* of a row */
+} Ahead;
+
+/* `tokens` from the `first` on times sixteen rows. What comes next is asked for piece by piece meanwhile: a core waits
+ * for few lines at once, and all of them asked for before would have it wait. */
+WIDE void multiply(const Tile *t, const Input *in, long first, int tokens, long columns, int group, int has_sign,
+                   const Ahead *next, __m512 *y)
 {
     const int8_t *x = in->numbers + 4 * place(in, first, 0, columns / 4);
     const float *scale = in->scale + place(in, first, 0, columns / 32);
@@ -35,7 +44,10 @@ WIDE void multiply(const Tile *t, const Input *in, long first, int tokens, long 
 #pragma GCC unroll 8
     for (int k = 0; k < tokens; k++)
         y[k] = _mm512_setzero_ps();
-    for (long g = 0; g < groups; g++) {
+    for (long g = 0, line = 0; g < groups; g++) {
+        for (; next->apart && line * groups < (g + 1) * next->bytes; line += 64)
+            for (int i = 0; i < 16; i++)
+                _mm_prefetch((const char *)next->rows[i] + next->apart + line, _MM_HINT_T0);
         __m512i sum[TOGETHER];
 #pragma GCC unroll 8
         for (int k = 0; k < tokens; k++)
@@ -64,14 +76,14 @@ WIDE void multiply(const Tile *t, const Input *in, long first, int tokens, long 
 /* Some tokens, by how their weights are: a function each, which all formats share that are alike once unpacked */
 #define ALIKE(name, group, has_sign)                                                                        \
     VNNI __attribute__((noinline)) static void name(const Tile *t, const Input *in, long first, int tokens, \
-                                                    long columns, __m512 *y)                                \
+                                                    long columns, const Ahead *next, __m512 *y)             \
     {                                                                                                       \
         if (tokens == TOGETHER)                                                                             \
-            multiply(t, in, first, TOGETHER, columns, group, has_sign, y);                                  \
+            multiply(t, in, first, TOGETHER, columns, group, has_sign, next, y);                            \
         else if (tokens == FEWER)                                                                           \
-            multiply(t, in, first, FEWER, columns, group, has_sign, y);                                     \
+            multiply(t, in, first, FEWER, columns, group, has_sign, next, y);                               \
         else                                                                                                \
-            multiply(t, in, first, 1, columns, group, has_sign, y);                                         \
+            multiply(t, in, first, 1, columns, group, has_sign, next, y);                                   \
     }
 ALIKE(multiply_32, 32, 0)
 ALIKE(multiply_16, 16, 0)
@@ -91,17 +103,17 @@ WIDE void sixteen_rows(int kind, const Product *p, Rows rows, const Input *in, c
 {
     unpack(kind, rows, t, p->columns, 16, 0);
     unpack(kind, rows + 8, t, p->columns, 16, 8);
-    read_ahead(p, rows, 16, apart);
-    for (long token = 0, count; token < p->tokens; token += count) {
+    Ahead next = {rows, p->row_bytes * (apart == 1 ? 16 : 1), p->row_bytes};
+    for (long token = 0, count; token < p->tokens; token += count, next.apart = 0) {
         __m512 y[TOGETHER];
         const long left = p->tokens - token;
         count = left >= TOGETHER ? TOGETHER : left >= FEWER ? FEWER : 1;
         if (FORMATS[kind].bits == 8)
-            multiply_signed(t, in, token, (int)count, p->columns, y);
+            multiply_signed(t, in, token, (int)count, p->columns, &next, y);
         else if (FORMATS[kind].group == 16)
-            multiply_16(t, in, token, (int)count, p->columns, y);
+            multiply_16(t, in, token, (int)count, p->columns, &next, y);
         else
-            multiply_32(t, in, token, (int)count, p->columns, y);
+            multiply_32(t, in, token, (int)count, p->columns, &next, y);
         for (int k = 0; k < count; k++)
             keep_both(p, token + k, row, apart, y[k]);
     }
