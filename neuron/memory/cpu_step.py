@@ -197,10 +197,10 @@ class CpuStep:
         state, block = values * delta.key_dim, min(self.tokens, CONVOLVED)
         copied = (self.sequences - 1) * (state + 2 * delta.kernel * delta.channels)
         chunk = min(block, CHUNK) * delta.value_heads * (3 * (delta.key_dim + delta.value_dim) + 5 * CHUNK)
-        chunked = block * (delta.channels + 3 * keys) + chunk + state
-        convolved = 4 * block * delta.channels  # beside what came of those before
+        chunked = block * (delta.channels + 3 * keys) + chunk
         # what takes the results has no memory before they come
-        once = max(copied, self.tokens * values + max(convolved, chunked))
+        convolved = block * (3 * delta.channels - values)
+        once = max(copied, self.tokens * values + state + max(convolved, chunked))
         if self.kernels.exact:  # token after token, sequence after sequence
             once = self.tokens * values + 2 * state
         gated = self.tokens * values * (self.itemsize + 2 * FLOAT)

@@ -264,6 +264,7 @@ class RecurrentStates:
             part = slice(start, start + block)
             y, before = convolve(mixed[part], before, weight)
             chunked(state, *heads_of(y, self.cache.delta), decay[part], beta[part], out[part])
+            del y  # not to be there while the next block's are made
         inputs[written], matrices[written] = before, state
 
     def _one_by_one(

@@ -37,7 +37,7 @@ def convolve(
     y = window[: len(x)] * weights[0]
     for place in range(1, len(weights)):
         y.addcmul_(window[place : place + len(x)], weights[place])
-    return F.silu(y) if silu else y, window[len(x) :]
+    return F.silu(y) if silu else y, window[len(x) :].clone()  # a part would keep the whole
 
 
 def convolve_each(
