@@ -3,13 +3,18 @@
 What a dialect makes of a body of megabytes takes it a tenth of a second. In a thread the loop has its turns
 meanwhile, but for the time in which the bytes are decoded, which keeps the interpreter to itself. Where that
 is long another process does it all (`gateway.http.aside`). Dialects bound how much anything is made of.
+
+Who waits for a thread waits in turn, one body of each account: many bodies of one hold up another's by those
+in the threads and one, and not by all. How many wait is bounded by the memory that there is for bodies.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from gateway.dialects import RequestContext
@@ -17,7 +22,46 @@ from gateway.dialects import RequestContext
 T = TypeVar("T")
 
 LARGE = 256 << 10  # bytes, which take some milliseconds
-_threads = ThreadPoolExecutor(2, "parsing")  # each takes its turn of the interpreter, and so does the loop
+THREADS = 2  # each takes its turn of the interpreter, and so does the loop
+
+
+class FairThreads:
+    """Threads for which accounts take turns."""
+
+    def __init__(self, count: int) -> None:
+        self._threads = ThreadPoolExecutor(count, "parsing")
+        self._lock = threading.Lock()
+        self._waiting: dict[str, deque[tuple[Future[Any], Callable[[], Any]]]] = {}  # whose turn it is first
+
+    def submit(self, account: str, work: Callable[[], T]) -> Future[T]:
+        """Have a thread do that, unless the future is cancelled before one begins."""
+        future: Future[T] = Future()
+        with self._lock:
+            self._waiting.setdefault(account, deque()).append((future, work))
+        self._threads.submit(self._do_one)
+        return future
+
+    def _do_one(self) -> None:
+        future, work = self._next()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+            del future, work  # the error refers to this frame
+
+    def _next(self) -> tuple[Future[Any], Callable[[], Any]]:
+        with self._lock:
+            account = next(iter(self._waiting))
+            line = self._waiting.pop(account)
+            first = line.popleft()
+            if line:
+                self._waiting[account] = line  # behind all others
+            return first
+
+
+_threads = FairThreads(THREADS)
 
 
 async def parsed(
@@ -28,8 +72,8 @@ async def parsed(
         return await parse(data, context)
     waiting = [data]  # until a thread takes it: whoever is cancelled before leaves nothing behind
     try:
-        return await asyncio.get_running_loop().run_in_executor(
-            _threads, lambda: asyncio.run(parse(waiting.pop(), context))
+        return await asyncio.wrap_future(
+            _threads.submit(context.account, lambda: asyncio.run(parse(waiting.pop(), context)))
         )
     finally:
         waiting.clear()
