@@ -7,12 +7,13 @@ import shutil
 import signal
 from collections.abc import Generator
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 # Several processes run tests; with a thread a core in every product they would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import httpx._transports.default
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer
@@ -24,6 +25,10 @@ gc.disable()  # until all is imported and collected: a million objects, none of 
 
 settings.register_profile("no_clock", deadline=None)
 settings.load_profile("no_clock")
+
+# Each client, also that of one `httpx.get`, would read all certificates of this host, which takes 20 ms.
+_transports = httpx._transports.default
+_transports.create_ssl_context = cache(_transports.create_ssl_context)
 
 # A shell that runs us in its background has Ctrl-C ignored, also by what we start, which is to take it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
