@@ -1,4 +1,7 @@
-"""Tiny random checkpoints, written by transformers, which is then the oracle for what they answer."""
+"""Tiny random checkpoints, written by transformers, which is then the oracle for what they answer.
+
+A class of its is named where it is used: to import all of them takes every process of tests half a second.
+"""
 
 from __future__ import annotations
 
@@ -9,97 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import (
-    ApertusConfig,
-    ApertusForCausalLM,
-    ArceeConfig,
-    ArceeForCausalLM,
-    Cohere2Config,
-    Cohere2ForCausalLM,
-    CohereConfig,
-    CohereForCausalLM,
-    DeepseekV2Config,
-    DeepseekV2ForCausalLM,
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
-    Ernie4_5_MoeConfig,
-    Ernie4_5_MoeForCausalLM,
-    Ernie4_5Config,
-    Ernie4_5ForCausalLM,
-    Exaone4Config,
-    Exaone4ForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    Gemma4ForCausalLM,
-    Gemma4TextConfig,
-    Gemma4UnifiedForCausalLM,
-    Gemma4UnifiedTextConfig,
-    Glm4Config,
-    Glm4ForCausalLM,
-    Glm4MoeConfig,
-    Glm4MoeForCausalLM,
-    Glm4MoeLiteConfig,
-    Glm4MoeLiteForCausalLM,
-    GlmConfig,
-    GlmForCausalLM,
-    GptOssConfig,
-    GptOssForCausalLM,
-    GraniteConfig,
-    GraniteForCausalLM,
-    HunYuanDenseV1Config,
-    HunYuanDenseV1ForCausalLM,
-    Lfm2Config,
-    Lfm2ForCausalLM,
-    Lfm2MoeConfig,
-    Lfm2MoeForCausalLM,
-    Llama4ForCausalLM,
-    Llama4TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MiniMaxM2Config,
-    MiniMaxM2ForCausalLM,
-    Ministral3Config,
-    Ministral3ForCausalLM,
-    MinistralConfig,
-    MinistralForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    Olmo2Config,
-    Olmo2ForCausalLM,
-    Olmo3Config,
-    Olmo3ForCausalLM,
-    OlmoeConfig,
-    OlmoeForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    PhimoeConfig,
-    PhimoeForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2MoeConfig,
-    Qwen2MoeForCausalLM,
-    Qwen3_5ForCausalLM,
-    Qwen3_5MoeForCausalLM,
-    Qwen3_5MoeTextConfig,
-    Qwen3_5TextConfig,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-    Qwen3NextConfig,
-    Qwen3NextForCausalLM,
-    SeedOssConfig,
-    SeedOssForCausalLM,
-    SmolLM3Config,
-    SmolLM3ForCausalLM,
-    Starcoder2Config,
-    Starcoder2ForCausalLM,
-)
+from transformers import PreTrainedModel
 
 from tests.workers import stacked
 
@@ -136,40 +49,48 @@ SIZES = {
 
 
 def llama(**changes: Any) -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(**SIZES | changes))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES | changes))
 
 
 def mistral(**changes: Any) -> PreTrainedModel:
-    return MistralForCausalLM(MistralConfig(**SIZES | {"sliding_window": None} | changes))
+    return transformers.MistralForCausalLM(
+        transformers.MistralConfig(**SIZES | {"sliding_window": None} | changes)
+    )
 
 
 def qwen3(**changes: Any) -> PreTrainedModel:
-    return Qwen3ForCausalLM(Qwen3Config(**SIZES | changes))
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES | changes))
 
 
 def qwen2(**changes: Any) -> PreTrainedModel:
-    return Qwen2ForCausalLM(Qwen2Config(**SIZES | {"num_hidden_layers": 3} | changes))
+    return transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(**SIZES | {"num_hidden_layers": 3} | changes)
+    )
 
 
 def llama4(**changes: Any) -> PreTrainedModel:
     experts = {"num_local_experts": 4, "intermediate_size": 32, "intermediate_size_mlp": 64}
     chunk = {"attention_chunk_size": 32, "floor_scale": 24, "attn_scale": 0.5, "num_hidden_layers": 4}
-    return Llama4ForCausalLM(Llama4TextConfig(**SIZES | experts | chunk | changes))
+    return transformers.Llama4ForCausalLM(transformers.Llama4TextConfig(**SIZES | experts | chunk | changes))
 
 
 def phimoe(**changes: Any) -> PreTrainedModel:
     sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    return PhimoeForCausalLM(PhimoeConfig(**sizes | {"num_local_experts": 6} | changes))
+    return transformers.PhimoeForCausalLM(
+        transformers.PhimoeConfig(**sizes | {"num_local_experts": 6} | changes)
+    )
 
 
 def ministral3(**changes: Any) -> PreTrainedModel:
     rope = YARN | {"original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.5}
-    return Ministral3ForCausalLM(Ministral3Config(**SIZES | {"rope_parameters": rope} | changes))
+    return transformers.Ministral3ForCausalLM(
+        transformers.Ministral3Config(**SIZES | {"rope_parameters": rope} | changes)
+    )
 
 
 def qwen3_moe(**changes: Any) -> PreTrainedModel:
     experts = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES | experts | changes))
+    return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**SIZES | experts | changes))
 
 
 HYBRID = {
@@ -190,43 +111,53 @@ HYBRID_EXPERTS = {
 
 
 def qwen3_next(**changes: Any) -> PreTrainedModel:
-    return Qwen3NextForCausalLM(Qwen3NextConfig(**SIZES | HYBRID | HYBRID_EXPERTS | changes))
+    return transformers.Qwen3NextForCausalLM(
+        transformers.Qwen3NextConfig(**SIZES | HYBRID | HYBRID_EXPERTS | changes)
+    )
 
 
 def qwen3_5(**changes: Any) -> PreTrainedModel:
-    return Qwen3_5ForCausalLM(Qwen3_5TextConfig(**SIZES | HYBRID | changes))
+    return transformers.Qwen3_5ForCausalLM(transformers.Qwen3_5TextConfig(**SIZES | HYBRID | changes))
 
 
 def qwen3_5_moe(**changes: Any) -> PreTrainedModel:
     sizes = {key: value for key, value in SIZES.items() if key != "intermediate_size"}
-    return Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**sizes | HYBRID | HYBRID_EXPERTS | changes))
+    return transformers.Qwen3_5MoeForCausalLM(
+        transformers.Qwen3_5MoeTextConfig(**sizes | HYBRID | HYBRID_EXPERTS | changes)
+    )
 
 
 def gemma2(**changes: Any) -> PreTrainedModel:
     gemma = {"query_pre_attn_scalar": 20, "sliding_window": 24, "num_hidden_layers": 3}
-    return Gemma2ForCausalLM(Gemma2Config(**SIZES | gemma | changes, attn_implementation="eager"))
+    return transformers.Gemma2ForCausalLM(
+        transformers.Gemma2Config(**SIZES | gemma | changes, attn_implementation="eager")
+    )
 
 
 def gemma3(**changes: Any) -> PreTrainedModel:
     gemma = {"query_pre_attn_scalar": 20, "sliding_window": 24, "num_hidden_layers": 4}
     types = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
-    return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES | gemma | {"layer_types": types} | changes))
+    return transformers.Gemma3ForCausalLM(
+        transformers.Gemma3TextConfig(**SIZES | gemma | {"layer_types": types} | changes)
+    )
 
 
 def gemma4(**changes: Any) -> PreTrainedModel:
     heads = {"global_head_dim": 32, "sliding_window": 24, "num_hidden_layers": 3}
     inputs = {"hidden_size_per_layer_input": 0, "layer_types": [TYPES[0], *TYPES]}
-    return Gemma4ForCausalLM(Gemma4TextConfig(**SIZES | heads | inputs | changes))
+    return transformers.Gemma4ForCausalLM(transformers.Gemma4TextConfig(**SIZES | heads | inputs | changes))
 
 
 def phi3(**changes: Any) -> PreTrainedModel:
     sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    return Phi3ForCausalLM(Phi3Config(**sizes | changes))
+    return transformers.Phi3ForCausalLM(transformers.Phi3Config(**sizes | changes))
 
 
 def granite(**changes: Any) -> PreTrainedModel:
     scales = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5}
-    return GraniteForCausalLM(GraniteConfig(**SIZES | scales | {"logits_scaling": 0.7} | changes))
+    return transformers.GraniteForCausalLM(
+        transformers.GraniteConfig(**SIZES | scales | {"logits_scaling": 0.7} | changes)
+    )
 
 
 def granite_moe(kind: str, **changes: Any) -> PreTrainedModel:
@@ -238,17 +169,19 @@ def granite_moe(kind: str, **changes: Any) -> PreTrainedModel:
 
 
 def smollm3(**changes: Any) -> PreTrainedModel:
-    return SmolLM3ForCausalLM(SmolLM3Config(**SIZES | {"num_hidden_layers": 4} | changes))
+    return transformers.SmolLM3ForCausalLM(
+        transformers.SmolLM3Config(**SIZES | {"num_hidden_layers": 4} | changes)
+    )
 
 
 def olmo2(**changes: Any) -> PreTrainedModel:
     sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    return Olmo2ForCausalLM(Olmo2Config(**sizes | changes))
+    return transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**sizes | changes))
 
 
 def olmo3(**changes: Any) -> PreTrainedModel:
     sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}
-    return Olmo3ForCausalLM(Olmo3Config(**sizes | {"sliding_window": 24} | changes))
+    return transformers.Olmo3ForCausalLM(transformers.Olmo3Config(**sizes | {"sliding_window": 24} | changes))
 
 
 ROUTED = {
@@ -274,81 +207,87 @@ def latent_sizes(**changes: Any) -> dict[str, Any]:
 
 
 def glm4_moe(**changes: Any) -> PreTrainedModel:
-    return Glm4MoeForCausalLM(Glm4MoeConfig(**SIZES | ROUTED | changes))
+    return transformers.Glm4MoeForCausalLM(transformers.Glm4MoeConfig(**SIZES | ROUTED | changes))
 
 
 def deepseek_v3(**changes: Any) -> PreTrainedModel:
     sizes = latent_sizes(**GROUPS | {"first_k_dense_replace": 1, "num_hidden_layers": 3} | changes)
-    return DeepseekV3ForCausalLM(DeepseekV3Config(**sizes))
+    return transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**sizes))
 
 
 def deepseek_v2(**changes: Any) -> PreTrainedModel:
-    return DeepseekV2ForCausalLM(DeepseekV2Config(**latent_sizes(n_shared_experts=2, **changes)))
+    return transformers.DeepseekV2ForCausalLM(
+        transformers.DeepseekV2Config(**latent_sizes(n_shared_experts=2, **changes))
+    )
 
 
 def qwen2_moe(**changes: Any) -> PreTrainedModel:
     experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}
     shared = {"shared_expert_intermediate_size": 40}
-    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**sizes | experts | shared | changes))
+    return transformers.Qwen2MoeForCausalLM(transformers.Qwen2MoeConfig(**sizes | experts | shared | changes))
 
 
 def ernie4_5_moe(**changes: Any) -> PreTrainedModel:
     experts = {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 32, "moe_num_shared_experts": 1}
     sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    return Ernie4_5_MoeForCausalLM(Ernie4_5_MoeConfig(**sizes | experts | changes))
+    return transformers.Ernie4_5_MoeForCausalLM(transformers.Ernie4_5_MoeConfig(**sizes | experts | changes))
 
 
 def olmoe(**changes: Any) -> PreTrainedModel:
     sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
     experts = {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32}
-    return OlmoeForCausalLM(OlmoeConfig(**sizes | experts | changes))
+    return transformers.OlmoeForCausalLM(transformers.OlmoeConfig(**sizes | experts | changes))
 
 
 def minimax_m2(**changes: Any) -> PreTrainedModel:
     experts = {"num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 32}
-    return MiniMaxM2ForCausalLM(MiniMaxM2Config(**SIZES | experts | changes))
+    return transformers.MiniMaxM2ForCausalLM(transformers.MiniMaxM2Config(**SIZES | experts | changes))
 
 
 def cohere2(**changes: Any) -> PreTrainedModel:
     sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
     layers = {"num_hidden_layers": 4, "sliding_window": 24, "logit_scale": 0.6}
-    return Cohere2ForCausalLM(Cohere2Config(**sizes | layers | changes))
+    return transformers.Cohere2ForCausalLM(transformers.Cohere2Config(**sizes | layers | changes))
 
 
 def starcoder2(**changes: Any) -> PreTrainedModel:
     sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    return Starcoder2ForCausalLM(Starcoder2Config(**sizes | changes))
+    return transformers.Starcoder2ForCausalLM(transformers.Starcoder2Config(**sizes | changes))
 
 
 def apertus(**changes: Any) -> PreTrainedModel:
-    model = ApertusForCausalLM(ApertusConfig(**SIZES | changes))
+    model = transformers.ApertusForCausalLM(transformers.ApertusConfig(**SIZES | changes))
     for layer in model.model.layers:  # as they are read from files, in float32
         layer.mlp.act_fn.float()
     return model
 
 
 def hunyuan(**changes: Any) -> PreTrainedModel:
-    return HunYuanDenseV1ForCausalLM(HunYuanDenseV1Config(**SIZES | changes))
+    return transformers.HunYuanDenseV1ForCausalLM(transformers.HunYuanDenseV1Config(**SIZES | changes))
 
 
 def lfm2(**changes: Any) -> PreTrainedModel:
     sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
     layers = {"num_hidden_layers": 4, "layer_types": ["conv", "conv", "full_attention", "conv"]}
-    return Lfm2ForCausalLM(Lfm2Config(**sizes | layers | {"block_multiple_of": 16} | changes))
+    return transformers.Lfm2ForCausalLM(
+        transformers.Lfm2Config(**sizes | layers | {"block_multiple_of": 16} | changes)
+    )
 
 
 def lfm2_moe(**changes: Any) -> PreTrainedModel:
     sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
     layers = {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "conv"]}
     experts = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
-    model = Lfm2MoeForCausalLM(Lfm2MoeConfig(**sizes | layers | experts | changes))
+    model = transformers.Lfm2MoeForCausalLM(transformers.Lfm2MoeConfig(**sizes | layers | experts | changes))
     return model
 
 
 def gpt_oss(**changes: Any) -> PreTrainedModel:
     experts = {"num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": 20, "swiglu_limit": 1.5}
-    return GptOssForCausalLM(GptOssConfig(**SIZES | experts | changes, attn_implementation="eager"))
+    return transformers.GptOssForCausalLM(
+        transformers.GptOssConfig(**SIZES | experts | changes, attn_implementation="eager")
+    )
 
 
 def one_by_one(model: PreTrainedModel) -> PreTrainedModel:
@@ -375,8 +314,8 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         use_sliding_window=True, sliding_window=20, max_window_layers=1, num_hidden_layers=3
     ),
     "mistral_gelu_tanh": lambda: mistral(hidden_act="gelu_pytorch_tanh"),
-    "ministral_by_types": lambda: MinistralForCausalLM(
-        MinistralConfig(
+    "ministral_by_types": lambda: transformers.MinistralForCausalLM(
+        transformers.MinistralConfig(
             **SIZES | {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
         )
     ),
@@ -440,8 +379,8 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         num_global_key_value_heads=1,
         final_logit_softcapping=20.0,
     ),
-    "gemma4_unified": lambda: Gemma4UnifiedForCausalLM(
-        Gemma4UnifiedTextConfig(
+    "gemma4_unified": lambda: transformers.Gemma4UnifiedForCausalLM(
+        transformers.Gemma4UnifiedTextConfig(
             **SIZES | {"global_head_dim": 24, "layer_types": TYPES, "sliding_window": 24},
             attention_k_eq_v=True,
             tie_word_embeddings=False,
@@ -491,13 +430,13 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
             "sliding_attention": {"rope_theta": 1_000.0, "rope_type": "default"},
         },
     ),
-    "glm": lambda: GlmForCausalLM(GlmConfig(**SIZES)),
-    "glm_tied_unbiased": lambda: GlmForCausalLM(
-        GlmConfig(
+    "glm": lambda: transformers.GlmForCausalLM(transformers.GlmConfig(**SIZES)),
+    "glm_tied_unbiased": lambda: transformers.GlmForCausalLM(
+        transformers.GlmConfig(
             **SIZES | {"attention_bias": False, "tie_word_embeddings": True, "partial_rotary_factor": 1.0}
         )
     ),
-    "glm4": lambda: Glm4ForCausalLM(Glm4Config(**SIZES)),
+    "glm4": lambda: transformers.Glm4ForCausalLM(transformers.Glm4Config(**SIZES)),
     "glm4_moe": lambda: glm4_moe(**GROUPS, num_hidden_layers=3),
     "glm4_moe_normed_biased": lambda: glm4_moe(
         use_qk_norm=True, attention_bias=True, norm_topk_prob=False, first_k_dense_replace=0
@@ -505,8 +444,10 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "glm4_moe_whole": lambda: one_by_one(
         glm4_moe(n_routed_experts=7, moe_intermediate_size=33, n_shared_experts=4)
     ),
-    "glm4_moe_lite": lambda: Glm4MoeLiteForCausalLM(
-        Glm4MoeLiteConfig(**latent_sizes(rope_parameters=YARN | {"mscale": 0.7, "mscale_all_dim": 0.7}))
+    "glm4_moe_lite": lambda: transformers.Glm4MoeLiteForCausalLM(
+        transformers.Glm4MoeLiteConfig(
+            **latent_sizes(rope_parameters=YARN | {"mscale": 0.7, "mscale_all_dim": 0.7})
+        )
     ),
     "deepseek_v3": lambda: deepseek_v3(
         rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 0.7}, attention_bias=True
@@ -518,10 +459,12 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "deepseek_v2_in_groups": lambda: deepseek_v2(
         **GROUPS, topk_method="group_limited_greedy", first_k_dense_replace=1
     ),
-    "mixtral_window": lambda: MixtralForCausalLM(
-        MixtralConfig(**SIZES, num_local_experts=4, sliding_window=24)
+    "mixtral_window": lambda: transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(**SIZES, num_local_experts=4, sliding_window=24)
     ),
-    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4)),
+    "mixtral": lambda: transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(**SIZES, num_local_experts=4)
+    ),
     "qwen2_moe": lambda: qwen2_moe(norm_topk_prob=False, qkv_bias=False),
     "qwen2_moe_windows": lambda: qwen2_moe(
         norm_topk_prob=True,
@@ -549,19 +492,23 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "gpt_oss_whole": lambda: one_by_one(gpt_oss(intermediate_size=33)),
     "gpt_oss_mxfp4": lambda: gpt_oss(hidden_size=64),
-    "seed_oss": lambda: SeedOssForCausalLM(SeedOssConfig(**SIZES)),
-    "seed_oss_biased": lambda: SeedOssForCausalLM(
-        SeedOssConfig(**SIZES, attention_bias=False, attention_out_bias=True, mlp_bias=True)
+    "seed_oss": lambda: transformers.SeedOssForCausalLM(transformers.SeedOssConfig(**SIZES)),
+    "seed_oss_biased": lambda: transformers.SeedOssForCausalLM(
+        transformers.SeedOssConfig(**SIZES, attention_bias=False, attention_out_bias=True, mlp_bias=True)
     ),
-    "exaone4_llama3": lambda: Exaone4ForCausalLM(
-        Exaone4Config(**SIZES | {"num_hidden_layers": 4, "sliding_window": 24}, rope_parameters=LLAMA3)
+    "exaone4_llama3": lambda: transformers.Exaone4ForCausalLM(
+        transformers.Exaone4Config(
+            **SIZES | {"num_hidden_layers": 4, "sliding_window": 24}, rope_parameters=LLAMA3
+        )
     ),
-    "exaone4_without_windows": lambda: Exaone4ForCausalLM(
-        Exaone4Config(**SIZES, sliding_window=None, layer_types=TYPES[1:] * 2, tie_word_embeddings=True)
+    "exaone4_without_windows": lambda: transformers.Exaone4ForCausalLM(
+        transformers.Exaone4Config(
+            **SIZES, sliding_window=None, layer_types=TYPES[1:] * 2, tie_word_embeddings=True
+        )
     ),
-    "ernie4_5": lambda: Ernie4_5ForCausalLM(Ernie4_5Config(**SIZES)),
-    "ernie4_5_biased": lambda: Ernie4_5ForCausalLM(
-        Ernie4_5Config(**SIZES, use_bias=True, tie_word_embeddings=False)
+    "ernie4_5": lambda: transformers.Ernie4_5ForCausalLM(transformers.Ernie4_5Config(**SIZES)),
+    "ernie4_5_biased": lambda: transformers.Ernie4_5ForCausalLM(
+        transformers.Ernie4_5Config(**SIZES, use_bias=True, tie_word_embeddings=False)
     ),
     "ernie4_5_moe": lambda: ernie4_5_moe(num_hidden_layers=3),
     "ernie4_5_moe_some": lambda: ernie4_5_moe(
@@ -570,16 +517,18 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "olmoe": lambda: olmoe(),
     "olmoe_normalised": lambda: olmoe(norm_topk_prob=True, attention_bias=True, num_key_value_heads=1),
     "minimax_m2": lambda: minimax_m2(rotary_dim=8),
-    "cohere": lambda: CohereForCausalLM(
-        CohereConfig(**{key: value for key, value in SIZES.items() if key != "head_dim"}, logit_scale=0.6)
+    "cohere": lambda: transformers.CohereForCausalLM(
+        transformers.CohereConfig(
+            **{key: value for key, value in SIZES.items() if key != "head_dim"}, logit_scale=0.6
+        )
     ),
     "cohere2": lambda: cohere2(),
     "cohere2_by_types": lambda: cohere2(
         layer_types=TYPES, num_hidden_layers=2, attention_bias=True, tie_word_embeddings=False
     ),
-    "arcee": lambda: ArceeForCausalLM(ArceeConfig(**SIZES)),
-    "arcee_biased": lambda: ArceeForCausalLM(
-        ArceeConfig(**SIZES, mlp_bias=True, attention_bias=True, rope_parameters=YARN)
+    "arcee": lambda: transformers.ArceeForCausalLM(transformers.ArceeConfig(**SIZES)),
+    "arcee_biased": lambda: transformers.ArceeForCausalLM(
+        transformers.ArceeConfig(**SIZES, mlp_bias=True, attention_bias=True, rope_parameters=YARN)
     ),
     "apertus": lambda: apertus(),
     "starcoder2": lambda: starcoder2(),

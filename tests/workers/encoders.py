@@ -9,24 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-    Gemma3TextConfig,
-    Gemma3TextModel,
-    ModernBertConfig,
-    ModernBertForSequenceClassification,
-    ModernBertModel,
-    NomicBertConfig,
-    NomicBertModel,
-    PreTrainedModel,
-    RobertaConfig,
-    RobertaModel,
-    XLMRobertaConfig,
-    XLMRobertaForSequenceClassification,
-)
+from transformers import PreTrainedModel
 
 from ipc.worker_messages import Submit
 from tests.workers.checkpoints import fill
@@ -56,20 +41,20 @@ ST = "sentence_transformers.models."
 
 
 def bert(**changes: Any) -> PreTrainedModel:
-    return BertModel(BertConfig(**SIZES | changes), add_pooling_layer=False)
+    return transformers.BertModel(transformers.BertConfig(**SIZES | changes), add_pooling_layer=False)
 
 
 def roberta(**changes: Any) -> PreTrainedModel:
     values = SIZES | {"pad_token_id": 1, "type_vocab_size": 1} | changes
-    return RobertaModel(RobertaConfig(**values), add_pooling_layer=False)
+    return transformers.RobertaModel(transformers.RobertaConfig(**values), add_pooling_layer=False)
 
 
 def modernbert(**changes: Any) -> PreTrainedModel:
-    return ModernBertModel(ModernBertConfig(**MODERN | changes))
+    return transformers.ModernBertModel(transformers.ModernBertConfig(**MODERN | changes))
 
 
 def nomic_bert(**changes: Any) -> PreTrainedModel:
-    return NomicBertModel(NomicBertConfig(**SIZES | changes))
+    return transformers.NomicBertModel(transformers.NomicBertConfig(**SIZES | changes))
 
 
 def gemma(**changes: Any) -> PreTrainedModel:
@@ -81,20 +66,24 @@ def gemma(**changes: Any) -> PreTrainedModel:
         **{"num_hidden_layers": 3, "layer_types": types, "use_bidirectional_attention": True},
         **{"eos_token_id": None, "bos_token_id": None, "pad_token_id": None},
     }
-    return Gemma3TextModel(Gemma3TextConfig(**values | changes))
+    return transformers.Gemma3TextModel(transformers.Gemma3TextConfig(**values | changes))
 
 
 def modernbert_classifier(**changes: Any) -> PreTrainedModel:
-    return ModernBertForSequenceClassification(ModernBertConfig(**MODERN | {"num_labels": 1} | changes))
+    return transformers.ModernBertForSequenceClassification(
+        transformers.ModernBertConfig(**MODERN | {"num_labels": 1} | changes)
+    )
 
 
 def bert_classifier(**changes: Any) -> PreTrainedModel:
-    return BertForSequenceClassification(BertConfig(**SIZES | {"num_labels": 1} | changes))
+    return transformers.BertForSequenceClassification(
+        transformers.BertConfig(**SIZES | {"num_labels": 1} | changes)
+    )
 
 
 def xlm_roberta_classifier(**changes: Any) -> PreTrainedModel:
     values = SIZES | {"pad_token_id": 1, "type_vocab_size": 1, "num_labels": 1} | changes
-    return XLMRobertaForSequenceClassification(XLMRobertaConfig(**values))
+    return transformers.XLMRobertaForSequenceClassification(transformers.XLMRobertaConfig(**values))
 
 
 ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {

@@ -11,20 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    Qwen3_5Config,
-    Qwen3_5ForConditionalGeneration,
-    Qwen3_5MoeConfig,
-    Qwen3_5MoeForConditionalGeneration,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLMoeConfig,
-    Qwen3VLMoeForConditionalGeneration,
-)
+from transformers import PreTrainedModel
 
 from ipc.messages.conversation import ImagePart, Message, TextPart
 from ipc.messages.requests import Generate
@@ -83,23 +74,21 @@ HYBRID_TEXT = (
     }
 )
 PLAIN_TOWER = {key: value for key, value in TOWER.items() if key != "deepstack_visual_indexes"}
-KINDS: dict[str, tuple[type, type, dict[str, Any], dict[str, Any]]] = {
-    "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration, TEXT, TOWER),
-    "qwen3_vl_moe": (Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, MOE_TEXT, TOWER),
-    "qwen3_5": (Qwen3_5Config, Qwen3_5ForConditionalGeneration, HYBRID_TEXT, PLAIN_TOWER),
-    "qwen3_5_moe": (
-        Qwen3_5MoeConfig,
-        Qwen3_5MoeForConditionalGeneration,
-        {key: value for key, value in (HYBRID_TEXT | HYBRID_EXPERTS).items() if key != "intermediate_size"},
-        PLAIN_TOWER,
-    ),
+MOE_HYBRID = {
+    key: value for key, value in (HYBRID_TEXT | HYBRID_EXPERTS).items() if key != "intermediate_size"
+}
+KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # with the names that transformers has
+    "qwen3_vl": ("Qwen3VL", TEXT, TOWER),
+    "qwen3_vl_moe": ("Qwen3VLMoe", MOE_TEXT, TOWER),
+    "qwen3_5": ("Qwen3_5", HYBRID_TEXT, PLAIN_TOWER),
+    "qwen3_5_moe": ("Qwen3_5Moe", MOE_HYBRID, PLAIN_TOWER),
 }
 
 
 def write(folder: Path, kind: str = "qwen3_vl") -> PreTrainedModel:
     """Make such a checkpoint in `folder`; returns the oracle, in float32."""
-    configs, made_of, text, tower = KINDS[kind]
-    config = configs(
+    name, text, tower = KINDS[kind]
+    config = getattr(transformers, f"{name}Config")(
         text_config=text,
         vision_config=tower,
         image_token_id=IMAGE,
@@ -108,7 +97,7 @@ def write(folder: Path, kind: str = "qwen3_vl") -> PreTrainedModel:
         vision_end_token_id=END,
     )
     torch.manual_seed(1)
-    model = made_of(config).eval()
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
     fill(model, std=0.2)
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tokenizer().to_str())
