@@ -226,7 +226,8 @@ def write_bert(path: Path, folder: Path, kind: str | None = None, **more: Any) -
     """The encoder in `folder` as its converter writes it; `kind` and `more` as of `write`."""
     config = AutoConfig.from_pretrained(folder)
     padding = config.pad_token_id + 1 if config.model_type == "xlm-roberta" else 0  # positions of it
-    architecture = "bert" if padding else config.model_type.replace("_", "-")
+    names = {"modernbert": "modern-bert", "xlm-roberta": "bert"}
+    architecture = names.get(config.model_type, config.model_type.replace("_", "-"))
     writer = Writer(path, architecture)
     if architecture == "nomic-bert":
         writer.keys(rope__freq_base=config.rope_parameters["rope_theta"])
@@ -236,9 +237,18 @@ def write_bert(path: Path, folder: Path, kind: str | None = None, **more: Any) -
         block_count=config.num_hidden_layers,
         feed_forward_length=config.intermediate_size,
         attention__head_count=config.num_attention_heads,
-        attention__layer_norm_epsilon=config.layer_norm_eps,
+        attention__layer_norm_epsilon=getattr(config, "layer_norm_eps", None) or config.norm_eps,
         attention__causal=False,
     )
+    if architecture == "modern-bert":
+        theta = {kind: each["rope_theta"] for kind, each in config.rope_parameters.items()}
+        writer.keys(
+            attention__sliding_window=config.local_attention,
+            rope__freq_base=float(theta["full_attention"]),
+            rope__freq_base_swa=float(theta["sliding_attention"]),
+            rope__scaling__type="none",
+            hidden_activation=config.hidden_activation,
+        )
     tokens = [f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")]
     words = [f"\u2581w{number}" for number in range(config.vocab_size - len(tokens))]
     writer.keys(_tokenizer__ggml__model="bert", _tokenizer__ggml__tokens=tokens + words)

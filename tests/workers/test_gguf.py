@@ -169,7 +169,12 @@ def test_a_llama_4_that_is_another_is_refused_by_its_key(tmp_path, said, named):
 
 @pytest.mark.parametrize(
     ("name", "said", "pooling"),
-    [("bert", {}, "mean"), ("bert", {"pooling_type": 2}, "cls"), ("nomic_bert", {"pooling_type": 1}, "mean")],
+    [
+        ("bert", {}, "mean"),
+        ("bert", {"pooling_type": 2}, "cls"),
+        ("nomic_bert", {"pooling_type": 1}, "mean"),
+        ("modernbert", {"pooling_type": 2}, "cls"),
+    ],
 )
 def test_a_converted_encoder_makes_the_same_vectors(tmp_path, name, said, pooling):
     oracle = encoders.write(name, tmp_path / "checkpoint")

@@ -531,6 +531,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         embeds=True,
         neutral=bert.NEUTRAL,
     ),
+    "modern-bert": Architecture(
+        "ModernBertModel",
+        bert.modern_config,
+        tensors=bert.MODERN_LAYER,
+        whole=bert.MODERN_WHOLE,
+        layers="layers",
+        embeds=True,
+        neutral=bert.NEUTRAL,
+    ),
     "gemma4": Architecture(
         "Gemma4ForCausalLM",
         gemma4.config,

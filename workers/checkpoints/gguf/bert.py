@@ -1,11 +1,11 @@
-"""BERT and Nomic's as llama.cpp has them: names of tensors, and their config."""
+"""BERT, Nomic's and ModernBERT as llama.cpp has them: names of tensors, and their config."""
 
 from __future__ import annotations
 
-from workers.checkpoints.families import nomic_bert
+from workers.checkpoints.families import modernbert, nomic_bert
 from workers.checkpoints.families.bert import NORM, POSITIONS, TYPES, WORDS
 from workers.checkpoints.files import refuse
-from workers.checkpoints.gguf.keys import Json, Keys
+from workers.checkpoints.gguf.keys import MOST_LAYERS, WINDOW, Json, Keys
 
 LAYER = {
     "attn_q": "attention.self.query",
@@ -39,6 +39,19 @@ NOMIC_WHOLE = {
     "token_embd_norm.weight": f"{nomic_bert.NORM}.weight",
     "token_embd_norm.bias": f"{nomic_bert.NORM}.bias",
 }
+MODERN_LAYER = {
+    "attn_norm": "attn_norm",
+    "attn_qkv": "attn.Wqkv",
+    "attn_output": "attn.Wo",
+    "ffn_norm": "mlp_norm",
+    "ffn_up": "mlp.Wi",
+    "ffn_down": "mlp.Wo",
+}
+MODERN_WHOLE = {
+    "token_embd.weight": f"{modernbert.WORDS}.weight",
+    "token_embd_norm.weight": f"{modernbert.NORM}.weight",
+    "output_norm.weight": f"{modernbert.LAST_NORM}.weight",
+}
 NEUTRAL = {"attention.causal": (False,)}
 
 
@@ -57,6 +70,33 @@ def nomic_config(keys: Keys) -> Json:
         "max_position_embeddings": keys.size("context_length"),
         "rope_theta": keys.number("rope.freq_base"),
         "hidden_act": "silu",
+    }
+
+
+def modern_config(keys: Keys) -> Json:
+    """Of every so many layers the first one sees all of a text."""
+    if keys.has("cls.weight") or keys.has("cls.output.weight"):
+        refuse(keys.path, "ends in a classifier, which of a modern-bert is supported in safetensors alone")
+    count, window = min(keys.size("block_count"), MOST_LAYERS), keys.number(WINDOW, 0)
+    far = keys.get("attention.sliding_window_pattern", modernbert.EVERY)
+    if not isinstance(far, list):
+        every = keys.size("attention.sliding_window_pattern", modernbert.EVERY)
+        far = [number % every > 0 for number in range(count)]
+    if len(far) < count:
+        refuse(keys.path, f"attention.sliding_window_pattern {far!r} is no list of {count} layers")
+    kinds = ["sliding_attention" if near and window else "full_attention" for near in far[:count]]
+    return {
+        "hidden_size": keys.size("embedding_length"),
+        "intermediate_size": keys.size("feed_forward_length"),
+        "num_hidden_layers": keys.size("block_count"),
+        "num_attention_heads": keys.size("attention.head_count"),
+        "max_position_embeddings": keys.size("context_length"),
+        "norm_eps": keys.number("attention.layer_norm_epsilon"),
+        "local_attention": window,
+        "layer_types": kinds,
+        "hidden_activation": keys.get("hidden_activation", "gelu"),
+        "global_rope_theta": keys.number("rope.freq_base", modernbert.THETA),
+        "local_rope_theta": keys.number("rope.freq_base_swa", modernbert.NEAR_THETA),
     }
 
 
