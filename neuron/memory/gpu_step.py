@@ -51,15 +51,22 @@ class GpuStep:
         self.tokens, self.sequences, self.context_length = tokens, sequences, context_length
         self.in_blocks = in_blocks
         self.memory = Allocator()
+        self._stream: list[Block] = []  # the residual one, and what is to be added to it
 
     def run(self) -> Allocator:
         """The memory after it."""
         self._new(CUBLAS_BYTES)
         angles = self._angles()
-        x, inputs = self._embedded(), self._inputs()
+        self._stream, inputs = [self._embedded()], self._inputs()
         for number in self.shapes.unlike_layers():
             layer = self.shapes.layers[number]
-            x = self._state_layer(number, x) if layer.kind == "state" else self._layer(number, layer, x)
+            if layer.kind == "state":
+                self._state_layer(number)
+            else:
+                self._layer(number, layer)
+        whole = self._hidden()
+        self._free(*self._stream)
+        self._stream[:] = [whole]
         self._free(*angles, *inputs)
         if self.shapes.writes and not self.shapes.bidirectional:
             self._tell()
@@ -99,32 +106,35 @@ class GpuStep:
 
     # --- layers -----------------------------------------------------------------------------------------
 
-    def _layer(self, number: int, layer: Layer, x: Block) -> Block:
-        """Attention, then the MLP; `x` is in use until there is what becomes of it."""
-        attended = self._latent() if self.shapes.latent is not None else self._attention(layer)
-        total, normed = self._hidden(), self._hidden()
-        self._free(attended)
-        y = self._mlp(number)
-        out = self._hidden()
-        self._free(x, total, normed, y)
-        return out
+    def _layer(self, number: int, layer: Layer) -> None:
+        """Attention, then the MLP. Each adds to the residual stream, of which a part waits to be added by the
+        next norm; encoders, whose layers are called with it, keep what it was before as well."""
+        before = [self._hidden()] if self.shapes.bidirectional else []
+        self._stream.append(self._latent() if self.shapes.latent is not None else self._attention(layer))
+        normed = self._normed()
+        self._stream.append(self._mlp(number))
+        self._free(normed, *before)
 
-    def _state_layer(self, number: int, x: Block) -> Block:
-        mixed = self._delta() if self.shapes.delta is not None else self._convolution()
-        total = self._hidden()
-        self._free(mixed)
-        normed = self._hidden()
-        y = self._mlp(number)
+    def _state_layer(self, number: int) -> None:
+        self._stream.append(self._delta() if self.shapes.delta is not None else self._convolution())
+        normed = self._normed()
+        self._stream.append(self._mlp(number))
         self._free(normed)
-        out = self._hidden()
-        self._free(x, total, y)
-        return out
+
+    def _normed(self) -> Block:
+        """The residual stream normalised, and in its place the sum of what it is."""
+        if len(self._stream) == 1:
+            return self._hidden()
+        total, normed = self._hidden(), self._hidden()
+        self._free(*self._stream)
+        self._stream[:] = [total]
+        return normed
 
     def _attention(self, layer: Layer) -> Block:
         shapes = self.shapes
         heads, head_dim = shapes.num_heads // self.world_size, layer.head_dim or shapes.head_dim
         q, kv = heads * head_dim, kv_heads_on_rank(layer.kv_heads, self.world_size) * head_dim
-        normed = self._hidden()
+        normed = self._normed()
         qkv = self._product(shapes.hidden_size, q + 2 * kv)
         norms_apart = shapes.qk_norm in ("whole", "turned_heads")
         if shapes.bidirectional or norms_apart:  # else one launch does all of it
@@ -149,7 +159,7 @@ class GpuStep:
     def _latent(self) -> Block:
         latent, heads = self.shapes.latent, self.shapes.num_heads // self.world_size
         key = latent.rank + latent.rope_dim
-        normed, compressed = self._hidden(), self._rows(key + (latent.query_rank or 0))
+        normed, compressed = self._normed(), self._rows(key + (latent.query_rank or 0))
         source = self._rows(latent.query_rank or 0)
         q = self._rows(heads * (latent.plain_dim + latent.rope_dim))
         keys, plain = self._rows(key), self._rows(heads * latent.rank)
@@ -175,7 +185,7 @@ class GpuStep:
     def _delta(self) -> Block:
         delta = self.shapes.delta.on_rank(self.world_size)
         values = delta.value_heads * delta.value_dim
-        normed = self._hidden()
+        normed = self._normed()
         hidden = self.shapes.hidden_size
         projected = self._product(hidden, delta.channels + values + 2 * delta.value_heads)
         gates = [self._rows(delta.value_heads, FLOAT) for _ in range(4)]
@@ -197,7 +207,7 @@ class GpuStep:
 
     def _convolution(self) -> Block:
         convolution = self.shapes.convolution.on_rank(self.world_size)
-        normed, hidden, channels = self._hidden(), self.shapes.hidden_size, convolution.channels
+        normed, hidden, channels = self._normed(), self.shapes.hidden_size, convolution.channels
         projected = self._product(hidden, 3 * channels)
         mixed, convolved = self._rows(channels), self._rows(channels, FLOAT)
         self._free(mixed)

@@ -29,13 +29,13 @@ from workers.layers.sinks import Sinks
 from workers.models.experts import MixtureOfExperts
 from workers.models.latent import LatentAttention
 from workers.models.mlp import MLP, activated
+from workers.models.residual import Norm, Residual, only
 from workers.models.routers import ROUTERS
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Shard, Slice, bytes_filled
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
-Norm = RMSNorm | LayerNorm
 
 
 class Places(NamedTuple):
@@ -131,15 +131,15 @@ class Decoder:
                 the last block computes little more than keys and values.
         """
         places = self.places(positions)
-        x = self.embedded(token_ids)
-        if seen is not None:
-            x = seen.shown(x, 0)
+        embedded = self.embedded(token_ids)
+        stream = Residual(embedded if seen is None else seen.shown(embedded, 0))
+        del embedded
         blocks = self._blocks(numbers)
         for block in blocks:
-            x = block(x, places, attend, wanted if block is blocks[-1] else None)
+            block(stream, places, attend, wanted if block is blocks[-1] else None)
             if seen is not None:
-                x = seen.shown(x, block.number + 1)
-        return x
+                stream = Residual(seen.shown(stream.whole(), block.number + 1))
+        return stream.whole()
 
     def places(self, positions: Tensor) -> Places:
         angles = [rotary(positions) for rotary in self.rotaries]
@@ -221,41 +221,37 @@ class Block:
             yield from self.mlp.vectors()
 
     def __call__(
-        self, x: Tensor, places: Places, attend: Attend, wanted: Tensor | None = None
-    ) -> Tensor:  # [tokens, or wanted ones, hidden]
-        x, normed = self._attended(x, places, attend, wanted)
-        return self._add(x, self.mlp(normed), self.after_mlp)
+        self, stream: Residual, places: Places, attend: Attend, wanted: Tensor | None = None
+    ) -> None:
+        """Add to the stream, or to its wanted rows alone, what attention and the feed-forward network make of
+        it."""
+        normed = self._attended(stream, places, attend, wanted)
+        self._add(stream, self.mlp(normed), self.after_mlp)
 
     def _attended(
-        self, x: Tensor, places: Places, attend: Attend, wanted: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """`x` with what attention adds, which itself is let go here, and what the MLP is given."""
+        self, stream: Residual, places: Places, attend: Attend, wanted: Tensor | None
+    ) -> Tensor:  # [tokens, or wanted ones, hidden]
+        """What the MLP is given, once attention has added to the stream."""
         turned = None if self.rope is None else places.angles[self.rope]
         if self.grows:
             attend = _growing(attend, places.growth)
-        normed = _normed(x, self.before_attention)
+        normed = stream.normed(self.before_attention)
         y = self.attention(normed, turned, partial(attend, self.number), wanted)
-        x = only(x, wanted)
+        stream.keep(wanted)
         if self.parallel:
-            normed = only(normed, wanted)
-            return self._add(x, y, self.after_attention), normed
+            self._add(stream, y, self.after_attention)
+            return only(normed, wanted)
         del normed
-        if (
-            self.after_attention is None
-            and isinstance(self.before_mlp, RMSNorm)
-            and self.residual_scale == 1.0
-        ):
-            return self.before_mlp.of_sum(x, y)
-        x = self._add(x, y, self.after_attention)
-        return x, _normed(x, self.before_mlp)
+        self._add(stream, y, self.after_attention)
+        del y
+        return stream.normed(self.before_mlp)
 
-    def _add(self, x: Tensor, y: Tensor, norm: Norm | None) -> Tensor:
+    def _add(self, stream: Residual, y: Tensor, norm: Norm | None) -> None:
         if isinstance(norm, RMSNorm) and self.residual_scale == 1.0:
-            return norm.added(x, y)
-        y = _normed(y, norm)
-        if self.residual_scale != 1.0:
-            return x + y * self.residual_scale
-        return step.sum_of(x, y) if step.takes(x, x.shape[-1]) and x.dtype == y.dtype else x + y
+            stream.add_normed(y, norm)
+            return
+        y = y if norm is None else norm(y)
+        stream.add(y if self.residual_scale == 1.0 else y * self.residual_scale)
 
 
 def norm_of(name: str, config: ModelConfig, empty: Empty) -> Norm:
@@ -263,15 +259,6 @@ def norm_of(name: str, config: ModelConfig, empty: Empty) -> Norm:
     if config.layer_norm:
         return LayerNorm(name, config.hidden_size, config.norm_eps, empty, config.norm_bias)
     return RMSNorm(name, config.hidden_size, config.norm_eps, empty, config.norm_offset)
-
-
-def only(x: Tensor, wanted: Tensor | None) -> Tensor:
-    """These rows of `x` `[tokens, ...]`; None: all."""
-    return x if wanted is None else x.index_select(0, wanted)
-
-
-def _normed(x: Tensor, norm: Norm | None) -> Tensor:
-    return x if norm is None else norm(x)
 
 
 def _growing(attend: Attend, growth: Tensor) -> Attend:

@@ -22,9 +22,10 @@ from workers.layers.embedding import Embedding, VocabularySlice
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm, over_rms
 from workers.layers.rotary import rotate
-from workers.models.decoder import Angles, Block, Decoder, Places, Seen, only
+from workers.models.decoder import Angles, Block, Decoder, Places, Seen
 from workers.models.experts import MixtureOfExperts, Router
 from workers.models.mlp import MLP, activated
+from workers.models.residual import Residual, only
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Shard, Slice
@@ -73,11 +74,13 @@ class Gemma4(Decoder):
             if self.inputs is not None:  # whose table has nothing for images
                 token_ids = token_ids.index_fill(0, seen.rows, self.inputs.unread)
         inputs = None if self.inputs is None else self.inputs(token_ids, x)
+        stream = Residual(x)
+        del x
         blocks = self._blocks(numbers)
         for block in blocks:
             own = None if inputs is None else inputs[:, block.number]
-            x = block(x, places, attend, wanted if block is blocks[-1] else None, own)
-        return x
+            block(stream, places, attend, wanted if block is blocks[-1] else None, own)
+        return stream.whole()
 
 
 class LayerInputs:
@@ -159,12 +162,12 @@ class Gemma4Block(Block):
 
     def __call__(
         self,
-        x: Tensor,
+        stream: Residual,
         places: Places,
         attend: Attend,
         wanted: Tensor | None = None,
         own: Tensor | None = None,
-    ) -> Tensor:  # [tokens, or wanted ones, hidden]
+    ) -> None:
         """One layer.
 
         Args:
@@ -172,20 +175,25 @@ class Gemma4Block(Block):
         """
         angles = places.angles[self.rope]
         attend = partial(attend, self.source)
-        attended = self.after_attention(self.attention(self.before_attention(x), angles, attend, wanted))
-        x = only(x, wanted) + attended
-        x = x + self.after_mlp(self._fed(x))
+        normed = stream.normed(self.before_attention)
+        attended = self.after_attention(self.attention(normed, angles, attend, wanted))
+        del normed
+        stream.keep(wanted)
+        stream.add(attended)
+        del attended
+        stream.add(self.after_mlp(self._fed(stream)))
         if own is not None:
-            gated = activated(self.gate(x), self.activation, self.exact) * only(own, wanted)
-            x = x + self.after_input(self.into(gated))
-        return x * self.scale
+            gate = activated(self.gate(stream.whole()), self.activation, self.exact)
+            stream.add(self.after_input(self.into(gate * only(own, wanted))))
+        stream.multiply(self.scale)
 
-    def _fed(self, x: Tensor) -> Tensor:  # [tokens, hidden]
+    def _fed(self, stream: Residual) -> Tensor:  # [tokens, hidden]
         """What comes of the MLP, and of experts beside it: this rank has a part of both, and the ranks meet
         once."""
-        dense = self.mlp(self.before_mlp(x))
+        dense = self.mlp(stream.normed(self.before_mlp))
         if self.experts is None:
             return dense
+        x = stream.whole()
         routed = self.experts.part(self.before_experts(x), shown=x)
         dense, routed = self.group.all_reduce(torch.stack((dense, routed)))
         return self.after_dense(dense) + self.after_experts(routed)

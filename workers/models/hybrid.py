@@ -11,8 +11,9 @@ from torch import Tensor
 
 from workers.attention.states import Mixing
 from workers.checkpoints.config import ModelConfig
-from workers.models.decoder import Block, Decoder, Places, only
+from workers.models.decoder import Block, Decoder, Places
 from workers.models.gated_delta_net import GatedDeltaNet
+from workers.models.residual import Residual
 from workers.models.short_convolution import ShortConvolution
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
@@ -39,7 +40,8 @@ class StateBlock(Block):
         return GatedDeltaNet(f"model.layers.{self.number}.linear_attn", self.number, config, group, empty)
 
     def __call__(
-        self, x: Tensor, places: Places, attend: Mixing, wanted: Tensor | None = None
-    ) -> Tensor:  # [tokens, or wanted ones, hidden]
-        x = only(self._add(x, self.attention(self.before_attention(x), attend.recur), None), wanted)
-        return self._add(x, self.mlp(self.before_mlp(x)), None)
+        self, stream: Residual, places: Places, attend: Mixing, wanted: Tensor | None = None
+    ) -> None:
+        self._add(stream, self.attention(stream.normed(self.before_attention), attend.recur), None)
+        stream.keep(wanted)
+        self._add(stream, self.mlp(stream.normed(self.before_mlp)), None)

@@ -19,6 +19,7 @@ from workers.attention.backend import Attend
 from workers.checkpoints.config import ModelConfig
 from workers.layers.linear import RowParallel
 from workers.models.decoder import Decoder, Seen, norm_of
+from workers.models.residual import Residual
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Shard
@@ -61,9 +62,10 @@ class MtpHead:
             seen: which of the tokens that follow are images; their features are what the model has in the
                 place of embeddings.
         """
-        x = self._joined(token_ids, hidden, seen)
+        stream = Residual(self._joined(token_ids, hidden, seen))
         del hidden  # which the layer has no use for
-        return self.norm(self.block(x, self.model.places(positions), attend))
+        self.block(stream, self.model.places(positions), attend)
+        return stream.normed(self.norm)
 
     def _joined(self, token_ids: Tensor, hidden: Tensor, seen: Seen | None) -> Tensor:  # [tokens, hidden]
         embedded = self.model.embedded(token_ids)
