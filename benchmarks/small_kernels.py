@@ -18,6 +18,7 @@ from workers.kernels import (
     attention_triton,
     cache_triton,
     choice_triton,
+    delta_gates_triton,
     gated_triton,
     heads_triton,
     norm_triton,
@@ -99,6 +100,23 @@ def compile_gated(capability: int, dtype: str = "bf16", activation: int = 0) -> 
     pointers, sizes = dict.fromkeys(("gate_up", "y"), f"*{dtype}"), dict.fromkeys(("inner", "stride"), "i32")
     constants = {"ACTIVATION": activation, "BLOCK": gated_triton.BLOCK}
     return _compiled(capability, gated_triton.gated_kernel, pointers, sizes, constants)
+
+
+def compile_decay(capability: int, dtype: str = "bf16", heads: int = 48) -> Compiled:
+    """Decays and betas of a Gated DeltaNet."""
+    pointers = dict.fromkeys(("beta", "step"), f"*{dtype}")
+    pointers |= dict.fromkeys(("bias", "rate", "decay", "opened"), "*fp32")
+    given = pointers, dict.fromkeys(("heads", "stride"), "i32"), {"BLOCK": triton.next_power_of_2(heads)}
+    return _compiled(capability, delta_gates_triton.decay_kernel, *given, None, 1)
+
+
+def compile_gated_norm(capability: int, dtype: str = "bf16", size: int = 128) -> Compiled:
+    """What comes behind its delta rule."""
+    block_d = triton.next_power_of_2(size)
+    pointers = {"x": "*fp32"} | dict.fromkeys(("gates", "weight", "y"), f"*{dtype}")
+    constants = {"SIZE": size, "BLOCK_H": max(1, delta_gates_triton.ELEMENTS // block_d), "BLOCK_D": block_d}
+    given = pointers, dict.fromkeys(("heads", "stride"), "i32"), constants, {"eps": "fp32"}
+    return _compiled(capability, delta_gates_triton.gated_norm_kernel, *given)
 
 
 def compile_pairs(capability: int, experts: int = 128) -> Compiled:
@@ -191,6 +209,12 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
     for dtype, activation in product(TYPES, range(3)):
         given = {"dtype": dtype, "activation": activation}
         yield gated_triton.gated_kernel, f"gated {dtype} {activation}", partial(compile_gated, **given)
+    for dtype in TYPES:
+        call = partial(compile_decay, dtype=dtype)
+        yield delta_gates_triton.decay_kernel, f"decay {dtype}", call
+    for dtype, size in product(TYPES, (64, 128, 256)):
+        call = partial(compile_gated_norm, dtype=dtype, size=size)
+        yield delta_gates_triton.gated_norm_kernel, f"gated norm {dtype} {size}", call
     for experts in (8, 64, 128, 256, 512):
         yield pairs_triton.pairs_kernel, f"pairs {experts}", partial(compile_pairs, experts=experts)
     for experts, sigmoid in product((8, 64, 128, 256, 512), (True, False)):

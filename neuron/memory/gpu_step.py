@@ -188,7 +188,7 @@ class GpuStep:
         normed = self._normed()
         hidden = self.shapes.hidden_size
         projected = self._product(hidden, delta.channels + values + 2 * delta.value_heads)
-        gates = [self._rows(delta.value_heads, FLOAT) for _ in range(4)]
+        gates = [self._rows(delta.value_heads, FLOAT) for _ in range(2)]
         mixed, convolved = self._rows(delta.channels), self._rows(delta.channels, FLOAT)
         self._free(mixed)
         out = self._rows(values, FLOAT)
@@ -196,13 +196,10 @@ class GpuStep:
             square = min(chunks, CHUNKS) * delta.value_heads * CHUNK * CHUNK * FLOAT
             self._free(self._new(square), self._new(square))
         self._free(convolved)
-        kept, scaled = self._rows(values), self._rows(values)
-        self._free(out, kept)
-        wide, opened = self._rows(values, FLOAT), self._rows(values, FLOAT)
-        self._free(wide, scaled)
         narrow = self._rows(values)
+        self._free(out)
         out = self._product(values, hidden)
-        self._free(normed, projected, opened, narrow, *gates)
+        self._free(normed, projected, narrow, *gates)
         return out
 
     def _convolution(self) -> Block:

@@ -74,6 +74,23 @@ def activations(dtype: torch.dtype) -> None:
             assert_close(fused.gated(x, name), functions[name](gate) * up)
 
 
+def delta_gates(dtype: torch.dtype) -> None:
+    """Beside what a Gated DeltaNet does in torch; steps are far from zero on both sides, too."""
+    tokens, count = 3, 5
+    for size in (16, 20, 128):
+        projected = torch.randn(tokens, count * size + 2 * count + 1).to(dtype)[:, 1:]
+        gates, beta, step = projected.split((count * size, count, count), dim=1)
+        step[0] = torch.tensor([-80.0, -20.0, -12.0, 20.0, 60.0])
+        bias, rate = torch.randn(count), torch.randn(count)
+        decay, opened = fused.decay_and_beta(beta, step, bias, rate)
+        torch.testing.assert_close(decay, -rate.exp() * F.softplus(step.float() + bias))
+        torch.testing.assert_close(opened, beta.float().sigmoid())
+        x, weight = torch.randn(tokens, count, size), torch.randn(size).to(dtype)
+        plain = (x * over_rms(x, 1e-6)).to(dtype) * weight
+        plain = F.silu(gates.float()) * plain.flatten(1)
+        assert_close(fused.gated_norm(x, gates, weight, 1e-6), plain)
+
+
 def heads(dtype: torch.dtype) -> None:
     """Two sequences, of which one goes on in the midst of a page; what the cache had is not finite.
 
@@ -137,6 +154,7 @@ def between_products(dtype: torch.dtype) -> None:
     """On the default device."""
     norms(dtype)
     activations(dtype)
+    delta_gates(dtype)
     heads(dtype)
     choices()
 

@@ -78,3 +78,27 @@ def choice(
     from workers.kernels import choice_triton
 
     return choice_triton.choice(logits, correction, chosen, sigmoid, least, scale)
+
+
+def decay_and_beta(
+    beta: Tensor,  # [tokens, heads], as projected
+    step: Tensor,  # the same
+    bias: Tensor,  # [heads] float32, of the steps
+    rate: Tensor,  # [heads] float32, the logarithm
+) -> tuple[Tensor, Tensor]:
+    """Of a Gated DeltaNet the logarithms of decays, and its betas: `[tokens, heads]` float32 both."""
+    from workers.kernels import delta_gates_triton
+
+    return delta_gates_triton.decay_and_beta(beta, step, bias, rate)
+
+
+def gated_norm(
+    x: Tensor,  # [tokens, heads, size] float32
+    gates: Tensor,  # [tokens, heads * size], each row of which is contiguous
+    weight: Tensor,  # [size]
+    eps: float,
+) -> Tensor:  # as gates
+    """Each head normalised by itself, rounded, and multiplied with the SiLU of its gates."""
+    from workers.kernels import delta_gates_triton
+
+    return delta_gates_triton.gated_norm(x, gates, weight, eps)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from workers.attention.states import Recur
 from workers.checkpoints.config import DeltaNet, ModelConfig
+from workers.kernels import fused
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import over_rms
 from workers.layers.steady import elementwise
@@ -99,6 +100,11 @@ class GatedDeltaNet:
 
     def __call__(self, x: Tensor, recur: Recur) -> Tensor:  # [tokens, hidden]
         mixed, gates, beta, step = self.projections(x).split(self.sizes, dim=1)
+        if fused.has_triton(x.device):
+            decay, beta = fused.decay_and_beta(beta, step, self.step_bias, self.rate)
+            y = recur(self.number, mixed, self.convolution, decay, beta)
+            y = fused.gated_norm(y, gates, self.norm, self.eps)
+            return self.output(y)
         decay = -self.rate.exp() * self._each(F.softplus, step.float() + self.step_bias)
         beta = self._each(torch.sigmoid, beta.float())
         y = recur(self.number, mixed, self.convolution, decay, beta)
