@@ -18,6 +18,7 @@ from workers.kernels import (
     attention_triton,
     cache_triton,
     choice_triton,
+    chosen_triton,
     delta_gates_triton,
     gated_triton,
     heads_triton,
@@ -119,6 +120,14 @@ def compile_gated_norm(capability: int, dtype: str = "bf16", size: int = 128) ->
     return _compiled(capability, delta_gates_triton.gated_norm_kernel, *given)
 
 
+def compile_chosen(capability: int, dtype: str = "bf16", chosen: int = 8) -> Compiled:
+    """What so many experts give a token, summed."""
+    pointers, constants = dict.fromkeys(("pairs", "y"), f"*{dtype}"), {"CHOSEN": chosen}
+    constants["BLOCK"] = chosen_triton.BLOCK
+    given = pointers, {"columns": "i32"}, constants, None, 1
+    return _compiled(capability, chosen_triton.chosen_kernel, *given)
+
+
 def compile_pairs(capability: int, experts: int = 128) -> Compiled:
     """Pairs of a token and one of so many experts, sorted."""
     most, programs = pairs_triton.MOST, pairs_triton.PROGRAMS
@@ -215,6 +224,9 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
     for dtype, size in product(TYPES, (64, 128, 256)):
         call = partial(compile_gated_norm, dtype=dtype, size=size)
         yield delta_gates_triton.gated_norm_kernel, f"gated norm {dtype} {size}", call
+    for dtype, chosen in product(TYPES, (1, 4, 8, 10)):
+        call = partial(compile_chosen, dtype=dtype, chosen=chosen)
+        yield chosen_triton.chosen_kernel, f"chosen {dtype} {chosen}", call
     for experts in (8, 64, 128, 256, 512):
         yield pairs_triton.pairs_kernel, f"pairs {experts}", partial(compile_pairs, experts=experts)
     for experts, sigmoid in product((8, 64, 128, 256, 512), (True, False)):

@@ -279,9 +279,8 @@ class GpuStep:
             pairs = tokens * experts.chosen
             both, y, gated = (self._new(pairs * each * size) for each in (2 * inner, hidden, inner))
             self._free(gated)
-            total = self._new(tokens * hidden * FLOAT)
             found.append(self._new(tokens * hidden * size))
-            self._free(both, y, total)
+            self._free(both, y)
         if len(found) == 1:
             return found[0]
         whole = self._hidden()

@@ -74,6 +74,13 @@ def activations(dtype: torch.dtype) -> None:
             assert_close(fused.gated(x, name), functions[name](gate) * up)
 
 
+def sums(dtype: torch.dtype) -> None:
+    for chosen, columns in ((1, 3), (8, 700), (6, 512)):
+        pairs = torch.randn(3 * chosen, columns).to(dtype)
+        plain = pairs.view(3, chosen, columns).sum(dim=1, dtype=torch.float32)
+        assert_close(fused.sum_of_chosen(pairs, chosen), plain)
+
+
 def delta_gates(dtype: torch.dtype) -> None:
     """Beside what a Gated DeltaNet does in torch; steps are far from zero on both sides, too."""
     tokens, count = 3, 5
@@ -155,6 +162,7 @@ def between_products(dtype: torch.dtype) -> None:
     norms(dtype)
     activations(dtype)
     delta_gates(dtype)
+    sums(dtype)
     heads(dtype)
     choices()
 

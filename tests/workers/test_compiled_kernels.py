@@ -41,6 +41,7 @@ SMALL = [  # of each the variants whose code is least like that of the others
     ("norm", 120, {"before": False, "after": True, "dtype": "fp32"}),
     *(("gated", 80, {"activation": 1}), ("gated", 89, {"activation": 2})),
     *(("decay", 86, {"dtype": "fp16"}), ("gated_norm", 80, {"size": 256})),
+    ("chosen", 89, {"chosen": 10, "dtype": "fp32"}),
     ("pairs", 86, {"experts": 512}),
     ("choice", 80, {"experts": 512, "sigmoid": True}),
     ("join", 89, {"window": 2, "sinks": True, "single": False, "head_dim": 80}),

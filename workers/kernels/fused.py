@@ -102,3 +102,10 @@ def gated_norm(
     from workers.kernels import delta_gates_triton
 
     return delta_gates_triton.gated_norm(x, gates, weight, eps)
+
+
+def sum_of_chosen(pairs: Tensor, chosen: int) -> Tensor:  # [tokens * chosen, columns] -> [tokens, columns]
+    """Of each token the sum of its pairs, in their order and in float32."""
+    from workers.kernels import chosen_triton
+
+    return chosen_triton.sum_of_chosen(pairs, chosen)

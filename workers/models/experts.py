@@ -200,6 +200,8 @@ class MixtureOfExperts:
         # of pairs that are another rank's nothing is written
         y = x.new_empty(count, hidden) if has_all else x.new_zeros(count, hidden)
         self.down.of_pairs(self._gated(inner), pairs, y, weights)
+        if fused.has_triton(x.device):
+            return fused.sum_of_chosen(y, chosen)
         return y.view(-1, chosen, hidden).sum(dim=1, dtype=torch.float32).to(x.dtype)
 
     def _gated(self, inner: Tensor) -> Tensor:  # [pairs, 2 * inner] -> [pairs, inner]

@@ -1,0 +1,39 @@
+"""What a token's experts give, summed on a GPU in one launch."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from workers.kernels.launch import Launcher
+
+BLOCK = 512  # columns that a program has
+
+
+@triton.jit
+def chosen_kernel(
+    pairs,  # [tokens * CHOSEN, columns]
+    y,  # [tokens, columns]
+    columns,
+    CHOSEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    token, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    there, total = i < columns, tl.zeros((BLOCK,), tl.float32)
+    at = pairs + token * CHOSEN * columns + i
+    for n in tl.static_range(CHOSEN):
+        total += tl.load(at + n * columns, mask=there, other=0.0).to(tl.float32)
+    tl.store(y + token * columns + i, total.to(y.dtype.element_ty), mask=there)
+
+
+LAUNCH = Launcher(chosen_kernel)
+
+
+def sum_of_chosen(pairs: Tensor, chosen: int) -> Tensor:
+    """See `workers.kernels.fused.sum_of_chosen`."""
+    columns = pairs.shape[1]
+    y = pairs.new_empty(len(pairs) // chosen, columns)
+    grid = (len(y), triton.cdiv(columns, BLOCK), 1)
+    LAUNCH(grid, pairs, y, columns, chosen, BLOCK, num_warps=1)
+    return y
