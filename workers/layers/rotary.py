@@ -41,7 +41,9 @@ class Rotary:
         """
         turning = positions[:, None] if positions.dim() == 1 else positions[self.axes].t()
         angle = turning[:, None].float() * self.frequencies
-        cos, sin = angle.cos() * self.scale, angle.sin() * self.scale
+        cos, sin = angle.cos(), angle.sin()
+        if self.scale != 1.0:
+            cos, sin = cos * self.scale, sin * self.scale
         if self.interleaved:
             return cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
