@@ -1,7 +1,8 @@
-"""A package's life on a host: `python installed_package.py DEB SITE_PACKAGES`, as root, in a layer over it.
+"""A package's life on a host: `python installed_package.py PACKAGE SITE_PACKAGES`, as root, in a layer.
 
-It is installed, set up with what is in SITE_PACKAGES in place of PyPI's, started as its units say, reloaded,
-ended, upgraded and removed. What was seen is the last line, as JSON.
+A .deb is installed, set up with what is in SITE_PACKAGES in place of PyPI's, started as its units say,
+reloaded, ended, upgraded and removed; an .rpm, which holds the same, is not set up and started once more.
+What was seen is the last line, as JSON.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import configparser
 import fcntl
 import json
 import os
+import pwd
 import shlex
 import signal
 import socket
@@ -29,6 +31,31 @@ SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 
 
 def main(package: str, site: str) -> None:
+    told = rpm(package) if package.endswith(".rpm") else deb(package, site)
+    print(json.dumps(told))
+
+
+def rpm(package: str) -> dict[str, Any]:
+    """What was seen of an .rpm."""
+    told: dict[str, Any] = {}
+    ours = ("rpm", "--nosignature", "--nodeps")
+    run(*ours, "--install", package)
+    assert not PLACE.exists(), "an install fetches nothing"
+    told["owners"] = {f"/etc/{name}": owner(Path("/etc", name)) for name in OWNED}
+    told["users"] = [name for name in ("neuron", "cortex") if pwd.getpwnam(name).pw_shell.endswith("nologin")]
+    config = Path("/etc/neuron/neuron.yaml")
+    config.write_text("# changed\n")
+    (PLACE / "bin").mkdir(parents=True)
+    run(*ours, "--upgrade", "--replacepkgs", package)
+    told["kept by the upgrade"] = config.read_text() == "# changed\n" and (PLACE / "bin").exists()
+    run("rpm", "--erase", "cortex-serve")
+    told["left by a removal"] = left()
+    told["kept by the removal"] = config.with_suffix(".yaml.rpmsave").read_text() == "# changed\n"
+    return told
+
+
+def deb(package: str, site: str) -> dict[str, Any]:
+    """What was seen of a .deb."""
     told: dict[str, Any] = {}
     Path("/root").chmod(0o755)  # Python may live there, and services run as others
     loopback_up()
@@ -60,7 +87,7 @@ def main(package: str, site: str) -> None:
     told["left by a removal"] = left()
     run("dpkg", "--purge", "cortex-serve")
     told["left by a purge"] = left()
-    print(json.dumps(told))
+    return told
 
 
 class Unit:

@@ -12,6 +12,7 @@ import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -196,9 +197,9 @@ def test_configurations_are_kept_by_upgrades(kind, built):
     assert listed.split() == ["/etc/cortex/cortex.yaml", "/etc/cortex/models.yaml", "/etc/neuron/neuron.yaml"]
 
 
-def has_layers() -> bool:
+def has_layers(manager: str) -> bool:
     """Whether this process may lay a file system over this host's, and put a package on it."""
-    tools = ("unshare", "dpkg", "setpriv", "systemd-sysusers", "systemd-tmpfiles")
+    tools = ("unshare", manager, "setpriv", "systemd-sysusers", "systemd-tmpfiles")
     if os.geteuid() != 0 or not all(map(shutil.which, tools)):
         return False
     return (
@@ -219,10 +220,18 @@ exec chroot "$host" "$@"
 """
 
 
-@needs_nfpm
-@pytest.mark.skipif(not has_layers(), reason="needs root that may mount, dpkg and systemd's tools")
-def test_the_deb_is_installed_started_upgraded_and_removed(built, tmp_path):
-    package = next(built.glob("*.deb"))
+OWNERS = {
+    "/etc/neuron/neuron.yaml": "640 root:neuron",
+    "/etc/cortex/cortex.yaml": "640 root:cortex",
+    "/etc/cortex/models.yaml": "640 root:cortex",
+    "/etc/neuron/keys": "700 neuron:neuron",
+    "/etc/cortex/keys": "700 cortex:cortex",
+}
+
+
+def life_of(package: Path, tmp_path: Path) -> dict[str, Any]:
+    """What `installed_package.py` tells of it."""
+    built = package.parent
     program = ["unshare", "--mount", "--net", "sh", "-ec", LAYER, "sh", tmp_path, built]
     program += [
         sys.executable,
@@ -236,14 +245,27 @@ def test_the_deb_is_installed_started_upgraded_and_removed(built, tmp_path):
         program, capture_output=True, text=True, timeout=240, env={"PATH": path, "LANG": "C.UTF-8"} | offline
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    told = json.loads(ended.stdout.splitlines()[-1])
-    assert told["owners"] == {
-        "/etc/neuron/neuron.yaml": "640 root:neuron",
-        "/etc/cortex/cortex.yaml": "640 root:cortex",
-        "/etc/cortex/models.yaml": "640 root:cortex",
-        "/etc/neuron/keys": "700 neuron:neuron",
-        "/etc/cortex/keys": "700 cortex:cortex",
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+@needs_nfpm
+@pytest.mark.skipif(not has_layers("rpm"), reason="needs root that may mount, rpm and systemd's tools")
+def test_the_rpm_is_installed_upgraded_and_removed(built, tmp_path):
+    told = life_of(next(built.glob("*.rpm")), tmp_path)
+    assert told == {
+        "owners": OWNERS,
+        "users": ["neuron", "cortex"],
+        "kept by the upgrade": True,
+        "left by a removal": ["/etc/cortex", "/etc/neuron"],
+        "kept by the removal": True,
     }
+
+
+@needs_nfpm
+@pytest.mark.skipif(not has_layers("dpkg"), reason="needs root that may mount, dpkg and systemd's tools")
+def test_the_deb_is_installed_started_upgraded_and_removed(built, tmp_path):
+    told = life_of(next(built.glob("*.deb")), tmp_path)
+    assert told["owners"] == OWNERS
     assert told["version"] == f"cortex {project()['version']}"
     assert told["ready"] == ["neuron", "cortex"]
     assert "demo" in told["models"]
