@@ -141,18 +141,8 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
     adapters = tuple(read_adapter(name, path, card) for name, path in settings.adapters.items())
     weights = card.bytes_per_rank(settings.ranks, dtype, settings.quantization)
     formats = card.formats_of_kinds(settings.ranks, settings.quantization)
-    limit = card.config.context_limit
-    if settings.context_length is not None and settings.context_length > limit:
-        notes.append(
-            f"context_length {settings.context_length} is cut to {limit}, which the model was made for"
-        )
-    if (
-        card.config.bidirectional
-        and settings.max_step_tokens is not None
-        and settings.max_step_tokens < limit
-    ):
-        limit = settings.max_step_tokens
-        notes.append(f"inputs have at most {limit} tokens, for a step has no more, and each is read in one")
+    context_length, cut = _context_length(settings, card)
+    notes += cut
     groups = tuple(card.cache_groups(settings.ranks, dtype, settings.kv_cache_dtype))
     if settings.host_state_memory and not any(group.kind == "state" for group in groups):
         notes.append("host_state_memory is not used: none of its layers keeps a state")
@@ -162,7 +152,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
         architecture=card.architecture,
         card=card,
         dtype=dtype,
-        context_length=min(settings.context_length or card.context_length, limit),
+        context_length=context_length,
         rank_bytes=tuple(weights),
         cache_groups=groups,
         overhead=Overhead(
@@ -171,7 +161,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
             settings.ranks,
             packs_head=packs_head(dtype) and EMBEDDING not in formats,
             vision=card.vision,
-            context_length=min(settings.context_length or card.context_length, limit),
+            context_length=context_length,
             in_blocks=bool(formats),
             kernels=kernels_of(
                 dtype, formats.values(), exact=settings.exact, kv_cache_dtype=settings.kv_cache_dtype
@@ -195,6 +185,20 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
         adapter_bytes=tuple(each.bytes_per_rank(card, settings.ranks, dtype) for each in adapters),
         max_output=settings.max_output,
     )
+
+
+def _context_length(settings: ModelSettings, card: ModelCard) -> tuple[int, list[str]]:
+    """Tokens, and what is to be said where somebody might expect more."""
+    limit, notes = card.config.context_limit, []
+    if settings.context_length is not None and settings.context_length > limit:
+        notes.append(
+            f"context_length {settings.context_length} is cut to {limit}, which the model was made for"
+        )
+    step = settings.max_step_tokens
+    if card.config.bidirectional and step is not None and step < limit:
+        limit = step
+        notes.append(f"inputs have at most {limit} tokens, for a step has no more, and each is read in one")
+    return min(settings.context_length or card.context_length, limit), notes
 
 
 def _check_speculation(settings: ModelSettings, card: ModelCard) -> None:

@@ -162,18 +162,7 @@ class ModelRunner:
         shapes = dict(enumerate(layer.shape_on_rank(spec.world_size) for layer in config.layers))
         kind = {"dtype": dtype, "device": self.group.device, "kv_cache_dtype": spec.kv_cache_dtype}
         pool = partial(KVCache, shapes=shapes, **kind)
-        self.blocks = config.unlike_layers()
-        keeping = [number for number in self.blocks if config.layers[number].keys_of is None]
-        keeping += range(config.num_layers, len(config.layers))
-        stateful = [number for number in keeping if config.layers[number].kind == "state"]
-        few = [CacheGroup(kind="full", layers=[each for each in keeping if each not in stateful])]
-        if stateful:
-            few.append(CacheGroup(kind="state", layers=stateful))
-        self._attend_over(few, pool(few[:1], pages=1), 1)
-        with self.adapters.largest() as beside:
-            used = self._measure(weights + beside)
-        used = msgspec.structs.replace(used, weights=weights)
-        self.blocks = None
+        used = self._probe(config, pool, weights)
         states = caches.num_states(groups, spec.max_sequences) if spec.states is None else spec.states
         spare = caches.SPARE_STATES[self.group.device.type]
         used = msgspec.structs.replace(used, kv_pool=(states + spare) * caches.state_bytes(groups))
@@ -189,13 +178,7 @@ class ModelRunner:
             trim(spec.device)  # what an allocator keeps would not become the pool's by itself
         self._attend_over(groups, pool(paged, pages=pages, padded=padded, most=most), states, padded)
         if recorder is not None and self._capturable:
-            self.graphs = Graphs(recorder, self._most_rows)
-            sizes = decode_sizes(self.inputs.sizes, spec.max_step_tokens, self._most_rows)
-            self.decode_inputs = InputBuffers(sizes, self.group.device)
-            page = self.cache.padding
-            self.padding = Slot.padding([states if each.kind == "state" else page for each in groups])
-            if self.group.rank == 0:
-                self.decoded = torch.empty(self._most_rows, config.vocab_size, device=self.group.device)
+            self._prepare_graphs(recorder, groups, states)
         if states and spec.host_states:
             self.host_states = HostStates(self.state_cache, spec.host_states)
         memory = msgspec.structs.replace(used, kv_pool=self.cache.nbytes + used.kv_pool)
@@ -213,6 +196,36 @@ class ModelRunner:
             host_states=spec.host_states if self.host_states is not None else 0,
             resizable=bool(self.group.least(int(self.cache.resizable))),
         )
+
+    def _probe(self, config: ModelConfig, pool: Callable[..., KVCache], weights: int) -> MemoryUse:
+        """What all but the pool takes, measured with one page and the layers that are unlike each other.
+
+        Args:
+            pool: makes one.
+            weights: bytes.
+        """
+        self.blocks = config.unlike_layers()
+        keeping = [number for number in self.blocks if config.layers[number].keys_of is None]
+        keeping += range(config.num_layers, len(config.layers))
+        stateful = [number for number in keeping if config.layers[number].kind == "state"]
+        few = [CacheGroup(kind="full", layers=[each for each in keeping if each not in stateful])]
+        if stateful:
+            few.append(CacheGroup(kind="state", layers=stateful))
+        self._attend_over(few, pool(few[:1], pages=1), 1)
+        with self.adapters.largest() as beside:
+            used = self._measure(weights + beside)
+        self.blocks = None
+        return msgspec.structs.replace(used, weights=weights)
+
+    def _prepare_graphs(self, recorder: GraphDevice, groups: Sequence[CacheGroup], states: int) -> None:
+        """Make what steps of single tokens are recorded with."""
+        self.graphs = Graphs(recorder, self._most_rows)
+        sizes = decode_sizes(self.inputs.sizes, self.spec.max_step_tokens, self._most_rows)
+        self.decode_inputs = InputBuffers(sizes, self.group.device)
+        page = self.cache.padding
+        self.padding = Slot.padding([states if each.kind == "state" else page for each in groups])
+        if self.group.rank == 0:
+            self.decoded = torch.empty(self._most_rows, self.card.config.vocab_size, device=self.group.device)
 
     def _attend_over(
         self, groups: Sequence[CacheGroup], cache: KVCache, states: int, padded: bool = False
