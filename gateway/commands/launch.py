@@ -57,7 +57,10 @@ def choose(client: Client, url: str, models: Sequence[Listed], wanted: str | Non
         LaunchError: there is none.
     """
     if not models:
-        raise LaunchError(f"the gateway at {url} has no models")
+        raise LaunchError(
+            f"the gateway at {url} has no models: `neuron pull NAME` gets one on one of its hosts, and "
+            "`cortex status` names these"
+        )
     if wanted is None:
         own = [model for model in models if model.alias_of is None]
         found = min(own, key=lambda model: _order(client, _chosen(url, model), model))
