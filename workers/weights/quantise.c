@@ -175,45 +175,36 @@ INLINE void q6_k(const float *x, uint8_t *to)
 /* --- Q4_K ---------------------------------------------------------------------------------------------- */
 
 /* Scales and minima, at most 0, with which eight groups of 32 are rounded best to integers from 0 to 15. */
-INLINE void with_minimum(const float *groups, float scales[LANES], float minima[LANES])
+INLINE void with_minimum(const __m256 x[32], float scales[LANES], float minima[LANES])
 {
-    __m256 x[32], weights[32], squares = all(0), least = all(0), largest = across(groups, 32, 0);
+    __m256 sum_x = all(0), least = all(0), largest = x[0];
     for (int i = 0; i < 32; i++) {
-        x[i] = across(groups, 32, i);
-        squares = _mm256_fmadd_ps(x[i], x[i], squares);
+        sum_x += x[i];
         least = _mm256_min_ps(least, x[i]);
         largest = _mm256_max_ps(largest, x[i]);
     }
-    const __m256 mean = _mm256_sqrt_ps(squares * all(1.0f / 32)), span = largest - least, per_step = inverse(span);
-    __m256 sum_w = all(0), sum_x = all(0), sum_xx = all(0);
-    for (int i = 0; i < 32; i++) {
-        weights[i] = absolute(x[i]) + mean;
-        const __m256 weighted = weights[i] * x[i];
-        sum_w += weights[i];
-        sum_x += weighted;
-        sum_xx = _mm256_fmadd_ps(weighted, x[i], sum_xx);
-    }
+    const __m256 span = largest - least, per_step = inverse(span), count = all(32);
     __m256 scale = span * all(1.0f / 15), minimum = least, best = all(0);
     for (int step = -1; step < 21; step++) {
         const __m256 by = all(step < 0 ? 15 : 14 + 0.1f * step) * per_step, lift = least * by;
         __m256 q_ = all(0), qq = all(0), xq = all(0);
         for (int i = 0; i < 32; i++) {
-            const __m256 q = clamp(nearest(_mm256_fmsub_ps(x[i], by, lift)), 0, 15), weighted = weights[i] * q;
-            q_ += weighted;
-            qq = _mm256_fmadd_ps(weighted, q, qq);
-            xq = _mm256_fmadd_ps(weighted, x[i], xq);
+            const __m256 q = clamp(nearest(_mm256_fmsub_ps(x[i], by, lift)), 0, 15);
+            q_ += q;
+            qq = _mm256_fmadd_ps(q, q, qq);
+            xq = _mm256_fmadd_ps(q, x[i], xq);
         }
         __m256 this_scale = scale, this_least = least;
-        const __m256 per = inverse(_mm256_max_ps(sum_w * qq - q_ * q_, all(0)));
+        const __m256 per = inverse(_mm256_max_ps(count * qq - q_ * q_, all(0)));
         if (step >= 0) {
-            this_scale = (sum_w * xq - sum_x * q_) * per;
+            this_scale = (count * xq - sum_x * q_) * per;
             this_least = (qq * sum_x - q_ * xq) * per;
             this_scale = where(above(this_least, all(0)), xq * inverse(qq), this_scale);
             this_least = _mm256_min_ps(this_least, all(0));
         }
-        /* of (scale q + least - x)², weighted, what is not the same in all steps */
+        /* of (scale q + least - x)² what is not the same in all steps */
         const __m256 error = this_scale * (this_scale * qq + all(2) * (this_least * q_ - xq)) +
-                             this_least * (this_least * sum_w - all(2) * sum_x);
+                             this_least * (this_least * count - all(2) * sum_x);
         __m256 better = above(best, error);
         if (step < 0)
             best = error;
@@ -228,20 +219,49 @@ INLINE void with_minimum(const float *groups, float scales[LANES], float minima[
     _mm256_storeu_ps(minima, all(0) - minimum);
 }
 
+/* Of scales and minima in 6 bits, and those beside them, the ones with which eight groups are rounded best. */
+INLINE void neighbours(const __m256 x[32], float d, float d_least, __m256 first, __m256 first_least,
+                       float scales[LANES], float minima[LANES])
+{
+    static const float more[3] = {0, -1, 1};
+    __m256 scale = first, minimum = first_least, best = all(__builtin_inff());
+    for (int way = 0; way < 9; way++) {
+        const __m256 s = clamp(first + all(more[way / 3]), 0, 63), m = clamp(first_least + all(more[way % 3]), 0, 63);
+        const __m256 by = s * all(d), lift = m * all(d_least), per = inverse(by);
+        __m256 error = all(0);
+        for (int i = 0; i < 32; i++) {
+            const __m256 q = clamp(nearest((x[i] + lift) * per), 0, 15);
+            const __m256 off = _mm256_fmsub_ps(q, by, lift + x[i]);
+            error = _mm256_fmadd_ps(off, off, error);
+        }
+        const __m256 better = above(best, error);
+        best = where(better, error, best);
+        scale = where(better, s, scale);
+        minimum = where(better, m, minimum);
+    }
+    _mm256_storeu_ps(scales, scale);
+    _mm256_storeu_ps(minima, minimum);
+}
+
 INLINE void q4_k(const float *x, uint8_t *to)
 {
     float scales[LANES], minima[LANES], most = 0, most_least = 0;
-    with_minimum(x, scales, minima);
+    __m256 groups[32];
+    for (int i = 0; i < 32; i++)
+        groups[i] = across(x, 32, i);
+    with_minimum(groups, scales, minima);
     for (int i = 0; i < LANES; i++) {
         most = __builtin_fmaxf(most, scales[i]);
         most_least = __builtin_fmaxf(most_least, minima[i]);
     }
     const float d = half(most / 63, to), least = half(most_least / 63, to + 2);
     const float by = 63 * inverse1(most), by_least = 63 * inverse1(most_least);
+    const __m256 first = clamp(nearest(_mm256_loadu_ps(scales) * all(by)), 0, 63);
+    const __m256 first_least = clamp(nearest(_mm256_loadu_ps(minima) * all(by_least)), 0, 63);
+    neighbours(groups, d, least, first, first_least, scales, minima);
     memset(to + 4, 0, 140);
     for (int group = 0; group < LANES; group++) {
-        const int s = nearest1(__builtin_fminf(__builtin_fmaxf(scales[group] * by, 0), 63));
-        const int m = nearest1(__builtin_fminf(__builtin_fmaxf(minima[group] * by_least, 0), 63));
+        const int s = scales[group], m = minima[group];
         if (group < 4) {
             to[4 + group] |= s;
             to[8 + group] |= m;
