@@ -13,6 +13,7 @@ from workers.checkpoints.blocks import FORMATS
 from workers.kernels import compiled, products
 from workers.kernels.products import widened
 from workers.layers.linear import Linear
+from workers.weights import built
 from workers.weights.blocks import Blocks
 
 SCALES = {"Q6_K": [208], "Q4_1": [0, 2], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2], "MXFP4": []}
@@ -125,7 +126,7 @@ def test_a_file_that_is_no_library_is_left_alone(tmp_path):
 
 
 def test_a_library_of_other_sources_is_not_used_and_the_log_says_what_to_run(tmp_path, monkeypatch, caplog):
-    for name in ("formats.h", "lanes.h", "vectors.h"):
+    for name in ("formats.h", "lanes.h", "source.h", "vectors.h"):
         shutil.copy(compiled.FOLDER / name, tmp_path)
     (tmp_path / "blocks.c").write_text('#define OWN_SOURCE\n#include "formats.h"\nSOURCE(blocks)\n')
     (tmp_path / "many.c").write_text('#define OWN_LANES\n#include "lanes.h"\nSOURCE(many)\n')
@@ -133,12 +134,13 @@ def test_a_library_of_other_sources_is_not_used_and_the_log_says_what_to_run(tmp
         (tmp_path / f"{name}.c").write_text(f'#include "vectors.h"\nSOURCE({name})\n')
     found = ctypes.CDLL(str(build(tmp_path, tmp_path / "library.so", "-O0")))
     monkeypatch.setattr(compiled, "FOLDER", tmp_path)
-    assert compiled.other_source(found) is None
+    sources = [tmp_path / name for name in compiled.SOURCES]
+    assert built.other_source(found, sources) is None
     with (tmp_path / "step.c").open("a") as file:
         file.write("/* as it will be one day */\n")
     assert compiled.load(tmp_path / "library.so") is None
-    (record,) = [record for record in caplog.records if record.name == compiled.logger.name]
+    (record,) = [record for record in caplog.records if record.name == built.logger.name]
     assert "another step.c" in record.getMessage()
     assert "pip install -e ." in record.getMessage()
     (tmp_path / "step.c").unlink()  # as in a package
-    assert compiled.other_source(found) is None
+    assert built.other_source(found, sources) is None

@@ -101,6 +101,12 @@ def test_the_compiled_routine_finds_what_is_found_without_it(library, monkeypatc
     ).float().mean() > 0.95  # sums in another order may end a tie otherwise
 
 
+def test_a_library_of_another_source_is_not_used(library, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers.weights.quantise, "SOURCE", tmp_path / "quantise.c")
+    (tmp_path / "quantise.c").write_text("/* as it will be one day */")
+    assert load(Path(library._name)) is None
+
+
 def test_rows_that_are_no_whole_blocks_of_the_compiled_routine_are_quantised_without_it(library, monkeypatch):
     monkeypatch.setattr(workers.weights.quantise, "library", lambda: library)
     rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))

@@ -7,14 +7,13 @@ Of its kernels those of `blocks.c` are called here, those of `dense.c` and `many
 from __future__ import annotations
 
 import ctypes
-import logging
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from workers.weights import built
 from workers.weights.blocks import Blocks
 
 # in the order of the numbers that blocks.c gives them
@@ -27,17 +26,14 @@ STEM = "_blocks"
 FOLDER = Path(__file__).parent
 SOURCES = (
     *("blocks.c", "blocks_vnni.c", "chunks.c", "dense.c", "many.c", "rows.c", "step.c"),
-    *("formats.h", "lanes.h", "vectors.h"),
+    *("formats.h", "lanes.h", "source.h", "vectors.h"),
 )
-
-logger = logging.getLogger("workers.kernels.compiled")
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The library beside this file; None: it was not built, or cannot be used here."""
-    paths = [FOLDER / (STEM + suffix) for suffix in EXTENSION_SUFFIXES]
-    path = next(filter(Path.exists, paths), None)
+    path = built.find(FOLDER, STEM)
     return None if path is None else load(path)
 
 
@@ -48,19 +44,9 @@ def level() -> int:
 
 
 def load(path: Path) -> ctypes.CDLL | None:
-    """The library at `path`; None where this CPU has not what it takes."""
-    try:
-        found = ctypes.CDLL(str(path))  # with the same libgomp as torch, and so with its threads
-    except OSError as error:
-        logger.warning("compiled kernels cannot be loaded: %s", error)
-        return None
-    if (other := other_source(found)) is not None:
-        logger.warning(
-            "%s was built from another %s than the one beside it, and is not used: steps take longer until "
-            "it is built again (pip install -e . does that)",
-            path,
-            other,
-        )
+    """The library at `path`; None where it cannot be used, or this CPU has not what it takes."""
+    found = built.load(path, (FOLDER / name for name in SOURCES))
+    if found is None:
         return None
     number, size, pointer, real = ctypes.c_int, ctypes.c_long, ctypes.c_void_p, ctypes.c_float
     weight = (number, pointer, size, size, size)
@@ -92,21 +78,6 @@ def load(path: Path) -> ctypes.CDLL | None:
         *(*[size] * 8, number, real, real, pointer, number),  # shape, scores, threads
     )
     return found
-
-
-def other_source(found: ctypes.CDLL) -> str | None:
-    """The first source that the library was not built from as it is here; None: there is no such."""
-    for name in SOURCES:
-        file = FOLDER / name
-        if not file.exists():  # an installed package has none
-            continue
-        text = getattr(found, f"{file.stem}_source", None)
-        if text is None:
-            return name
-        text.restype = ctypes.c_char_p
-        if text() not in (b"", file.read_bytes()):  # empty: its compiler could not keep it
-            return name
-    return None
 
 
 def check_memory(failed: int, what: str) -> None:

@@ -1,19 +1,10 @@
-/* What the compiled kernels share: types of numbers, and how a library says which source it was built from. */
+/* What the compiled kernels share: types of numbers, and how they are read and written. */
 
 #include <stdint.h>
 
-enum { FLOAT32, BFLOAT16, FLOAT16 };
+#include "source.h"
 
-/* The text of the file in which it stands, as `name`_source(): compiled.py compares it with what is there now. */
-#ifdef __ELF__
-#define SOURCE(name)                                                                                      \
-    __asm__(".pushsection .rodata\n" #name "_text: .incbin \"" __FILE__ "\"\n.byte 0\n.popsection");      \
-    extern const char name##_text[] __attribute__((visibility("hidden")));                                \
-    const char *name##_source(void) { return name##_text; }
-#else
-#define SOURCE(name)                                                                                      \
-    const char *name##_source(void) { return ""; }
-#endif
+enum { FLOAT32, BFLOAT16, FLOAT16 };
 
 #ifdef OWN_SOURCE /* in one of the files that include this */
 SOURCE(vectors)

@@ -9,6 +9,10 @@
 
 #include <stdint.h>
 
+#include "../kernels/source.h"
+
+SOURCE(quantise)
+
 enum { Q8_0, Q6_K, Q4_K };
 enum { FLOAT32, BFLOAT16, FLOAT16 };
 

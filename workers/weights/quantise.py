@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import product
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from workers.checkpoints.blocks import FORMATS
+from workers.weights import built
 
 VERSION = 3  # of the bits that come out: copies of another one are made again
 AT_ONCE = 1 << 16  # elements: what is tried with them stays in the cache
@@ -29,6 +29,7 @@ NEIGHBOURS = (0, -1, 1)  # of a scale in 6 bits, in the order in which they are 
 LEAST = 1e-36  # of what is divided by: some hundred times 1 / LEAST is still a float32
 
 STEM = "_quantise"
+SOURCE = Path(__file__).with_name("quantise.c")
 SUPER = 256  # elements that quantise.c takes at once
 KINDS = ["Q8_0", "Q6_K", "Q4_K"]  # in the order of the numbers that it gives them
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -58,16 +59,14 @@ def quantise(name: str, rows: Tensor, into: Tensor | None = None) -> Tensor:
 @cache
 def library() -> ctypes.CDLL | None:
     """The library beside this file; None: it was not built, or cannot be used here."""
-    paths = [Path(__file__).with_name(STEM + suffix) for suffix in EXTENSION_SUFFIXES]
-    path = next(filter(Path.exists, paths), None)
+    path = built.find(SOURCE.parent, STEM)
     return None if path is None else load(path)
 
 
 def load(path: Path) -> ctypes.CDLL | None:
-    """The library at `path`; None where it cannot be loaded, or this CPU has not what it takes."""
-    try:
-        found = ctypes.CDLL(str(path))
-    except OSError:
+    """The library at `path`; None where it cannot be used, or this CPU has not what it takes."""
+    found = built.load(path, [SOURCE])
+    if found is None:
         return None
     number, size, pointer = ctypes.c_int, ctypes.c_long, ctypes.c_void_p
     found.quantise_blocks.argtypes = (number, pointer, number, size, pointer)
