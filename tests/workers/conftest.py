@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import resource
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -55,3 +56,13 @@ def compiled_library(built_library: ctypes.CDLL) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "library", lambda: built_library)
         yield
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """A gigabyte more than there is: whoever believes a size that cannot be meant fails, and nothing else."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)

@@ -199,6 +199,13 @@ def test_a_template_tells_what_the_model_can_do(tmp_path):
 # --- what is refused ------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("little_memory")
+def test_experts_that_nobody_can_have_are_refused_by_the_first_that_is_missing(tmp_path):
+    experts = {"num_local_experts": 1 << 31, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5}
+    folder = write_checkpoint(tmp_path, architectures=["MixtralForCausalLM"], **experts)
+    assert "is in none of its files" in refusal(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_file_is_named(tmp_path, name):
     write_checkpoint(tmp_path)

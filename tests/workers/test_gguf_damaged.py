@@ -213,6 +213,7 @@ def test_damage_is_a_refusal_and_nothing_else(tiny, tmp_path):
     assert refused > 50
 
 
+@pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_no_value_of_any_key_is_more_than_a_refusal(tmp_path, architecture):
     more = {

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
@@ -406,16 +407,14 @@ def _of_gguf(path: Path, mtp: bool) -> ModelCard:
     if embedder is not None:
         model = msgspec.structs.replace(model, tied_head=True, writes=False)
     stages = made_for.stages if (made_for := embedder or reranker) else ()
-    specs = [TensorSpec(*tensor, "none") for stage in stages for tensor in stage.tensors()]
-    files, stored, used = check_tensors(
-        path, [*family.tensors(model), *specs], checkpoint.tensors, LATENT_HEADS
-    )
+    wanted = chain(family.tensors(model), _of_stages(stages))
+    files, stored, used = check_tensors(path, wanted, checkpoint.tensors, LATENT_HEADS)
     tensors = {
         name: _as_meant(tensor, *checkpoint.undone(name, tensor.shape)) for name, tensor in stored.items()
     }
     unused = sorted(name for name in checkpoint.tensors.keys() - used if not name.endswith(KNOWN_UNUSED))
-    wanted, more = checkpoint.sampling
-    said, _, left_out = generation.understood(wanted, model.vocab_size, path.name)
+    settings, more = checkpoint.sampling
+    said, _, left_out = generation.understood(settings, model.vocab_size, path.name)
     return ModelCard(
         folder=str(path.parent),
         architecture=architecture,
@@ -507,11 +506,9 @@ def _of_folder(folder: Path, mtp: bool) -> ModelCard:
         model = msgspec.structs.replace(model, tied_head=True, writes=False)
     if is_within and seeing is None:
         notes.append(f"{within.NOTE}: {blind}" if blind else within.NOTE)
-    specs = list(family.tensors(model))
-    if seeing is not None:
-        specs += TOWERS[family.sees[architecture]].specs(seeing)
-    specs += [TensorSpec(*tensor, "none") for stage in made_for.stages for tensor in stage.tensors()]
-    files, tensors, used = check_tensors(path, specs, stored, scheme)
+    eyes = [] if seeing is None else TOWERS[family.sees[architecture]].specs(seeing)
+    wanted = chain(family.tensors(model), eyes, _of_stages(made_for.stages))
+    files, tensors, used = check_tensors(path, wanted, stored, scheme)
     if seeing is not None:
         seeing = msgspec.structs.replace(seeing, token_work=_token_work(model, tensors))
     ignored = KNOWN_UNUSED if scheme is None else (*KNOWN_UNUSED, *scheme.beside)
@@ -539,6 +536,13 @@ def _of_folder(folder: Path, mtp: bool) -> ModelCard:
         reranker=made_for.reranker,
         vision=seeing,
     )
+
+
+def _of_stages(stages: Iterable[Stage]) -> Iterator[TensorSpec]:
+    """The tensors behind a model's last layer."""
+    for stage in stages:
+        for tensor in stage.tensors():
+            yield TensorSpec(*tensor, "none")
 
 
 def _with_mtp(
