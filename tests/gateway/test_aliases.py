@@ -14,7 +14,7 @@ from gateway.commands.up_plan import UpError, parse_aliases
 from ipc.model_settings import MAX_MODEL_ID
 from ipc.settings import ConfigError
 from tests import streams
-from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread
+from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, eventually
 
 MODELS = {"qwen3-8b", "org/coder", "claude-home", "tagged:latest"}
 ALIASES = Aliases(
@@ -179,7 +179,7 @@ def test_who_asks_for_an_alias_is_told_where_it_leads(client: httpx.Client, alia
     failed = client.post("/v1/completions", json=body | {"model": "broken"})
     assert "'broken' is an alias of 'fails/model_load_failed': " in failed.json()["error"]["message"]
     assert "alias=dead model=gone" in aliased.log.read_text()  # at the start
-    assert "model='gone' alias='dead'" in aliased.log.read_text()
+    eventually(lambda: "model='gone' alias='dead'" in aliased.log.read_text(), "the request is in the log")
 
 
 def test_metrics_have_models_by_their_own_name(client: httpx.Client, aliased: GatewayProcess) -> None:

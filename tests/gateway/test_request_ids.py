@@ -103,7 +103,12 @@ def test_what_http_does_not_allow_is_a_line_as_well(two: TwoNeurons) -> None:
     for method, content, status in (("GET", b"", 405), ("POST", b"x", 415)):
         answer = httpx.request(method, url, content=content, headers=headers, trust_env=False)
         assert (answer.status_code, answer.headers["x-request-id"]) == (status, "http-1")
-    said = [line for line in two.gateway.log.read_text().splitlines() if "request_id=http-1 " in line]
+
+    def both() -> list[str]:
+        said = [line for line in two.gateway.log.read_text().splitlines() if "request_id=http-1 " in line]
+        return said if len(said) == 2 else []
+
+    said = eventually(both, "a line of each in the log")
     assert ["method_not_allowed" in said[0], "unsupported_media_type" in said[1]] == [True, True]
     assert all("request refused" in line for line in said)
 
