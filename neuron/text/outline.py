@@ -17,7 +17,15 @@ from tokenizers import Tokenizer
 
 from neuron.processes.beside import Beside
 from neuron.text.growth import growth
-from neuron.text.tokenizer import MAX_DECODED, MAX_GROWTH, TextTokenizer, TokenizerFile, nests, regexes
+from neuron.text.tokenizer import (
+    MAX_DECODED,
+    MAX_GROWTH,
+    TextTokenizer,
+    TokenizerFile,
+    is_panic,
+    nests,
+    regexes,
+)
 from workers.checkpoints.files import read_bytes
 from workers.checkpoints.gguf.header import SUFFIX, read_header
 from workers.checkpoints.gguf.tokenizer import tokenizer_parts
@@ -131,5 +139,7 @@ def _framed(parts: dict[str, Any], model: dict[str, Any]) -> Tokenizer | None:
         return None
     try:
         return Tokenizer.from_buffer(frame)
-    except Exception:  # the library raises nothing more special
+    except BaseException as error:  # the library raises nothing more special
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         return None

@@ -64,7 +64,7 @@ class TextTokenizer:
         except CortexError:
             raise
         except BaseException as error:  # the library raises nothing more special
-            if not isinstance(error, Exception) and not _is_panic(error):
+            if not isinstance(error, Exception) and not is_panic(error):
                 raise
             refuse(path, f"is no tokenizer: {error}")
         if grown > MAX_GROWTH or decoded > MAX_DECODED:
@@ -110,7 +110,7 @@ class TextTokenizer:
             # `encode` itself holds the interpreter's lock all the while: 0.3 s for 200,000 tokens.
             (encoding,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=special)
         except BaseException as error:
-            if not _is_panic(error):
+            if not is_panic(error):
                 raise
             log.warning("a tokenizer gave up file=%s reason=%s", self._path, error)
             message = "the model's tokenizer gave up: its regular expressions take too long for this text"
@@ -179,7 +179,7 @@ class TextTokenizer:
         return characters // self._longest
 
 
-def _is_panic(error: BaseException) -> bool:
+def is_panic(error: BaseException) -> bool:
     """Whether it is one of Rust's panics: no `Exception`, and without a public name."""
     return type(error).__name__ == "PanicException"
 

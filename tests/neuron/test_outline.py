@@ -59,6 +59,9 @@ CHANGES = {
     "a long text": replaced(
         "normalizer", {"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 20_000}
     ),
+    "characters that are none": replaced(
+        "normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    ),
     "a tag without its text": replaced("added_tokens", lambda tokens: [*tokens, {"id": 999}]),
     "a tag of another id": replaced(
         "added_tokens", lambda tokens: [tokens[0] | {"id": 990, "content": "<other>"}, *tokens]
