@@ -242,7 +242,7 @@ async def _run(plan: Plan, console: Console) -> None:
     try:
         await Up(plan, Narrator(console), folder).run(enough)
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # what cleans up after days may have had it
 
 
 def run(plan: Plan, console: Console) -> None:
