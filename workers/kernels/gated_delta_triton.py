@@ -16,9 +16,11 @@ from torch import Tensor
 
 from workers.checkpoints.config import DeltaNet
 from workers.kernels.gated_delta import EPS
+from workers.kernels.launch import Launcher
 
 CHANNELS = 256  # of a program of the convolution
 COLUMNS = 32  # of a head's matrix, of a program
+WARPS = 4
 
 
 class Places(NamedTuple):
@@ -141,6 +143,9 @@ def recur_kernel(
         tl.store(out + (row * HEADS + head) * VALUE_DIM + e, found, mask=e < VALUE_DIM)
 
 
+CONVOLVE, KEEP_INPUTS, RECUR = map(Launcher, (convolve_kernel, keep_inputs_kernel, recur_kernel))
+
+
 def convolve(
     mixed: Tensor, weight: Tensor, kept: Tensor, owners: Tensor, places: Places, silu: bool = True
 ) -> Tensor:
@@ -158,9 +163,11 @@ def convolve(
     """
     (tokens, channels), kernel = mixed.shape, weight.shape[1]
     y = torch.empty(tokens, channels, dtype=torch.float32, device=mixed.device)
-    convolve_kernel[(tokens, triton.cdiv(channels, CHANNELS))](
+    CONVOLVE(
+        (tokens, triton.cdiv(channels, CHANNELS), 1),
         *(mixed, weight, kept, y, owners, places.starts, places.read),
         *(kept.stride(0), channels, kernel, silu, CHANNELS),
+        num_warps=WARPS,
     )
     return y
 
@@ -168,9 +175,11 @@ def convolve(
 def keep_inputs(mixed: Tensor, kept: Tensor, places: Places) -> None:
     """Let the next tokens of sequences see the last inputs before their ends; for the rest see `convolve`."""
     channels, places_before = mixed.shape[1], kept.shape[1]
-    keep_inputs_kernel[(len(places.read), triton.cdiv(channels, CHANNELS))](
+    KEEP_INPUTS(
+        (len(places.read), triton.cdiv(channels, CHANNELS), 1),
         *(mixed, kept, *places, kept.stride(0), channels),
         *(places_before + 1, triton.next_power_of_2(places_before), CHANNELS),
+        num_warps=WARPS,
     )
 
 
@@ -186,9 +195,11 @@ def recur(
 ) -> None:
     """As `workers.kernels.gated_delta.recur`, token after token of the first `sequences` of `places`."""
     columns = min(COLUMNS, triton.next_power_of_2(delta.value_dim))
-    recur_kernel[(sequences, delta.value_heads, triton.cdiv(delta.value_dim, columns))](
+    RECUR(
+        (sequences, delta.value_heads, triton.cdiv(delta.value_dim, columns)),
         *(y, decay, beta, matrices, out, *places),
         *(matrices.stride(0), y.shape[1], delta.key_dim**-0.5),
         *(delta.key_heads, delta.value_heads, delta.key_dim, delta.value_dim, EPS),
         *(triton.next_power_of_2(delta.key_dim), columns),
+        num_warps=WARPS,
     )
