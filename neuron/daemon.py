@@ -90,7 +90,7 @@ async def serve(config: NeuronConfig, path: str | Path | None = None, backoff: B
         allowed=[load_public(key) for key in config.allowed_keys],
         insecure=config.insecure,
     )
-    reload = Reload(config, path, models.configure) if path is not None else None
+    reload = Reload(config, path, models.finder.configure) if path is not None else None
     if reload is not None and not at_terminal:
         loop.add_signal_handler(signal.SIGHUP, reload.at_once)
     server.start()  # before any model is loaded: who waits for one shall see how it goes

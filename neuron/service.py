@@ -291,7 +291,7 @@ class Service:
         return Done(id=request.id)
 
     async def _list_models(self, peer: Peer, request: ListModels) -> Reply:
-        await self._models.find_all()
+        await self._models.finder.find_all()
         return ModelList(id=request.id, models=self._models.states())
 
     async def _count_tokens(self, peer: Peer, request: CountTokens) -> Reply | Encoded:
@@ -327,7 +327,7 @@ class Service:
 
     async def _set_catalogue(self, peer: Peer, request: SetCatalogue) -> Reply:
         _check(request.catalogue)
-        return await self._models.take_catalogue(request.catalogue, request.id)
+        return await self._models.finder.take_catalogue(request.catalogue, request.id)
 
     async def _check_catalogue(self, peer: Peer, request: CheckCatalogue) -> Reply:
         _check(request.catalogue)

@@ -1,4 +1,4 @@
-"""All models of a neuron: found, opened, told of."""
+"""All models of a neuron: put together with what they share, started, told of, ended."""
 
 from __future__ import annotations
 
@@ -7,25 +7,20 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from time import monotonic
-from typing import NamedTuple
 
-from ipc.errors import Code, CortexError
 from ipc.messages.catalogue import Appraisal, FleetCatalogue
-from ipc.messages.replies import CatalogueReply, Quoted
+from ipc.messages.replies import Quoted
 from ipc.messages.state import ModelState, ModelStatus, RankState
-from neuron.catalogue.appraisal import appraise
-from neuron.catalogue.catalogue import DEMO_FOLDER, Catalogue, Signature
-from neuron.catalogue.succession import Succession
+from neuron.catalogue.catalogue import Catalogue
 from neuron.config import ModelSettings, NeuronConfig
-from neuron.description import ModelDescription, describe
+from neuron.description import ModelDescription
 from neuron.memory.devices import CpuProbe, Inventory
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
 from neuron.memory.parking import Parking, automatic_budget
 from neuron.memory.room import Room
 from neuron.memory.text_memory import TextMemory
+from neuron.models.finder import Finder
 from neuron.models.managed import ManagedModel
 from neuron.models.residents import Residents
 from neuron.preparation.preparation import Preparation
@@ -38,29 +33,11 @@ from neuron.tenancy.launcher import Launcher
 
 log = logging.getLogger("neuron.models.manager")
 
-SCAN_SECONDS = 2.0  # between two looks for models that came or went
 RELIEF_SECONDS = 1.0  # between two looks whether the host runs short of memory
-SCAN_SHARE = 20.0  # times as long as one look takes, at least, but no longer than
-MOST_SCAN_SECONDS = 30.0
-
-
-class Refused(NamedTuple):
-    """What a model could not be served with, and why."""
-
-    signature: Signature
-    settings: ModelSettings
-    why: str
-
-    def is_of(self, signature: Signature, settings: ModelSettings) -> bool:
-        """Whether nothing is otherwise by now."""
-        return (self.signature, self.settings) == (signature, settings)
 
 
 class ModelManager:
-    """Finds models, makes room for them, and ends them.
-
-    A checkpoint is inspected when it is found or first asked for, and again when its files changed; one that
-    could not be read is inspected again by the next who asks.
+    """Owns the models that were found, and what they share: memory, processes, and what is to be fetched.
 
     Args:
         config: the neuron's.
@@ -71,6 +48,7 @@ class ModelManager:
         backoff: waits between restarts.
 
     Attributes:
+        finder: knows which models there are.
         room: the memory that they share.
         parking: what stays in the host's memory of those that left.
         searched: whether this host was searched for models once, so that `states` are complete.
@@ -88,19 +66,9 @@ class ModelManager:
         self._inventory = inventory
         self._tell_changed = changed
         self._preparation = preparation
-        self._own = config
-        self._fleet = Succession()
-        self._catalogue = Catalogue(config, inventory.devices)
-        self._configured = True  # by what is said now
         self._models: dict[str, ManagedModel] = {}
-        self._broken: dict[str, str] = {}  # ids that are there and cannot be read, and why
-        self._seen: dict[str, Signature] = {}  # of every model that was found, when it was inspected
-        self._refused: dict[str, Refused] = {}  # models that could not be served as they are wanted
-        self._finding = asyncio.Lock()
-        self._scan_took = 0.0  # seconds
         self._watching: asyncio.Task[None] | None = None
         self._relieving: asyncio.Task[None] | None = None
-        self._opening: dict[str, asyncio.Future[ManagedModel]] = {}
         self._backoff = backoff or Backoff()
         ledger = Ledger(inventory.devices)
         self._standby = Standby(
@@ -119,33 +87,32 @@ class ModelManager:
         self.parking = Parking(budget, ledger, memory, self._on_parked, self._worth_parked, self._used_parked)
         texts = TextMemory(ledger, preparation)
         self.room = Room(config.memory, ledger, inventory, self._standby, changed, self.parking, texts)
+        self._catalogue = Catalogue(config, inventory.devices)
+        self.finder = Finder(
+            config,
+            self._catalogue,
+            inventory,
+            self._models,
+            self._build,
+            self.parking.drop,
+            self._looked,
+            self._changed,
+        )
         self._residents = Residents(config, self.room, self._models, self.open)
-        self._pulls = Pulls(config, self._cache, lambda: inventory.devices, self.open, self._changed)
+        self._pulls = Pulls(
+            config, lambda: self._catalogue.cache, lambda: inventory.devices, self.open, self._changed
+        )
         cores = CpuProbe().cores()
         cores = min(cores, config.cpu.cores or cores)
         self._launcher = Launcher(config, cores, self._standby, self.parking)
 
-    # --- finding ----------------------------------------------------------------------------------------
-
     def known(self, model_id: str) -> ManagedModel | None:
         """A model that somebody asked for before, by its name or that of one of its adapters."""
-        model = self._models.get(model_id) or self._models.get(self._catalogue.base(model_id))
-        return None if model is not None and model.retired else model
+        return self.finder.known(model_id)
 
     async def open(self, model_id: str) -> ManagedModel:
-        """The model of that name, loaded or not; of an adapter's name its base.
-
-        Raises:
-            CortexError: MODEL_NOT_FOUND, or MODEL_LOAD_FAILED for a checkpoint that cannot be read.
-        """
-        if (model := self.known(model_id)) is not None:
-            return model
-        model_id = self._catalogue.base(model_id)
-        if (opening := self._opening.get(model_id)) is None:
-            opening = asyncio.ensure_future(self._describe(model_id))
-            self._opening[model_id] = opening
-            opening.add_done_callback(partial(self._opened, model_id))
-        return await asyncio.shield(opening)
+        """The model of that name, loaded or not; raises as `Finder.open`."""
+        return await self.finder.open(model_id)
 
     async def obtain(self, model_id: str, account: str, tell: Callable[[LoadProgress], None]) -> ManagedModel:
         """The same, for somebody who will have it loaded: its files come first where they may be pulled.
@@ -171,55 +138,6 @@ class ModelManager:
         is_here = await asyncio.to_thread(self._catalogue.is_here, model_id)
         return None if is_here else self._pulls.of(settings)
 
-    def _cache(self) -> Path:
-        return self._catalogue.cache
-
-    def _opened(self, model_id: str, opening: asyncio.Future[ManagedModel]) -> None:
-        del self._opening[model_id]
-        if not opening.cancelled():
-            opening.exception()  # those who waited have it, and may all be gone
-
-    async def _describe(self, model_id: str) -> ManagedModel:
-        settings = self._catalogue.settings(model_id)
-        try:
-            description = await asyncio.to_thread(self._inspect, settings)
-        except CortexError as error:
-            away = settings.pull and error.code == Code.MODEL_NOT_FOUND
-            if self._catalogue.is_own(model_id) and not away:  # whose user waits to see it
-                self._broken[model_id] = error.message
-                self._changed()
-            raise
-        for note in description.notes:
-            log.warning("model is not as its files have it model=%s note=%s", model_id, note)
-        self._broken.pop(model_id, None)
-        if (model := self._models.get(model_id)) is not None:  # it was to leave for good
-            model.renew(settings, description)
-            return model
-        model = self._models[model_id] = ManagedModel(
-            settings,
-            description,
-            self.room,
-            self._launcher,
-            self._backoff,
-            self._changed,
-            self._preparation.read_text,
-            self._preparation.forget_text,
-        )
-        self._standby.tend()
-        self._changed()
-        return model
-
-    def _inspect(self, settings: ModelSettings) -> ModelDescription:
-        folder = DEMO_FOLDER if settings.simulated is not None else self._catalogue.find(settings.id)
-        try:
-            return describe(settings, folder)
-        except CortexError:
-            raise
-        except Exception as error:  # whatever is in its files costs no other model
-            log.exception("model cannot be inspected model=%s folder=%s", settings.id, folder)
-            message = f"{folder} cannot be inspected: {type(error).__name__}: {error}; the log has more"
-            raise CortexError(Code.MODEL_LOAD_FAILED, message) from error
-
     def pin(self, model: ManagedModel, pinned: bool) -> None:
         """Load `model` and keep it so, or keep it no longer."""
         self._catalogue.pin(model.id, pinned)
@@ -229,149 +147,23 @@ class ModelManager:
             model.bring_up()  # it may have been called once, and have left since
         self._changed()
 
-    async def configure(self, config: NeuronConfig) -> None:
-        """Serve by what the neuron's own file says of models now; the rest of it counts from a start."""
-        self._own = config
-        self._configured = False
-        await self._configure()
-
-    async def take_catalogue(self, said: FleetCatalogue, request_id: int) -> CatalogueReply:
-        """Serve by what a gateway says of models, where it is the one that counts; which one that is."""
-        if self._fleet.take(said):
-            log.info(
-                "catalogue counts version=%s origin=%s models=%d", said.version, said.origin, len(said.models)
-            )
-            self._configured = False
-        await asyncio.shield(asyncio.ensure_future(self._configure()))  # whoever said it may be gone by now
-        counts = self._fleet.current
-        unreadable = {m.id: self._refused[m.id].why for m in counts.models if m.id in self._refused}
-        return CatalogueReply(
-            id=request_id,
-            version=counts.version,
-            origin=counts.origin,
-            own=self._catalogue.differs,
-            refused=unreadable | self._catalogue.not_here,
-        )
-
     async def appraise(self, said: FleetCatalogue) -> list[Appraisal]:
         """What would become of each model of that catalogue."""
-        catalogue = Catalogue(self._own, self._inventory.devices)
-        catalogue.configure(self._own, said)
-        runtime = self.room.runtime
-        return await asyncio.to_thread(appraise, catalogue, said, self._inventory.devices, runtime)
-
-    async def _configure(self) -> None:
-        """Go by what the neuron's own file and the gateways say by now, unless that is done."""
-        async with self._finding:
-            if self._configured:
-                return
-            self._catalogue.configure(self._own, self._fleet.current)
-            self._configured = True
-            found = await self._find_all()
-            for model in [model for model in self._models.values() if model.id not in found]:
-                model.retire()
-
-    async def find_all(self) -> None:
-        """Get to know every model that is on this host now, and forget those that are gone.
-
-        A folder whose files changed is inspected again; one that is not whole is none, until it is.
-        """
-        async with self._finding:
-            await self._find_all()
-
-    async def _find_all(self) -> dict[str, Signature]:
-        """The same; what was found."""
-        began = monotonic()
-        found = await asyncio.to_thread(self._catalogue.scan)
-        self._scan_took = monotonic() - began  # without what it takes to inspect what is new, once
-        for model_id in [*{**self._seen, **self._models, **self._broken}]:
-            as_it_was = model_id in found and self._seen.get(model_id) in (None, found[model_id])
-            if as_it_was and (refused := self._refused.get(model_id)) is not None:
-                as_it_was = refused.is_of(found[model_id], self._catalogue.settings(model_id))
-            if not as_it_was and self._forget(model_id):
-                self._seen.pop(model_id, None)
-        for model_id, signature in found.items():
-            if (model := self._models.get(model_id)) is not None:
-                await self._renew(model, signature)
-            if model_id in self._seen:
-                continue
-            self._seen[model_id] = signature
-            try:
-                await self.open(model_id)
-            except CortexError as error:
-                self._refused[model_id] = Refused(
-                    signature, self._catalogue.settings(model_id), error.message
-                )
-                log.warning("model cannot be used model=%s reason=%s", model_id, error)
-        self._pulls.keep(self._catalogue.away)
-        self._residents.call()
-        return found
-
-    async def _renew(self, model: ManagedModel, signature: Signature) -> None:
-        """Have `model` served as it is wanted now."""
-        settings = self._catalogue.settings(model.id)
-        if settings == model.wanted and not model.retired:
-            self._refused.pop(model.id, None)
-            return
-        if model.id in self._refused and self._refused[model.id].is_of(signature, settings):
-            return
-        try:
-            description = await asyncio.to_thread(self._inspect, settings)
-        except CortexError as error:
-            self._refused[model.id] = Refused(signature, settings, error.message)
-            log.warning("model stays as it was model=%s reason=%s", model.id, error)
-            return
-        self._refused.pop(model.id, None)
-        self._seen[model.id] = signature
-        model.renew(settings, description)
-
-    def _forget(self, model_id: str) -> bool:
-        """Know nothing of a model any more; False while somebody has to do with it."""
-        model = self._models.get(model_id)
-        if model is not None and model.in_use:
-            return False
-        if model is not None:
-            model.drop_text()
-        for known in (self._models, self._broken, self._refused):
-            known.pop(model_id, None)
-        self.parking.drop(model_id)
-        log.info("model forgotten, or to be read again model=%s", model_id)
-        self._changed()
-        return True
-
-    async def _watch(self) -> None:
-        """Find models as they come and go."""
-        while True:
-            try:
-                await self.find_all()
-            except OSError as error:
-                log.warning("models cannot be looked for reason=%s", error)
-            except Exception:  # a later look may do better
-                log.exception("models cannot be looked for")
-            await asyncio.sleep(min(max(SCAN_SECONDS, SCAN_SHARE * self._scan_took), MOST_SCAN_SECONDS))
-
-    async def _relieve(self) -> None:
-        """Give what is parked back as soon as the host is short of it, though nobody asks this neuron."""
-        while True:
-            await asyncio.sleep(RELIEF_SECONDS)
-            try:
-                self.parking.relieve()
-            except Exception:  # a later look may do better
-                log.exception("the host's memory cannot be relieved of what is parked")
+        return await self.finder.appraise(said, self.room.runtime)
 
     async def start(self) -> None:
         """Find every model, and load those that shall be there."""
         if self.parking.budget:
             log.info("weights may stay in the host's memory bytes=%d", self.parking.budget)
         try:
-            await self.find_all()
+            await self.finder.find_all()
         except Exception:  # those that were found are served, and it is looked for others all the time
             log.exception("models cannot be looked for")
         finally:
             self.searched = True
             self._changed()
         await self._residents.start()
-        self._watching = asyncio.create_task(self._watch())
+        self._watching = asyncio.create_task(self.finder.watch())
         if self.parking.budget:
             self._relieving = asyncio.create_task(self._relieve())
 
@@ -387,13 +179,9 @@ class ModelManager:
         await asyncio.gather(*(model.close() for model in self._models.values()))
         self.parking.close()
 
-    # --- telling ----------------------------------------------------------------------------------------
-
     def states(self) -> list[ModelState]:
         """Every model that is known, and those that are broken."""
-        broken = [
-            ModelState(id=model_id, status="failed", error=why) for model_id, why in self._broken.items()
-        ]
+        broken = [ModelState(id=name, status="failed", error=why) for name, why in self.finder.broken.items()]
         away = [state for state in self._pulls.states() if state.id not in self._models]
         return [model.state() for model in self._models.values()] + broken + away
 
@@ -460,7 +248,32 @@ class ModelManager:
         rate = sum(o.description.bytes_weights for o in like) / sum(o.load_seconds for o in like)
         return model.description.bytes_weights / rate
 
-    # --- for processes that wait ------------------------------------------------------------------------
+    def _build(self, settings: ModelSettings, description: ModelDescription) -> ManagedModel:
+        self._standby.tend()
+        return ManagedModel(
+            settings,
+            description,
+            self.room,
+            self._launcher,
+            self._backoff,
+            self._changed,
+            self._preparation.read_text,
+            self._preparation.forget_text,
+        )
+
+    def _looked(self) -> None:
+        """It was seen which models there are."""
+        self._pulls.keep(self._catalogue.away)
+        self._residents.call()
+
+    async def _relieve(self) -> None:
+        """Give what is parked back as soon as the host is short of it, though nobody asks this neuron."""
+        while True:
+            await asyncio.sleep(RELIEF_SECONDS)
+            try:
+                self.parking.relieve()
+            except Exception:  # a later look may do better
+                log.exception("the host's memory cannot be relieved of what is parked")
 
     def _standby_devices(self) -> list[str]:
         """Where some model may be loaded next that a waiting process is of use for.

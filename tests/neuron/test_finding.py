@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+import neuron.models.finder
 import neuron.models.manager
 from ipc.errors import Code, CortexError
 from neuron.catalogue.catalogue import Catalogue
@@ -71,15 +72,15 @@ def test_a_fault_of_ours_in_reading_one_model_is_its_own_failure(tmp_path, monke
                 await models.open("b")
             assert error.value.code == Code.MODEL_LOAD_FAILED
 
-    monkeypatch.setattr(neuron.models.manager, "describe", faulty)
+    monkeypatch.setattr(neuron.models.finder, "describe", faulty)
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
     assert "model cannot be inspected model=b" in caplog.text
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("once"), OSError("once")])
 def test_a_look_that_fails_is_followed_by_others(tmp_path, monkeypatch, caplog, fault):
-    monkeypatch.setattr(neuron.models.manager, "SCAN_SECONDS", 0.0)
-    monkeypatch.setattr(neuron.models.manager, "SCAN_SHARE", 0.1)
+    monkeypatch.setattr(neuron.models.finder, "SCAN_SECONDS", 0.0)
+    monkeypatch.setattr(neuron.models.finder, "SCAN_SHARE", 0.1)
     scan, faults = Catalogue.scan, [fault, fault, fault]
 
     def faulty(self):
@@ -100,8 +101,8 @@ def test_a_look_that_fails_is_followed_by_others(tmp_path, monkeypatch, caplog, 
 
 
 def test_a_model_that_took_long_to_inspect_is_forgotten_soon_after_it_went(tmp_path, monkeypatch):
-    monkeypatch.setattr(neuron.models.manager, "SCAN_SECONDS", 0.0)
-    monkeypatch.setattr(neuron.models.manager, "SCAN_SHARE", PATIENCE)
+    monkeypatch.setattr(neuron.models.finder, "SCAN_SECONDS", 0.0)
+    monkeypatch.setattr(neuron.models.finder, "SCAN_SHARE", PATIENCE)
 
     def slow(settings, folder):
         time.sleep(1.0)
@@ -114,8 +115,8 @@ def test_a_model_that_took_long_to_inspect_is_forgotten_soon_after_it_went(tmp_p
             await asyncio.to_thread(shutil.rmtree, tmp_path / "a")
             await until(lambda: not status(models))
 
-    monkeypatch.setattr(neuron.models.manager, "MOST_SCAN_SECONDS", 0.5)
-    monkeypatch.setattr(neuron.models.manager, "describe", slow)
+    monkeypatch.setattr(neuron.models.finder, "MOST_SCAN_SECONDS", 0.5)
+    monkeypatch.setattr(neuron.models.finder, "describe", slow)
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
 
 
