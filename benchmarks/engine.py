@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, Q
 from transformers.utils import logging as transformers_logging
 
 from ipc.worker_messages import RingHandle, SamplingParams, WorkerSpec
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan

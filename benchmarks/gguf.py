@@ -25,7 +25,7 @@ from rich.table import Table
 
 from benchmarks.llama_cpp_peer import CONTEXT, SEQUENCES
 from ipc.worker_messages import RingHandle, SamplingParams, WorkerSpec
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan

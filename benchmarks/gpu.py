@@ -54,9 +54,10 @@ from benchmarks.quantised_models import write_awq, write_fp8, write_gguf, write_
 from ipc.worker_messages import RingHandle, WorkerSpec
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
 from workers.checkpoints.caches import state_bytes
-from workers.checkpoints.card import ModelCard, read_card
+from workers.checkpoints.card import ModelCard
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.llama import EMBEDDING
+from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.step.pages import pages_for
 

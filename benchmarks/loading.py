@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.engine import write_weights
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.models.decoder import Decoder
 from workers.parallel import RankGroup
 from workers.weights.loader import BLOCK, Shard, WeightFiles
@@ -36,7 +36,7 @@ import json, sys, time
 from pathlib import Path
 from benchmarks.loading import memory
 from ipc.worker_messages import RingHandle, WorkerSpec
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
 spec = WorkerSpec(model="benchmark", engine="transformer", epoch=1, rank=0, world_size=1, device="cpu",

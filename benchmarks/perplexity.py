@@ -30,8 +30,8 @@ from ipc.model_settings import KVCacheDtype
 from ipc.worker_messages import RingHandle, SamplingParams, Submit, WorkerSpec
 from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.blocks import QUANTIZATIONS
-from workers.checkpoints.card import read_card
 from workers.checkpoints.gguf import checkpoint as gguf
+from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.scheduling.scheduler import Scheduler
 from workers.weights.loader import Shard, Slice, WeightFiles

@@ -23,8 +23,9 @@ from neuron.catalogue.catalogue import DEMO_FOLDER
 from tests.neuron.harness import Neuron
 from workers.checkpoints.blocks import FORMATS
 from workers.checkpoints.caches import state_bytes
-from workers.checkpoints.card import ModelCard, read_card
+from workers.checkpoints.card import ModelCard
 from workers.checkpoints.families.llama import EMBEDDING
+from workers.checkpoints.reading import read_card
 
 RANKS = 2
 QUANTIZATION = "q6"

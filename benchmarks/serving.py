@@ -37,7 +37,8 @@ from ipc.messages.sampling import Sampling
 from tests.neuron.harness import ROOT, Neuron
 from workers.cache.state import HostStates, StateCache
 from workers.checkpoints.caches import num_states, state_bytes
-from workers.checkpoints.card import ModelCard, read_card
+from workers.checkpoints.card import ModelCard
+from workers.checkpoints.reading import read_card
 from workers.step.plan import StateMove
 
 SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "num_attention_heads": 4}

@@ -22,7 +22,7 @@ from rich.table import Table
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from ipc.worker_messages import PAGE_SIZE, RingHandle, SamplingParams, WorkerSpec
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 

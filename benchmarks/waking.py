@@ -32,7 +32,8 @@ from benchmarks.engine import SHAPE
 from benchmarks.gpu import EIGHT_BILLION, measure_limits
 from ipc import parked
 from ipc.worker_messages import RingHandle, WorkerSpec
-from workers.checkpoints.card import ModelCard, read_card
+from workers.checkpoints.card import ModelCard
+from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.process.life import settled, warm_up
 from workers.step.pages import pages_for

@@ -18,9 +18,10 @@ from neuron.memory.fit import Need
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, kernels_of, packs_head
 from neuron.text.frontend import TextFiles, TextFrontEnd
 from workers.checkpoints.adapter import AdapterCard, read_adapter
-from workers.checkpoints.card import DTYPE_BYTES, ModelCard, read_card
+from workers.checkpoints.card import DTYPE_BYTES, ModelCard
 from workers.checkpoints.families.llama import EMBEDDING
 from workers.checkpoints.generation import GenerationDefaults
+from workers.checkpoints.reading import read_card
 from workers.checkpoints.vectors.modules import Embedder
 from workers.checkpoints.vectors.rerankers import Reranker
 

@@ -20,10 +20,11 @@ from neuron.text.frontend import TextFiles, thoughts
 from neuron.text.outline import Outline
 from workers.checkpoints.blocks import QUANTIZATIONS
 from workers.checkpoints.caches import state_bytes
-from workers.checkpoints.card import ModelCard, read_card
+from workers.checkpoints.card import ModelCard
 from workers.checkpoints.computing import missing_type
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
+from workers.checkpoints.reading import read_card
 from workers.checkpoints.stored_tensors import StoredTensor, nbytes
 from workers.checkpoints.vision import Vision
 

@@ -24,8 +24,8 @@ from benchmarks.gpu import (
     run_part,
 )
 from benchmarks.quantised_models import write_awq, write_fp8, write_gguf
-from workers.checkpoints.card import read_card
 from workers.checkpoints.experts import Experts
+from workers.checkpoints.reading import read_card
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from ipc.model_settings import changed_keys
 from neuron.catalogue.hosting import NotHere, hosted
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.pulling import unchecked
-from workers.checkpoints.card import refusal
 from workers.checkpoints.gguf.splits import by_label, files_in, name_of
 from workers.checkpoints.presence import gguf_files, is_checkpoint, is_whole
+from workers.checkpoints.reading import refusal
 
 DEMO = "demo"  # the id of the model that comes with the package
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"

@@ -21,7 +21,7 @@ from ipc.messages.requests import Generate, Health, Load
 from ipc.messages.sampling import Sampling
 from neuron.catalogue.catalogue import DEMO_FOLDER
 from tests.neuron.harness import PATIENCE, Neuron
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 
 NAMES = ("pirate", "poet", "pilot", "broken")
 

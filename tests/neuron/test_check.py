@@ -16,7 +16,7 @@ from neuron.cli import app
 from neuron.inspection import inspect, size_of
 from neuron.processes.worker import Worker
 from tests.neuron.folders import CONFIG, write_checkpoint
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 

@@ -172,7 +172,7 @@ def test_a_configuration_made_in_code_is_checked_the_same():
 def test_knowing_the_neuron_costs_no_heavy_import():
     code = (
         "import sys, neuron.config, neuron.memory.devices, neuron.memory.ledger, neuron.catalogue.catalogue\n"
-        "import workers.checkpoints.card\n"
+        "import workers.checkpoints.reading\n"
         "print({'torch', 'pynvml', 'tokenizers', 'jinja2', 'huggingface_hub', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run(

@@ -22,12 +22,12 @@ from neuron.text.tokenizer import TextTokenizer
 from neuron.text.vocabulary import PackedVocabulary
 from tests.neuron.folders import byte_level
 from tests.workers import checkpoints, gguf_files
-from workers.checkpoints.card import read_card
 from workers.checkpoints.gguf import merges
 from workers.checkpoints.gguf.header import read_header
 from workers.checkpoints.gguf.merges import every_merge
 from workers.checkpoints.gguf.pretokenizers import BY_NAME
 from workers.checkpoints.gguf.tokenizer import tokenizer_json
+from workers.checkpoints.reading import read_card
 
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
 SPACE = "\u2581"

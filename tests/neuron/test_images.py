@@ -34,7 +34,7 @@ from neuron.requests.request import RequestOwner
 from neuron.text.frontend import TextFrontEnd
 from tests.neuron.doubles import described
 from tests.workers import seeing
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 
 SHAPES = [
     (8, 8),

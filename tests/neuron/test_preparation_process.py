@@ -31,7 +31,7 @@ from neuron.text.frontend import TextFiles, TextFrontEnd
 from tests.doubles import stands_for
 from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import Neuron, chat, is_running, simulated, wait_until
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 
 PATIENCE = 150.0
 MEMORY = 1 << 30

@@ -30,7 +30,7 @@ from neuron.text.frontend import LITTLE, ModelText, TextFiles, TextFrontEnd
 from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import Neuron, chat, simulated, wait_until
 from tests.neuron.test_preparation_pool import Started
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 
 PATIENCE = 60.0
 MESSAGES = [Message(role="user", content="Hello, dog")]

@@ -18,7 +18,7 @@ from neuron.config import ModelSettings
 from neuron.description import describe
 from neuron.requests.generation import Generation
 from neuron.text.frontend import TextFrontEnd
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 
 TOOL = Tool.function("add", parameters={"type": "object", "properties": {"a": {"type": "integer"}}})
 CALLS = (

@@ -32,7 +32,7 @@ from neuron.processes.standby import Standby
 from neuron.processes.worker import Worker
 from tests.doubles import stands_for
 from tests.neuron.harness import PATIENCE, Neuron, chat, children_of, is_running, until, wait_until
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 
 TOTAL = 8 << 30  # bytes of the device that the tests have
 UNTORCHED = (sys.executable, "-m", "tests.neuron.untorched")

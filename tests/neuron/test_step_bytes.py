@@ -11,7 +11,7 @@ from neuron.catalogue.catalogue import DEMO_FOLDER
 from neuron.config import ModelSettings
 from neuron.description import described
 from neuron.memory import step_bytes
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.kernels import compiled, dense, rows
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.parallel import RankGroup

@@ -17,7 +17,7 @@ from neuron.text.formats.registry import BY_NAME, tool_format
 from neuron.text.frontend import TextFrontEnd
 from neuron.text.reasoning import BY_NAME as REASONING
 from tests.neuron.folders import write_checkpoint
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 
 HELLO = [Message(role="user", content="The quick dog")]
 ASKED = Generate(id=0, model="m", messages=HELLO, tools=[Tool.function(name="f")])

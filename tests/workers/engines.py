@@ -15,7 +15,7 @@ import torch
 from ipc.worker_messages import Logprobs, RingHandle, SamplingParams, SequenceReport, Submit, WorkerSpec
 from workers.checkpoints.adapter import read_adapter
 from workers.checkpoints.caches import num_states
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.process.loop import Flight
 from workers.scheduling.pacing import Pace

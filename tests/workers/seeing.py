@@ -26,7 +26,7 @@ from neuron.text.frontend import TextFrontEnd
 from tests.workers.checkpoints import HYBRID, HYBRID_EXPERTS, SIZES, fill
 from tests.workers.engines import LIMITS, Answer, make_runner, request
 from workers.checkpoints.caches import num_states
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.scheduling.scheduler import Scheduler
 from workers.vision.sight import tower

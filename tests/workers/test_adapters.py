@@ -28,7 +28,7 @@ from tests.workers.engines import Session, make_runner, prompt_of, request, some
 from tests.workers.guessing import Knows
 from tests.workers.harness import PATIENCE, Workers
 from workers.checkpoints.adapter import CONFIG, WEIGHTS, read_adapter
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.execution.memory import held, trim
 from workers.execution.model_runner import ModelRunner
 from workers.scheduling.drafts import DRAFTERS

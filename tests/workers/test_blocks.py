@@ -17,7 +17,8 @@ from ipc.worker_messages import Submit
 from tests.workers import checkpoints
 from tests.workers.engines import Answer, Session, make_runner, serve, some_requests
 from workers.checkpoints.blocks import FORMATS, QUANTIZATIONS
-from workers.checkpoints.card import ModelCard, read_card
+from workers.checkpoints.card import ModelCard
+from workers.checkpoints.reading import read_card
 from workers.layers.linear import ColumnParallel
 from workers.models.decoder import Decoder
 from workers.parallel import RankGroup

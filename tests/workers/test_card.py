@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
 from tests.neuron.folders import CONFIG, TEMPLATE, header, shapes, write_checkpoint, write_safetensors
-from workers.checkpoints.card import ModelCard, read_card
-from workers.checkpoints.card import refusal as why_not
+from workers.checkpoints.card import ModelCard
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.presence import is_checkpoint
+from workers.checkpoints.reading import read_card
+from workers.checkpoints.reading import refusal as why_not
 from workers.checkpoints.safetensors import HEADER_LIMIT, read_header
 
 NAMES = list(shapes(CONFIG))

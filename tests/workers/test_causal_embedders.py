@@ -13,7 +13,7 @@ from ipc.worker_messages import Submit
 from tests.workers import checkpoints
 from tests.workers.encoders import write_modules
 from tests.workers.engines import Session, make_runner
-from workers.checkpoints.card import read_card, refusal
+from workers.checkpoints.reading import read_card, refusal
 
 LAST = ("Pooling", "1_Pooling", {"word_embedding_dimension": 48, "pooling_mode_lasttoken": True})
 

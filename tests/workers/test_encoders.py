@@ -17,7 +17,7 @@ from tests.workers.encoders import ENCODERS, hidden, load, texts, vectors, write
 from tests.workers.harness import Answer, Workers
 from workers.attention import whole
 from workers.checkpoints.adapter import read_adapter
-from workers.checkpoints.card import read_card, refusal
+from workers.checkpoints.reading import read_card, refusal
 
 NORMALIZE = ("Normalize", "2_Normalize", None)
 

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from tests.workers import checkpoints
 from tests.workers.engines import Session, make_runner, some_requests
 from tests.workers.thread_ranks import Ranks
-from workers.checkpoints.card import read_card
 from workers.checkpoints.experts import Experts
+from workers.checkpoints.reading import read_card
 from workers.kernels import grouped
 from workers.models import experts
 from workers.models.experts import MixtureOfExperts, Router

@@ -14,8 +14,9 @@ from ipc.errors import CortexError
 from tests.neuron.folders import CONFIG, write_checkpoint
 from tests.workers import encoders
 from tests.workers.checkpoints import VARIANTS
-from workers.checkpoints.card import ModelCard, read_card, refusal
+from workers.checkpoints.card import ModelCard
 from workers.checkpoints.family import TensorSpec
+from workers.checkpoints.reading import read_card, refusal
 from workers.checkpoints.registry import ARCHITECTURES, FAMILIES
 from workers.models.decoder import Decoder
 from workers.models.registry import MODELS

@@ -42,7 +42,7 @@ from tests.workers.seeing import (
     without_tower,
 )
 from tests.workers.thread_ranks import Ranks
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 
 PATCH, POOL = 4, 3
 SIDE = PATCH * POOL

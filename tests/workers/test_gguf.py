@@ -18,10 +18,11 @@ from tests.workers import checkpoints, encoders, gguf_files
 from tests.workers.engines import make_runner, prompt_of, request, serve
 from tests.workers.predicting import Head
 from tests.workers.thread_ranks import Ranks
-from workers.checkpoints.card import ModelCard, read_card
+from workers.checkpoints.card import ModelCard
 from workers.checkpoints.families.qwen3_next import DELTA_OUTPUT
 from workers.checkpoints.gguf import architectures, unread
 from workers.checkpoints.gguf.header import Gguf, read_header
+from workers.checkpoints.reading import read_card
 from workers.layers.rotary import frequencies
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup

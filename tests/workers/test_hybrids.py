@@ -22,7 +22,7 @@ from tests.workers.engines import Answer, Session, make_runner, request
 from tests.workers.test_model import logits_of
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.caches import num_states
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.models.hybrid import Hybrid
 from workers.parallel import RankGroup
 from workers.scheduling import cache_manager

@@ -21,7 +21,7 @@ from tests.workers.thread_ranks import Ranks
 from workers.cache.paged import KVCache
 from workers.cache.quantised import CODES, dequantise, quantise
 from workers.checkpoints.caches import page_bytes
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 
 FORMATS = list(CODES)

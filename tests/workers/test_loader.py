@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import workers.weights.lanes
 import workers.weights.loader
 from ipc.errors import Code, CortexError
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.checkpoints.safetensors import read_tensors
 from workers.checkpoints.stored_tensors import StoredTensor, WeightFile
 from workers.models.decoder import Decoder

@@ -18,7 +18,7 @@ from neuron.memory.step_bytes import Overhead, kernels_of
 from neuron.processes.worker import Worker
 from tests.workers.engines import make_runner, make_spec
 from tests.workers.harness import Workers
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.execution import memory
 from workers.execution.memory import check_pages, largest_step, pool_pages, taken
 from workers.kernels import dense

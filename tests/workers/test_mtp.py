@@ -26,7 +26,7 @@ from tests.workers.recorded import FixedAttention, Recorder
 from tests.workers.test_equalities import assert_equal
 from tests.workers.test_speculation import SIZES, answers_of, of_all_kinds, replace_id
 from tests.workers.thread_ranks import Ranks
-from workers.checkpoints.card import refusal
+from workers.checkpoints.reading import refusal
 from workers.execution import model_runner
 from workers.step.plan import MOST_AHEAD
 

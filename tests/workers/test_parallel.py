@@ -7,7 +7,7 @@ import pytest
 from tests.workers import ranks
 from tests.workers.checkpoints import greedy
 from tests.workers.harness import Workers
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.parallel import RankGroup
 
 # Four processes take their time on two cores. Among these are fewer key heads than ranks, and as many; all

@@ -16,7 +16,7 @@ from tests.workers import checkpoints, encoders
 from tests.workers.engines import make_runner, serve, some_requests
 from tests.workers.test_blocks import WIDE
 from tests.workers.test_quantised_cache import Together, bytes_of, same
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.weights import parking

@@ -27,7 +27,7 @@ from tests.workers.seeing import (
     without_tower,
 )
 from tests.workers.thread_ranks import Ranks
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 
 LINE_END, IMAGE_END = 121, 122
 LONGEST = 60  # pixels: no multiple of a token's 8

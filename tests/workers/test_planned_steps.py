@@ -13,7 +13,8 @@ from neuron.memory import gpu_step
 from neuron.memory.allocator import MIB, Allocator
 from neuron.memory.gpu_step import GpuStep
 from neuron.memory.step_bytes import Overhead
-from workers.checkpoints.card import ModelCard, read_card
+from workers.checkpoints.card import ModelCard
+from workers.checkpoints.reading import read_card
 
 pytest.importorskip("triton")  # whose kernels a step on a GPU has
 

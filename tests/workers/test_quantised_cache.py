@@ -22,7 +22,7 @@ from ipc.worker_messages import WeightCache
 from tests.workers import checkpoints
 from tests.workers.test_blocks import WIDE
 from workers.checkpoints.blocks import QUANTIZATIONS
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.models.decoder import Decoder
 from workers.parallel import RankGroup
 from workers.weights.dequantise import dequantise

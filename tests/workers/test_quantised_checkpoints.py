@@ -23,8 +23,8 @@ from tests.workers.engines import make_runner, prompt_of, request, serve, some_r
 from tests.workers.quantised import SCHEMES
 from tests.workers.ranks import Job, run
 from workers.checkpoints.blocks import PLAIN
-from workers.checkpoints.card import read_card
 from workers.checkpoints.quantisation.scheme import matches
+from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.models.decoder import Decoder
 from workers.parallel import RankGroup

@@ -20,7 +20,7 @@ from tests.workers import checkpoints, quantised
 from tests.workers.engines import request, serve, some_requests
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.blocks import QUANTIZATIONS
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.models.hybrid import Hybrid
 from workers.parallel import RankGroup
 from workers.weights.dequantise import dequantise

@@ -12,7 +12,7 @@ from ipc.worker_messages import Submit
 from tests.workers import checkpoints
 from tests.workers.encoders import CLASSIFIERS, load, score, texts, vectors, write, write_modules
 from tests.workers.engines import Session, make_runner
-from workers.checkpoints.card import read_card, refusal
+from workers.checkpoints.reading import read_card, refusal
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 

@@ -8,7 +8,7 @@ from ipc.worker_messages import PoolReport, ResizePool
 from tests.workers.checkpoints import greedy
 from tests.workers.engines import GPU, make_runner
 from tests.workers.harness import Workers
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 
 PAGES, FEW, CONTEXT = 64, 8, 200
 LIMITS = {

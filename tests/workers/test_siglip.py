@@ -36,7 +36,7 @@ from tests.workers.seeing import (
     without_tower,
 )
 from tests.workers.thread_ranks import Ranks
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 
 SIDE = 6  # tokens: more of them than a page has, and than a window
 PIXELS = SIDE * seeing.SIDE

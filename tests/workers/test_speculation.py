@@ -23,7 +23,7 @@ from tests.workers.recorded import FixedAttention, Recorder
 from tests.workers.simulation import END, STORM_STEPS, Run, Shape, Storm, group, make_scheduler, submit
 from tests.workers.test_equalities import assert_equal
 from tests.workers.thread_ranks import Ranks
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.execution import model_runner
 from workers.process.loop import make_scheduler as make_worker_scheduler
 from workers.sampling.sampler import Sampler

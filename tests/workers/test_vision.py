@@ -28,7 +28,7 @@ from tests.workers.seeing import (
 )
 from tests.workers.thread_ranks import Ranks
 from tests.workers.towers import TOWERS
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.scheduling.drafts import DRAFTERS
 from workers.scheduling.scheduler import Scheduler
 from workers.step.engine import OutOfDeviceMemory

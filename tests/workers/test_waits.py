@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from ipc.worker_messages import PAGE_SIZE, SamplingParams
 from tests.workers.engines import make_runner
 from workers.cache.paged import KVCache
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.execution.overlap import LatestTokens
 from workers.kernels import grouped

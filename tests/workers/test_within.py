@@ -23,7 +23,7 @@ from transformers import (
 from ipc.errors import CortexError
 from tests.workers.checkpoints import SIZES, YARN, fill, greedy
 from tests.workers.engines import make_runner, request, serve
-from workers.checkpoints.card import read_card
+from workers.checkpoints.reading import read_card
 
 PROMPT = [(7 * i + 3) % 131 for i in range(40)]
 EYE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -1,7 +1,7 @@
-"""What a model is, read from its files once: by the neuron, from small files and headers alone.
+"""What a model is, and what it takes on each of so many ranks.
 
-`read_card` refuses whatever a worker could not load, naming the file and the reason. The card then travels to
-the workers in their spec, so that nobody reads `config.json` a second time.
+`reading.py` makes a card of files. The card then travels to the workers in their spec, so that nobody reads
+`config.json` a second time.
 """
 
 from __future__ import annotations
@@ -9,76 +9,34 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_args
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ipc.errors import Code, CortexError
 from ipc.model_settings import Dtype, KVCacheDtype, Quantization
 from ipc.worker_messages import CacheGroup
-from workers.checkpoints import (
-    config,
-    gemma4_unified_vision,
-    gemma4_vision,
-    generation,
-    pixtral,
-    registry,
-    siglip,
-    text,
-    vision,
-    within,
-)
+from workers.checkpoints import text
 from workers.checkpoints.blocks import FORMATS, PLAIN, Formats, at_load, is_dear
 from workers.checkpoints.caches import group_layers
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import number_of
-from workers.checkpoints.families.llama import EMBEDDING, HEAD, MTP_JOINS
+from workers.checkpoints.families.llama import EMBEDDING, HEAD
 from workers.checkpoints.families.qwen3_next import DELTA_OUTPUT
-from workers.checkpoints.family import MTP_HEAD, Family, TensorSpec
-from workers.checkpoints.files import open_file, read_json, refuse
+from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.generation import GenerationDefaults
-from workers.checkpoints.gguf import checkpoint as gguf
 from workers.checkpoints.gguf.header import SUFFIX
-from workers.checkpoints.gguf.latent import LATENT_HEADS
 from workers.checkpoints.layers import Layer
-from workers.checkpoints.presence import CONFIG, gguf_files
-from workers.checkpoints.quantisation import registry as schemes
-from workers.checkpoints.safetensors import DTYPE_BYTES as STORED_BYTES
-from workers.checkpoints.safetensors import Tensor, read_tensors
-from workers.checkpoints.stored_tensors import StoredTensor, WeightFile, check_tensors
-from workers.checkpoints.vectors import purpose
+from workers.checkpoints.stored_tensors import StoredTensor, WeightFile
 from workers.checkpoints.vectors.modules import Embedder
+from workers.checkpoints.vectors.purpose import Purpose
 from workers.checkpoints.vectors.rerankers import Reranker
 from workers.checkpoints.vectors.stages import Pooling, Stage
 from workers.checkpoints.vision import Vision
 
 DTYPE_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
-WEIGHT_DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-KNOWN_UNUSED = (
-    HEAD,
-    "rotary_emb.inv_freq",
-    "attn.masked_bias",
-    "attn.bias",
-    "position_ids",
-    "pooler.dense.weight",
-    "pooler.dense.bias",
-    *(f".{name}" for name in ("embed_tokens.weight", "shared_head.head.weight")),  # once more, in a head
-)  # what old files hold and nobody reads
-BLOCK = 1 << 20  # bytes that are compared at once
-NO_MTP = "speculation mtp needs a head that predicts several tokens"
-BETTER = "Leave it out, or take ngram"
-TOWERS = {
-    "vision": vision,
-    "pixtral": pixtral,
-    "siglip": siglip,
-    "gemma4_vision": gemma4_vision,
-    "gemma4_unified_vision": gemma4_unified_vision,
-}
 MOST_RANKS = 8  # of which `check_ranks` tells what would work
 
 
@@ -126,14 +84,12 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @property
     def pooling(self) -> Pooling:
         """What becomes of the hidden states of a text, where no request says."""
-        made_for = self.embedder or self.reranker
-        return "last" if made_for is None else made_for.pooling
+        return Purpose(self.embedder, self.reranker).pooling
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What the pooled vector goes through."""
-        made_for = self.embedder or self.reranker
-        return () if made_for is None else made_for.stages
+        return Purpose(self.embedder, self.reranker).stages
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -361,79 +317,6 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             )
 
 
-class _About(msgspec.Struct):
-    architectures: list[str] = []
-    model_type: str = "unknown"
-    num_hidden_layers: int | None = None
-    hidden_size: int | None = None
-    max_position_embeddings: int | None = None
-
-
-def read_card(path: Path | str, *, mtp: bool = False) -> ModelCard:
-    """Read what is at `path`, and see that it is whole.
-
-    Args:
-        path: a folder of Hugging Face's, a GGUF file (any of a set), or a folder with one such model.
-        mtp: its head that predicts the token after the next is wanted, too (`ModelConfig.mtp`).
-
-    Raises:
-        CortexError: MODEL_LOAD_FAILED naming the file that is missing, damaged or not supported.
-    """
-    file = _gguf_file(Path(path))
-    return _of_folder(Path(path), mtp) if file is None else _of_gguf(file, mtp)
-
-
-def _gguf_file(path: Path) -> Path | None:
-    """The GGUF file that `path` is, or has and nothing else; None: it is a folder of Hugging Face's."""
-    if path.suffix == SUFFIX and not path.is_dir():
-        return path
-    files = gguf_files(path)
-    if len(files) > 1:
-        refuse(path, f"has several models; name one of them: {', '.join(each.name for each in files)}")
-    return files[0] if files else None
-
-
-def _of_gguf(path: Path, mtp: bool) -> ModelCard:
-    checkpoint = gguf.read(path)
-    path, words = checkpoint.file.path, checkpoint.text
-    architecture = checkpoint.config["architectures"][0]
-    if (family := registry.ARCHITECTURES.get(architecture)) is None:
-        refuse(path, f"is {checkpoint.file}: {architecture} is not supported")
-    model = checkpoint.as_stored(family.read(path, checkpoint.config))
-    if mtp:
-        model, _ = _with_mtp(path, family, model, checkpoint.tensors)
-    reranker = checkpoint.reranker
-    embedder = checkpoint.embedder if reranker is None else None
-    if embedder is not None:
-        model = msgspec.structs.replace(model, tied_head=True, writes=False)
-    stages = made_for.stages if (made_for := embedder or reranker) else ()
-    wanted = chain(family.tensors(model), _of_stages(stages))
-    files, stored, used = check_tensors(path, wanted, checkpoint.tensors, LATENT_HEADS)
-    tensors = {
-        name: _as_meant(tensor, *checkpoint.undone(name, tensor.shape)) for name, tensor in stored.items()
-    }
-    unused = sorted(name for name in checkpoint.tensors.keys() - used if not name.endswith(KNOWN_UNUSED))
-    settings, more = checkpoint.sampling
-    said, _, left_out = generation.understood(settings, model.vocab_size, path.name)
-    return ModelCard(
-        folder=str(path.parent),
-        architecture=architecture,
-        family=family.name,
-        config=_with_blocks(model, tensors),
-        dtype=_stored_dtype(stored),
-        files=files,
-        tensors=tensors,
-        chat_templates=words.chat_templates,
-        special_tokens=words.special_tokens,
-        eos_ids=_eos_ids([], None, words.end_ids, model.vocab_size),
-        defaults=said,
-        notes=[*_unread(family, model, unused), *checkpoint.notes, *more, *left_out],
-        created=int(path.stat().st_mtime),
-        embedder=embedder,
-        reranker=reranker,
-    )
-
-
 def _of_experts(model: ModelConfig) -> str:
     """What of them has to divide as well."""
     if (experts := model.experts) is None:
@@ -447,233 +330,3 @@ def _of_delta(model: ModelConfig) -> str:
     if model.convolution is not None:
         return f", {model.convolution.channels} channels in layers with a state"
     return "" if model.delta is None else f", {model.delta.key_heads} key heads in layers with a state"
-
-
-def _with_blocks(model: ModelConfig, tensors: Mapping[str, StoredTensor]) -> ModelConfig:
-    """The same, whose experts know what of their columns stays together."""
-    if model.experts is None:
-        return model
-    block = max(
-        FORMATS[tensor.dtype].elements
-        for name, tensor in tensors.items()
-        if tensor.sharing == "columns" and number_of(name) is not None
-    )
-    return msgspec.structs.replace(model, experts=msgspec.structs.replace(model.experts, block=block))
-
-
-def _as_meant(tensor: StoredTensor, conversion: str, shapes: tuple[tuple[int, ...], ...]) -> StoredTensor:
-    """`tensor` as `conversion` makes it of what is stored, and is read in `shapes`, one behind the other."""
-    if not conversion:
-        return tensor
-    sources, offset = [], tensor.offset
-    for shape in shapes:
-        sources.append(msgspec.structs.replace(tensor, shape=shape, offset=offset))
-        offset += sources[-1].nbytes
-    return msgspec.structs.replace(tensor, conversion=conversion, sources=tuple(sources))
-
-
-def _of_folder(folder: Path, mtp: bool) -> ModelCard:
-    path = folder / CONFIG
-    given = outer = read_json(path, dict[str, Any])
-    about = read_json(path, _About)
-    found = registry.find(about.architectures)
-    if found is None:
-        _refuse_unknown(folder, about)
-    architecture, family = found
-    is_within = architecture in family.within
-    if is_within:
-        given = within.config(path, given, family.within[architecture])
-    scheme = schemes.read(path, outer) or schemes.read(path, given)
-    model = family.read(path, given)
-    stored = family.rearrange(
-        {family.usual_name(name): tensor for name, tensor in read_tensors(folder).items()}
-    )
-    if is_within:
-        stored = within.tensors(stored)
-    if mtp:
-        model, stored = _with_mtp(path, family, model, stored)
-    seeing, blind = None, ""
-    if architecture in family.sees:
-        seeing, stored, blind = _sight(family.sees[architecture], folder, path, model, stored)
-    made_for = purpose.read(
-        path, architecture, given, model, family.classifier and family.classifier(model, given)
-    )
-    stored |= made_for.beside
-    if made_for.embedder is not None:
-        model = config.up_to(model, made_for.embedder.max_tokens)
-    model, notes = _head(model, stored)
-    if made_for.embedder is not None:
-        model = msgspec.structs.replace(model, tied_head=True, writes=False)
-    if is_within and seeing is None:
-        notes.append(f"{within.NOTE}: {blind}" if blind else within.NOTE)
-    eyes = [] if seeing is None else TOWERS[family.sees[architecture]].specs(seeing)
-    wanted = chain(family.tensors(model), eyes, _of_stages(made_for.stages))
-    files, tensors, used = check_tensors(path, wanted, stored, scheme)
-    if seeing is not None:
-        seeing = msgspec.structs.replace(seeing, token_work=_token_work(model, tensors))
-    ignored = KNOWN_UNUSED if scheme is None else (*KNOWN_UNUSED, *scheme.beside)
-    unused = sorted(name for name in stored.keys() - used if not name.endswith(ignored))
-    notes += [scheme.note] if scheme is not None else []
-    notes += _unread(family, model, unused)
-    said, end_ids, more = generation.read(folder / "generation_config.json", model.vocab_size)
-    words = text.read(folder)
-    dtype, stored_as = _dtype(given, tensors)
-    return ModelCard(
-        folder=str(folder),
-        architecture=architecture,
-        family=family.name,
-        config=_with_blocks(model, tensors),
-        dtype=dtype,
-        files=files,
-        tensors=tensors,
-        chat_templates=words.chat_templates,
-        special_tokens=words.special_tokens,
-        eos_ids=_eos_ids(end_ids, given.get("eos_token_id"), words.end_ids, model.vocab_size),
-        defaults=said,
-        notes=[*notes, *config.notes(given), *stored_as, *more],
-        created=int(path.stat().st_mtime),
-        embedder=made_for.embedder,
-        reranker=made_for.reranker,
-        vision=seeing,
-    )
-
-
-def _of_stages(stages: Iterable[Stage]) -> Iterator[TensorSpec]:
-    """The tensors behind a model's last layer."""
-    for stage in stages:
-        for tensor in stage.tensors():
-            yield TensorSpec(*tensor, "none")
-
-
-def _with_mtp(
-    path: Path, family: Family, model: ModelConfig, stored: dict[str, Tensor]
-) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The same with the head that predicts the token after the next."""
-    if family.mtp is None:
-        refuse(path, f"{NO_MTP}: none is understood of {family.name}. {BETTER}")
-    stored = family.mtp(stored, model.num_layers)
-    if f"model.layers.{model.num_layers}.{MTP_JOINS}" not in stored:
-        refuse(path, f"{NO_MTP}: its files have none, though models of its kind may. {BETTER}")
-    others = (*family.beside, f"model.layers.{model.num_layers + 1}.")
-    if more := sorted(name for name in stored if name.startswith(others)):
-        refuse(path, f"{NO_MTP}, of one layer, and its files have {more[0]!r} besides. {BETTER}")
-    return model.with_mtp(), stored
-
-
-def _unread(family: Family, model: ModelConfig, unused: list[str]) -> Iterator[str]:
-    """What tensors are that nobody reads."""
-    beside = _beside(family, model)
-    for what in dict.fromkeys(beside.values()):
-        prefixes = tuple(prefix for prefix, each in beside.items() if each == what)
-        known = [name for name in unused if name.startswith(prefixes)]
-        unused = [name for name in unused if not name.startswith(prefixes)]
-        if known:
-            yield f"{len(known)} tensors are {what}"
-    if unused:
-        yield f"{len(unused)} tensors are not used, among them {unused[0]}"
-
-
-def _beside(family: Family, model: ModelConfig) -> Mapping[str, str]:
-    """What may be there and is not read, by how its names begin: in some files a head is one layer more."""
-    if family.mtp is None or model.mtp:
-        return family.beside
-    return {**family.beside, f"model.layers.{model.num_layers}.": MTP_HEAD}
-
-
-def _sight(
-    reader: str, folder: Path, path: Path, model: ModelConfig, stored: dict[str, Tensor]
-) -> tuple[Vision | None, dict[str, Tensor], str]:
-    """What sees, all tensors by the names that are used here, and why nothing does."""
-    tower = TOWERS[reader]
-    if blind := tower.missing(folder, path, stored, model):
-        return None, stored, blind
-    seeing = tower.read(folder, path, model)
-    return seeing, tower.tensors(stored, seeing), ""
-
-
-def _token_work(model: ModelConfig, tensors: Mapping[str, StoredTensor]) -> int:
-    """Multiplications of the language model for a token, but for attention itself and for what is written."""
-    work = routed = 0
-    for name, tensor in tensors.items():
-        if len(tensor.shape) == 2 and tensor.sharing not in ("first", "vocabulary"):
-            if number_of(name) is None:
-                work += math.prod(tensor.shape)
-            else:
-                routed += math.prod(tensor.shape)
-    return work if model.experts is None else work + routed * model.experts.chosen // model.experts.count
-
-
-def refusal(path: Path) -> str | None:
-    """Why `read_card` would refuse what is at `path`; None where it would not."""
-    try:
-        read_card(path)
-    except CortexError as error:
-        return error.message
-    return None
-
-
-def _refuse_unknown(folder: Path, about: _About) -> NoReturn:
-    """Refuse an architecture of which nothing is known, and say what its files are all the same."""
-    known = [f"{about.model_type}"]
-    if about.num_hidden_layers and about.hidden_size:
-        known.append(f"{about.num_hidden_layers} layers of {about.hidden_size}")
-    if about.max_position_embeddings:
-        known.append(f"a context of {about.max_position_embeddings:,}")
-    with suppress(CortexError):
-        tensors = read_tensors(folder).values()
-        parameters = sum(tensor.size // STORED_BYTES[tensor.dtype] for tensor in tensors)
-        types = ", ".join(sorted({tensor.dtype for tensor in tensors}))
-        known.append(f"{parameters / 1e6:,.1f}M parameters in {types}")
-    refuse(
-        folder / CONFIG,
-        f"the architecture {', '.join(about.architectures) or 'none'} is not supported "
-        f"({', '.join(known)}); there are {', '.join(registry.ARCHITECTURES)}",
-    )
-
-
-def _head(model: ModelConfig, stored: dict[str, Tensor]) -> tuple[ModelConfig, list[str]]:
-    """Whether the head is the embedding where files and config disagree: as transformers has it."""
-    if not model.tied_head or HEAD not in stored:
-        return model, []
-    if EMBEDDING not in stored:
-        stored[EMBEDDING] = stored[HEAD]
-        return model, []
-    if _equal(stored[HEAD], stored[EMBEDDING]):
-        return model, []
-    note = f"config.json: tie_word_embeddings is set, and the files hold another {HEAD}, which is used"
-    return msgspec.structs.replace(model, tied_head=False), [note]
-
-
-def _equal(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors are the same to the bit; reads as far as they are."""
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
-        return False
-    with open_file(first.file) as left, open_file(second.file) as right:
-        left.seek(first.offset)
-        right.seek(second.offset)
-        for start in range(0, first.size, BLOCK):
-            size = min(BLOCK, first.size - start)
-            if left.read(size) != right.read(size):
-                return False
-    return True
-
-
-def _dtype(given: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> tuple[Dtype, list[str]]:
-    """The type to serve in: what config.json says, else that of the embedding."""
-    said = (given.get("dtype") or given.get("torch_dtype") or "").removeprefix("torch.")
-    stored = _stored_dtype(tensors)
-    if not said or said in get_args(Dtype):
-        return said or stored, []
-    return stored, [f"config.json: dtype {said} is none of {', '.join(get_args(Dtype))}; {stored} is used"]
-
-
-def _stored_dtype(tensors: Mapping[str, StoredTensor]) -> Dtype:
-    """That of the embedding, which comes first; of one in blocks bfloat16."""
-    return WEIGHT_DTYPES.get(next(iter(tensors.values())).dtype, "bfloat16")
-
-
-def _eos_ids(said: list[int] | None, in_config: Any, own: list[int], vocabulary: int) -> list[int]:
-    """The ids of generation_config.json, else of config.json, and the tokenizer's own end token."""
-    if said is None:
-        said = in_config if isinstance(in_config, list) else [] if in_config is None else [in_config]
-    return [token for token in dict.fromkeys([*said, *own]) if 0 <= token < vocabulary]

@@ -27,6 +27,12 @@ class Purpose(NamedTuple):
     beside: Mapping[str, Tensor] = {}
 
     @property
+    def pooling(self) -> Pooling:
+        """What becomes of the hidden states of a text, where no request says."""
+        made_for = self.embedder or self.reranker
+        return "last" if made_for is None else made_for.pooling
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """What the pooled vector goes through."""
         made_for = self.embedder or self.reranker
