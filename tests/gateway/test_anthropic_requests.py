@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gateway.dialects import RequestContext
 from gateway.dialects.anthropic import count_tokens, messages
 from gateway.dialects.anthropic.identifiers import inward, outward
+from gateway.dialects.summaries import ASK, HEAD
 from gateway.dialects.thoughts import seal, unseal
 from ipc.errors import Code
 from ipc.messages.conversation import (
@@ -148,16 +149,61 @@ def test_a_search_result_is_its_text() -> None:
     assert [part.text for part in turn.content] == ["T", "http://x", "a"]
 
 
-def test_a_summary_of_the_conversation_is_its_text() -> None:
-    blocks = [{"type": "compaction", "content": "so far"}, {"type": "compaction", "content": None}]
-    [turn] = turns({"role": "assistant", "content": blocks})
-    assert turn.content == [TextPart(text="so far")]
+def test_a_summary_stands_for_all_that_came_before_it() -> None:
+    summary = {"type": "compaction", "content": "so far", "signature": "s"}
+    said = Message(role="user", content=f"{HEAD}so far")
+    answer = {"role": "assistant", "content": [summary, text("and on")]}
+    ended = [Message(role="system", content="s"), said]
+    assert turns(USER, {"role": "assistant", "content": [summary]}, system="s") == ended
+    assert turns(USER, answer, USER) == [
+        said,
+        Message(role="assistant", content=[TextPart(text="and on")]),
+        Message(role="user", content="x"),
+    ]
+    [joined] = turns({"role": "assistant", "content": [summary]}, USER)
+    assert joined.content == [TextPart(text=said.content), TextPart(text="x")]
+    empty = {"type": "compaction", "content": None}  # it could not be made
+    assert turns(USER, {"role": "assistant", "content": [empty]}, USER)[0].content == "x"
+    assert not read(messages=[{"role": "assistant", "content": [summary]}]).continue_final_message
+
+
+def test_a_summary_is_asked_for_in_place_of_an_answer() -> None:
+    form = {"format": {"type": "json_schema", "schema": {}}}
+    shaped = {"tools": [TOOL], "tool_choice": {"type": "any"}, "output_config": form}
+    request = read(**shaped, thinking={"type": "adaptive"}, compaction={"type": "summarize"})
+    assert request.messages == [Message(role="user", content="x"), Message(role="user", content=ASK)]
+    assert (request.tools, request.must_call, request.structured) == ([], [], None)
+    assert not request.thinking.enabled
+    own = read(compaction={"type": "summarize", "instructions": "In Latin."})
+    assert own.messages[-1].content == "In Latin."
+
+
+def test_what_the_operator_says_on_the_way_may_hold_for_one_turn() -> None:
+    once = {"role": "system", "content": "be quick", "clear_at": "next_user_message"}
+    kept = {"role": "system", "content": "be kind", "clear_at": "never"}
+    said = {"role": "assistant", "content": "y"}
+    assert [turn.role for turn in turns(USER, once, kept)] == ["user", "system", "system"]
+    assert [turn.content for turn in turns(USER, once, kept, said, USER)] == ["x", "be kind", "y", "x"]
+
+
+def test_how_hard_to_think_may_be_said_on_the_way() -> None:
+    said = {"role": "system", "output_config": {"effort": "max"}}
+    called, result = {"role": "assistant", "content": [CALL]}, {"role": "user", "content": [RESULT]}
+    at_first = {"effort": "low"}
+    efforts = [
+        read(messages=given, output_config=at_first).thinking.effort
+        for given in ([USER, said], [USER, said, called, result], [USER, said, called, result, USER])
+    ]
+    assert efforts == ["max", "max", "low"]
+    assert [turn.role for turn in turns(USER, said)] == ["user"]
 
 
 def test_what_anthropic_s_servers_did_is_left_out() -> None:
     searched = [
         {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "q"}},
         {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []},
+        {"type": "mcp_tool_listing", "mcp_server_name": "n", "tools": []},
+        {"type": "fallback", "from": {"model": "a"}, "to": {"model": "b"}, "trigger": {"type": "refusal"}},
         {
             "type": "code_execution_tool_result",
             "tool_use_id": "s",
@@ -220,6 +266,19 @@ def test_a_signature_that_carries_nothing_is_no_error(signature: str) -> None:
             Thinking(enabled=True, effort="xhigh"),
         ),
         ({"output_config": {"effort": "low"}}, Thinking(enabled=False, effort="low")),
+        ({"thinking": {"type": "between_tools"}}, Thinking(enabled=False)),
+        (
+            {
+                "thinking": {"type": "between_tools"},
+                "messages": [
+                    {"role": "assistant", "content": [CALL]},
+                    {"role": "user", "content": [RESULT]},
+                    {"role": "system", "content": "s"},
+                ],
+            },
+            Thinking(enabled=True),
+        ),
+        ({"thinking": {"type": "adaptive", "display": "updates"}}, Thinking(enabled=True)),
     ],
 )
 def test_who_asks_for_thoughts_gets_them(fields: dict[str, Any], thinking: Thinking) -> None:
@@ -264,6 +323,7 @@ def test_tools_of_anthropic_s_own_have_their_schema_or_are_left_out() -> None:
         {"type": "tool_search_tool_regex_20251119", "name": "tool_search_tool_regex"},
         {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"},
         {"type": "memory_20250818", "name": "memory"},
+        {"type": "mcp_toolset", "mcp_server_name": "n"},
     ]
     tools = read(tools=given).tools
     assert [tool.name for tool in tools] == ["bash", "str_replace_based_edit_tool", "memory"]
@@ -272,7 +332,35 @@ def test_tools_of_anthropic_s_own_have_their_schema_or_are_left_out() -> None:
     commands = tools[1].parameters["properties"]["command"]["enum"]
     assert commands == ["view", "create", "str_replace", "insert"]
     error = refusal(read, tools=[*given, {"type": "computer_20250124", "name": "computer"}])
-    assert (error.code, error.param) == (Code.NOT_SUPPORTED, "tools[5].type")
+    assert (error.code, error.param) == (Code.NOT_SUPPORTED, "tools[6].type")
+
+
+def test_tools_come_and_go_on_the_way() -> None:
+    """Each block says so at its place; what is there at the end, the model is told of."""
+
+    def change(kind: str, **tool: Any) -> dict[str, Any]:
+        return {"type": f"tool_{kind}", "tool": {"type": "tool_reference"} | tool}
+
+    def offered(*blocks: dict[str, Any], **fields: Any) -> list[str]:
+        request = read(messages=[USER, {"role": "system", "content": list(blocks)}], tools=[TOOL], **fields)
+        assert [message.role for message in request.messages] == ["user"]
+        return [tool.name for tool in request.tools]
+
+    defined = change("addition", type="tool_definition", definition=TOOL | {"name": "g"})
+    assert offered(change("removal", name="f")) == []
+    assert offered(change("removal", name="f"), change("addition", name="f")) == ["f"]
+    assert offered(defined) == ["f", "g"]
+    assert offered(defined, tool_choice={"type": "none"}) == []
+    assert offered(change("removal", name="f"), defined, tool_choice={"type": "tool", "name": "g"}) == ["g"]
+    elsewhere = [
+        change("addition", type="mcp_toolset_reference", server_name="s"),
+        change("addition", type="tool_definition", definition=SEARCH),
+        change("removal", name="web_search"),
+    ]
+    assert offered(*elsewhere) == ["f"]
+    summary = {"type": "compaction", "content": "so far", "tool_changes": [defined]}
+    request = read(messages=[{"role": "assistant", "content": [summary]}], tools=[TOOL])
+    assert [tool.name for tool in request.tools] == ["f", "g"]
 
 
 @pytest.mark.parametrize(

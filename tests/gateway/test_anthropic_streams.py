@@ -227,6 +227,21 @@ def test_what_unicode_knows_as_line_ends_is_escaped() -> None:
     assert streams.anthropic(body)["content"][0]["text"] == "a\u2028b\u0085c\nd"
 
 
+@pytest.mark.parametrize(("reason", "summary"), [("stop", "so far"), ("length", None)])
+def test_a_compacted_conversation_is_one_block_and_nothing_where_it_was_cut(
+    reason: str, summary: str | None
+) -> None:
+    body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+    body["compaction"] = {"type": "summarize"}
+    write = parsed(messages.parse, json.dumps(body).encode())[1]
+    whole = json.loads(write.whole(Started(id=0, prompt_tokens=7), end(reason, text="so far")))
+    assert whole["content"] == [{"type": "compaction", "content": summary}]
+    assert (whole["stop_reason"], whole["stop_sequence"]) == ("compaction", None)
+    pieces = [write.started(Started(id=0, prompt_tokens=7)), write.waiting(None)]
+    pieces += [write.delta(delta(text="so ")), write.delta(delta(text="far")), write.finished(end(reason))]
+    assert streams.anthropic(b"".join(pieces)) == whole
+
+
 outputs = st.one_of(
     st.builds(delta, text=st.text(max_size=5)),
     st.builds(delta, reasoning=st.text(max_size=5)),

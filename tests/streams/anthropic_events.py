@@ -14,6 +14,7 @@ STOP_REASONS = {
     "tool_use",
     "pause_turn",
     "refusal",
+    "compaction",
     "model_context_window_exceeded",
 }
 ERROR_TYPES = {
@@ -34,6 +35,7 @@ DELTAS = {
     "thinking": ("thinking_delta", "signature_delta"),
     "tool_use": ("input_json_delta",),
     "redacted_thinking": (),
+    "compaction": ("compaction_delta",),
 }
 
 
@@ -88,6 +90,7 @@ class _Messages:
             "thinking": {"thinking": "", "signature": ""},
             "tool_use": {"input": {}},
             "redacted_thinking": {"data": block.get("data")},
+            "compaction": {"content": None},
         }[block["type"]]
         assert empty.items() <= block.items(), f"a block begins empty: {data}"
         if block["type"] == "tool_use":
@@ -105,6 +108,9 @@ class _Messages:
         assert not block.get("signature"), f"the signature ends a thought: {data}"
         if delta["type"] == "input_json_delta":
             self._json += delta["partial_json"]
+        elif block["type"] == "compaction":
+            assert block["content"] is None, f"a summary comes in one piece: {data}"
+            block["content"] = delta["content"]
         else:
             key = delta["type"].removesuffix("_delta")
             block[key] += delta[key]
@@ -129,6 +135,8 @@ class _Messages:
         assert reason in STOP_REASONS and (reason == "stop_sequence") == (sequence is not None), data
         cut_off = reason in ("max_tokens", "model_context_window_exceeded")
         calls = any(block["type"] == "tool_use" for block in self.message["content"])
+        kinds = [block["type"] for block in self.message["content"]]
+        assert (reason == "compaction") == (kinds == ["compaction"]), "a summary stands alone"
         assert calls == (reason == "tool_use") or cut_off, data
         assert not self._uncertain or cut_off, "the input of the last call is no JSON"
         usage = {key: value for key, value in data["usage"].items() if value is not None}

@@ -58,13 +58,18 @@ class Block(Struct):
     title: str | None = None
     context: str | None = None
     tool_name: str | None = None
+    tool: dict[str, Any] | None = None  # that is offered from here on, or no more
+    tool_changes: list[Block] | None = None  # of what a summary stands for
 
 
 Content = str | Annotated[list[Block], Meta(max_length=MAX_PARTS)]
 
 # What tools of Anthropic's servers did in a former turn. No model here has them, and what came of it is in
 # the text behind it.
-_SERVER_SIDE = ("server_tool_use", "mcp_tool_use", "container_upload")
+_SERVER_SIDE = ("server_tool_use", "mcp_tool_use", "mcp_tool_listing", "container_upload", "fallback")
+
+# What a conversation says of its tools on its way. `tools` reads it.
+TOOL_CHANGES = ("tool_addition", "tool_removal")
 
 
 def is_server_side(block: Block) -> bool:
@@ -105,6 +110,8 @@ def assistant_parts(blocks: Sequence[Block], param: str) -> Iterator[Placed]:
 def system_parts(blocks: Sequence[Block], param: str) -> Iterator[tuple[TextPart, str]]:
     """The parts of what the operator says, which are text."""
     for block, place in _placed(blocks, param):
+        if block.type in TOOL_CHANGES:
+            continue
         if block.type != "text":
             raise unsupported(f"{place}.type", f"{shown(block.type)} is not supported here; text is")
         yield TextPart(text=required(block.text, f"{place}.text")), place
@@ -120,7 +127,7 @@ def _said(block: Block, param: str) -> list[TextPart | ImagePart]:
     read = _READ.get(block.type)
     if read is not None:
         return read(block, param)
-    if is_server_side(block):
+    if is_server_side(block) or block.type in TOOL_CHANGES:
         return []
     known = ", ".join(_READ)
     raise unsupported(f"{param}.type", f"{shown(block.type)} is not supported here; {known} are")
@@ -172,8 +179,33 @@ def _tool_reference(block: Block, param: str) -> list[TextPart | ImagePart]:
 
 
 def _compaction(block: Block, param: str) -> list[TextPart | ImagePart]:
-    """What a server made of a conversation that had become too long."""
-    return [] if block.content is None else _inner(block.content, f"{param}.content")
+    """Nothing: the summary is a turn of its own, see `summary`."""
+    return []
+
+
+def summary(content: Content, param: str) -> str | None:
+    """The summary of the conversation before, where these blocks hold one; the last of several.
+
+    Raises:
+        CortexError: it is no text; `param` names it.
+    """
+    found: str | None = None
+    for block, place in () if isinstance(content, str) else _placed(content, param):
+        if block.type != "compaction" or block.content is None:  # null where it could not be made
+            continue
+        if not isinstance(block.content, str):
+            raise bad_request(f"{place}.content", "Expected `str | null`")
+        found = block.content or found
+    return found
+
+
+def tool_changes(content: str | Sequence[Block], param: str) -> Iterator[tuple[Block, str]]:
+    """What these blocks say of the tools of the conversation, and what the client calls each."""
+    for block, place in () if isinstance(content, str) else _placed(content, param):
+        if block.type in TOOL_CHANGES:
+            yield block, place
+        elif block.type == "compaction" and block.tool_changes:
+            yield from tool_changes(block.tool_changes, f"{place}.tool_changes")
 
 
 _READ: dict[str, Callable[[Block, str], list[TextPart | ImagePart]]] = {

@@ -8,18 +8,20 @@ from msgspec import Meta, Struct
 
 from gateway.dialects import free_json
 from gateway.dialects.anthropic import turns
-from gateway.dialects.anthropic.blocks import Content
+from gateway.dialects.anthropic.blocks import Content, tool_changes
 from gateway.dialects.anthropic.tools import ToolChoice, ToolField, Tools
-from gateway.dialects.anthropic.turns import TurnField
+from gateway.dialects.anthropic.turns import Effort, TurnField
 from gateway.dialects.fields import MAX_INT, MISSING, Name, bad_request, renamed, unsupported
 from ipc.errors import Code, CortexError
 from ipc.messages.sampling import Structured, Thinking
 
 
 class ThinkingField(Struct):
-    type: Literal["enabled", "adaptive", "disabled"]
+    """`between_tools` asks for thoughts about what tools found, and for none before the first call."""
+
+    type: Literal["enabled", "adaptive", "disabled", "between_tools"]
     budget_tokens: Annotated[int, Meta(ge=1024, le=MAX_INT)] | None = None
-    display: Literal["summarized", "omitted"] | None = None
+    display: Literal["summarized", "omitted", "updates"] | None = None
 
 
 class OutputFormat(Struct):
@@ -28,7 +30,7 @@ class OutputFormat(Struct):
 
 
 class OutputConfig(Struct):
-    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
     format: OutputFormat | None = None
 
 
@@ -70,7 +72,12 @@ class Conversation:
                 param="thread",
                 details={"error_code": "thread_unsupported_request", "unsupported": ["thread"]},
             )
-        tools = Tools(fields.tools, fields.tool_choice)
+        changes = [
+            change
+            for i, message in enumerate(fields.messages)
+            for change in tool_changes(message.content or (), f"messages[{i}].content")
+        ]
+        tools = Tools(fields.tools, changes, fields.tool_choice)
         self.tools, self.must_call, self.parallel = tools.tools, tools.must_call, tools.parallel
         self._turns = turns.read(fields.system, fields.messages)
         self.messages = [turn.message() for turn in self._turns]
@@ -101,9 +108,13 @@ _NAMES = {"stop": "stop_sequences", "template_args": "thinking", "continue_final
 
 def _thinking(fields: PromptFields) -> Thinking:
     """Who does not ask for thoughts gets none."""
-    effort = fields.output_config.effort if fields.output_config is not None else None
+    effort = turns.effort(fields.messages)
+    if effort is None and fields.output_config is not None:
+        effort = fields.output_config.effort
     asked = fields.thinking
     if asked is None or asked.type == "disabled":
+        return Thinking(enabled=False, effort=effort)
+    if asked.type == "between_tools" and not turns.ends_in_results(fields.messages):
         return Thinking(enabled=False, effort=effort)
     if asked.type == "enabled" and asked.budget_tokens is None:
         raise bad_request("thinking.budget_tokens", MISSING)

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.dialects import RequestContext
+from gateway.dialects.anthropic.compaction import CompactionField, CompactionRenderer, compacting
 from gateway.dialects.anthropic.conversation import Conversation, PromptFields
 from gateway.dialects.anthropic.renderer import MessageRenderer, Thoughts
 from gateway.dialects.fields import (
@@ -35,6 +36,7 @@ class MessageFields(PromptFields, kw_only=True):
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=MAX_INT)] | None = None
     keep_alive: float | Short | None = None  # as Ollama has it
+    compaction: CompactionField | None = None
 
 
 _decoder = msgspec.json.Decoder(MessageFields)
@@ -66,10 +68,14 @@ async def parse(body: bytes, context: RequestContext) -> tuple[Generate, Message
         continue_final_message=conversation.continues,
         keep_alive=keep_alive(fields.keep_alive),
     )
-    renderer = MessageRenderer(
-        fields.model, context.request_id, _thoughts(fields), conversation.in_client_words
-    )
-    return generate, renderer
+    thoughts: Thoughts = "left out"  # of who does not ask for them
+    if conversation.thinking.enabled and fields.thinking is not None:
+        thoughts = "hidden" if fields.thinking.display == "omitted" else "shown"
+    render = MessageRenderer
+    if fields.compaction is not None:
+        generate = compacting(generate, fields.compaction)
+        render = CompactionRenderer
+    return generate, render(fields.model, context.request_id, thoughts, conversation.in_client_words)
 
 
 def _has_beta(context: RequestContext, name: str) -> bool:
@@ -86,10 +92,3 @@ def _sampling(fields: MessageFields) -> Sampling:
         max_tokens=fields.max_tokens,
         stop=fields.stop_sequences or [],
     )
-
-
-def _thoughts(fields: MessageFields) -> Thoughts:
-    """What becomes of the model's thoughts."""
-    if fields.thinking is None or fields.thinking.type == "disabled":
-        return "left out"
-    return "hidden" if fields.thinking.display == "omitted" else "shown"

@@ -25,8 +25,8 @@ Thoughts = Literal["shown", "hidden", "left out"]
 
 Kind = Literal["text", "thinking", "tool_use"]
 
-_PING = b'event: ping\ndata: {"type":"ping"}\n\n'
-_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 _DELTAS: dict[Kind, bytes] = {
     "text": b'"delta":{"type":"text_delta","text":',
     "thinking": b'"delta":{"type":"thinking_delta","thinking":',
@@ -80,7 +80,7 @@ class MessageRenderer:
                         "signature": seal("" if shown else thought),
                     }
                 )
-        return encode(self._message(content, _stop(answer), _usage(finished.usage)))
+        return encode(self._message(content, _stop(answer), usage_out(finished.usage)))
 
     def _message(
         self, content: list[Any], stop: dict[str, str | None], usage: dict[str, Any]
@@ -108,12 +108,12 @@ class MessageRenderer:
         said = b"" if self._started and progress is None else comment(progress)
         if self._open is not None:
             return said + self._head + b'""' + _END
-        return said or _PING
+        return said or PING
 
     def started(self, started: Started) -> bytes:
         self._started = True
-        usage = _usage(Usage(prompt_tokens=started.prompt_tokens))
-        return _event("message_start", message=self._message([], _GOING_ON, usage))
+        usage = usage_out(Usage(prompt_tokens=started.prompt_tokens))
+        return event("message_start", message=self._message([], _GOING_ON, usage))
 
     def delta(self, delta: Delta) -> bytes:
         text = delta.text
@@ -153,7 +153,7 @@ class MessageRenderer:
             b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,' % index
             + _DELTAS[kind]
         )
-        return end + _event("content_block_start", index=index, content_block={"type": kind} | fields)
+        return end + event("content_block_start", index=index, content_block={"type": kind} | fields)
 
     def _close(self) -> bytes:
         if self._open is None:
@@ -162,18 +162,18 @@ class MessageRenderer:
         if self._open == "thinking":
             signature = seal("".join(self._hidden))
             self._hidden.clear()
-            end = _event(
+            end = event(
                 "content_block_delta",
                 index=index,
                 delta={"type": "signature_delta", "signature": signature},
             )
         self._open = None
-        return end + _event("content_block_stop", index=index)
+        return end + event("content_block_stop", index=index)
 
     def finished(self, finished: Finished) -> bytes:
         [answer] = finished.choices
-        end = _event("message_delta", delta=_stop(answer), usage=_usage(finished.usage))
-        return self._close() + end + _STOP
+        end = event("message_delta", delta=_stop(answer), usage=usage_out(finished.usage))
+        return self._close() + end + STOP
 
     # --- errors -------------------------------------------------------------------------------------------
 
@@ -182,7 +182,8 @@ class MessageRenderer:
         return b"event: error\ndata: " + envelope(refusal) + b"\n\n"
 
 
-def _event(name: str, **fields: Any) -> bytes:
+def event(name: str, **fields: Any) -> bytes:
+    """One event of a stream."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), on_one_line(encode({"type": name} | fields)))
 
 
@@ -212,7 +213,7 @@ def _tool_use(call: ToolCall) -> dict[str, Any]:
     return {"type": "tool_use", "id": outward(call.id), "name": call.name, "input": given} | _CALLED
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def usage_out(usage: Usage) -> dict[str, Any]:
     """Input in three parts that have nothing in common. Nothing is charged for what is kept, so none is."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,

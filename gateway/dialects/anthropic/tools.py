@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
 
 from gateway.dialects import free_json
-from gateway.dialects.fields import ShortName, bad_request, required, unsupported
+from gateway.dialects.anthropic.blocks import Block
+from gateway.dialects.fields import ShortName, bad_request, convert, required, unsupported
 from gateway.refusals import shown
 from ipc.messages.conversation import MAX_TOOLS, Tool
 
@@ -17,7 +18,7 @@ class ToolField(Struct):
     """What is read of a tool. All tools are told to the model at once, so `defer_loading` makes no
     difference; neither do `cache_control`, `eager_input_streaming` and `allowed_callers`."""
 
-    name: ShortName
+    name: ShortName | None = None  # those of Anthropic's servers may have none
     type: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
@@ -29,6 +30,15 @@ class ToolChoice(Struct):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
+
+
+class ToolChange(Struct):
+    """The tool that a block of a conversation offers from there on or withdraws: one that was told of before,
+    by name, or its definition."""
+
+    type: str
+    name: str | None = None
+    definition: dict[str, Any] | None = None
 
 
 # Parts of types that begin so are carried out by Anthropic's servers, or by nobody here.
@@ -113,8 +123,15 @@ class Tools:
         names: what the client calls the fields that a neuron may complain of.
     """
 
-    def __init__(self, fields: Sequence[ToolField] | None, choice: ToolChoice | None) -> None:
-        told = list(_told(fields or ())) if choice is None or choice.type != "none" else []
+    def __init__(
+        self,
+        fields: Sequence[ToolField] | None,
+        changes: Sequence[tuple[Block, str]],
+        choice: ToolChoice | None,
+    ) -> None:
+        """`changes`: the blocks of the conversation that offer or withdraw a tool, and their places."""
+        offered = _changed(_told(fields or ()), changes)
+        told = offered if choice is None or choice.type != "none" else []
         if len(told) > MAX_TOOLS:
             raise bad_request("tools", f"there are {len(told)}, more than {MAX_TOOLS}")
         self.tools = [tool for tool, _ in told]
@@ -125,16 +142,41 @@ class Tools:
         }
 
 
-def _told(fields: Sequence[ToolField]) -> Iterator[tuple[Tool, str]]:
+Told = tuple[Tool, str]  # and what the client calls its field
+
+
+def _told(fields: Sequence[ToolField]) -> Iterator[Told]:
     taken: set[str] = set()
     for i, field in enumerate(fields):
         place = f"tools[{i}]"
         if (tool := _tool(field, place)) is None:
             continue
-        if field.name in taken:
-            raise bad_request(f"{place}.name", f"{shown(field.name)} is the name of two tools")
-        taken.add(field.name)
+        if tool.name in taken:
+            raise bad_request(f"{place}.name", f"{shown(tool.name)} is the name of two tools")
+        taken.add(tool.name)
         yield tool, place
+
+
+def _changed(told: Iterable[Told], changes: Iterable[tuple[Block, str]]) -> list[Told]:
+    """The tools that are offered at the end of a conversation. Names of none are passed over: they are of
+    tools that no model here has."""
+    known = {tool.name: (tool, place) for tool, place in told}
+    offered = dict(known)
+    for block, place in changes:
+        place = f"{place}.tool"
+        change = convert(required(block.tool, place), ToolChange, place)
+        if change.type == "tool_definition":
+            place = f"{place}.definition"
+            field = convert(required(change.definition, place), ToolField, place)
+            if (tool := _tool(field, place)) is not None:
+                known[tool.name] = offered[tool.name] = tool, place
+        elif change.type != "tool_reference":  # of an MCP server
+            continue
+        elif block.type == "tool_removal":
+            offered.pop(required(change.name, f"{place}.name"), None)
+        elif required(change.name, f"{place}.name") in known:
+            offered.setdefault(change.name, known[change.name])
+    return list(offered.values())
 
 
 def _tool(field: ToolField, param: str) -> Tool | None:
@@ -160,7 +202,7 @@ def _tool(field: ToolField, param: str) -> Tool | None:
         more["input_examples"] = field.input_examples
     if field.strict:
         more["strict"] = True
-    return Tool.function(field.name, **more)
+    return Tool.function(required(field.name, f"{param}.name"), **more)
 
 
 def _published(kind: str) -> tuple[str, dict[str, Any], list[str]] | None:

@@ -9,8 +9,9 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.dialects.anthropic.blocks import Content, assistant_parts, system_parts, user_parts
-from gateway.dialects.fields import bad_request
+from gateway.dialects.anthropic.blocks import Content, assistant_parts, summary, system_parts, user_parts
+from gateway.dialects.fields import MISSING, bad_request
+from gateway.dialects.summaries import HEAD
 from gateway.refusals import shown
 from ipc.messages.conversation import (
     MAX_PARTS,
@@ -29,9 +30,21 @@ BILLING = "x-anthropic-billing-header:"  # differs from one conversation to the 
 _READ = {"user": user_parts, "assistant": assistant_parts, "system": system_parts}
 
 
+Effort = Literal["low", "medium", "high", "xhigh", "max"]
+
+
+class TurnConfig(Struct):
+    effort: Effort | None = None
+
+
 class TurnField(Struct):
+    """One message. What the operator says on the way may hold until the user's next one alone (`clear_at`),
+    and may say nothing but how hard the model is to think about the turn (`output_config`)."""
+
     role: Role
-    content: Content
+    content: Content | None = None
+    clear_at: Literal["next_user_message", "never"] | None = None
+    output_config: TurnConfig | None = None
 
 
 @dataclass(slots=True)
@@ -95,7 +108,8 @@ class Turn:
 
 
 def read(system: Content | None, messages: Sequence[TurnField]) -> list[Turn]:
-    """The turns of a conversation; those of one role that follow each other are one.
+    """The turns of a conversation; those of one role that follow each other are one. A summary stands for all
+    messages before it, and is the user's words.
 
     Raises:
         CortexError: a block cannot be read, a result is of no call, or there are too many turns or blocks.
@@ -104,12 +118,22 @@ def read(system: Content | None, messages: Sequence[TurnField]) -> list[Turn]:
     if system is not None and (content := _without_billing(system)):
         turns.append(Turn("system", "system"))
         turns[-1].add(content, "system")
+    head, last = len(turns), _last_of_user(messages)
     for i, message in enumerate(messages):
+        place = f"messages[{i}]"
+        if message.content is None and not (message.role == "system" and message.output_config):
+            raise bad_request(f"{place}.content", MISSING)
+        if message.content is None or (message.clear_at == "next_user_message" and i < last):
+            continue
+        if said := summary(message.content, f"{place}.content"):
+            turns[head:] = [Turn("user", place, text=HEAD + said)]
         if not turns or message.role != turns[-1].role or message.role == "system":
-            turns.append(Turn(message.role, f"messages[{i}]"))
-        turns[-1].add(message.content, f"messages[{i}]")
+            turns.append(Turn(message.role, place))
+        turns[-1].add(message.content, place)
         if turns[-1].size > MAX_PARTS:
-            raise bad_request(f"messages[{i}].content", f"its turn has more than {MAX_PARTS} blocks with it")
+            raise bad_request(f"{place}.content", f"its turn has more than {MAX_PARTS} blocks with it")
+        if turns[-1].is_empty and (said or message.role == "system"):
+            turns.pop()
     if turns[-1].role == "assistant" and turns[-1].is_empty:
         turns.pop()  # there is nothing in it to be gone on with
     if not turns:
@@ -118,6 +142,33 @@ def read(system: Content | None, messages: Sequence[TurnField]) -> list[Turn]:
         raise bad_request("messages", f"there are {len(turns)} turns, more than {MAX_TURNS}")
     _see_calls(turns)
     return turns
+
+
+def effort(messages: Sequence[TurnField]) -> Effort | None:
+    """How hard the model is to think about the turn that it is in, where the operator said it on the way."""
+    said = None
+    for message in messages:
+        if message.role == "user" and not _is_results(message.content):
+            said = None
+        elif message.role == "system" and message.output_config is not None:
+            said = message.output_config.effort or said
+    return said
+
+
+def _last_of_user(messages: Sequence[TurnField]) -> int:
+    """The index of the user's last message; -1: there is none."""
+    return max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
+
+
+def _is_results(content: Content | None) -> bool:
+    """Whether a message of the user only brings what tools found, in a turn that goes on."""
+    return isinstance(content, list) and bool(content) and all(each.type == "tool_result" for each in content)
+
+
+def ends_in_results(messages: Sequence[TurnField]) -> bool:
+    """Whether the model is to go on after calls of tools; what the operator said meanwhile has no say."""
+    last = next((message for message in reversed(messages) if message.role != "system"), None)
+    return last is not None and last.role == "user" and _is_results(last.content)
 
 
 def names(turns: Sequence[Turn]) -> Iterator[tuple[str, str]]:

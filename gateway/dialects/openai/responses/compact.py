@@ -21,6 +21,7 @@ from gateway.dialects.openai.responses.fields import ContextFields
 from gateway.dialects.openai.responses.kept import kept
 from gateway.dialects.openai.responses.request import NAMES
 from gateway.dialects.openai.responses.response import usage_out
+from gateway.dialects.summaries import ASK, HEAD
 from gateway.dialects.thoughts import seal
 from gateway.dialects.writing import encode
 from gateway.refusals import Refusal
@@ -29,13 +30,6 @@ from ipc.errors import CortexError
 from ipc.messages.conversation import Message
 from ipc.messages.replies import Delta, Finished, Progress, Started
 from ipc.messages.requests import Generate
-
-ASK = (
-    "Sum up our conversation so far, so that you can go on from your summary alone: what was asked, what was "
-    "found out and decided, what was done and with which result, and what is left to do. Keep names, paths, "
-    "numbers and the user's wishes exactly. Write the summary and nothing else."
-)
-HEAD = "Summary of the conversation so far:\n\n"
 
 _decoder = msgspec.json.Decoder(ContextFields)
 
