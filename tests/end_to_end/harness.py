@@ -131,6 +131,14 @@ def _variable(process: psutil.Process, name: str) -> str:
         return ""
 
 
+def is_ready(base: str) -> bool:
+    """Whether the gateway at `base` says so."""
+    try:
+        return httpx.get(f"{base}/ready", timeout=PATIENCE).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def invites_a_retry(response: httpx.Response) -> bool:
     """Whether it is a typed error that says when to try again; else the test fails."""
     assert response.status_code == 503, response.text
@@ -248,10 +256,7 @@ class Services(Client):
         (self.folder / f"{name}.yaml").write_text(json.dumps(settings))
 
     def ready(self) -> bool:
-        try:
-            return httpx.get(f"{self.base}/ready", timeout=PATIENCE).status_code == 200
-        except httpx.TransportError:
-            return False
+        return is_ready(self.base)
 
     def __enter__(self) -> Self:
         return self

@@ -16,7 +16,7 @@ import pytest
 
 import gateway.config
 import gateway.fleet.view
-from tests.end_to_end.harness import PATIENCE, Program, wait_until
+from tests.end_to_end.harness import PATIENCE, Program, is_ready, wait_until
 from tests.gateway.test_view import eventually
 from tests.neuron.harness import Neuron, simulated
 from tests.ports import free_port
@@ -54,10 +54,7 @@ class Fleet:
         return Program("cortex", "serve", "--config", self.config, folder=self._folder)
 
     def ready(self) -> bool:
-        try:
-            return httpx.get(f"{self.base}/ready", timeout=PATIENCE).status_code == 200
-        except httpx.TransportError:
-            return False
+        return is_ready(self.base)
 
     def listed(self) -> dict[str, dict[str, Any]]:
         data = httpx.get(f"{self.base}/v1/models", timeout=PATIENCE).json()["data"]

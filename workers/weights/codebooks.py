@@ -40,7 +40,8 @@ def _words(blocks: Tensor, kind: torch.dtype) -> Tensor:  # int32 of unsigned 16
     return blocks.contiguous().view(kind).to(wide) & mask
 
 
-def _half(blocks: Tensor, at: int) -> Tensor:  # [n, 1] float32
+def half(blocks: Tensor, at: int) -> Tensor:  # [n, 1] float32
+    """The float16 at that byte of each block."""
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
@@ -65,39 +66,39 @@ def _four_bits(scales: Tensor) -> Tensor:
 def _iq2_xxs(blocks: Tensor) -> Tensor:
     numbers = blocks[:, 2:].reshape(len(blocks), 8, 8)
     words = _words(numbers[:, :, 4:], torch.int32).flatten(1)
-    scales = _half(blocks, 0) * (0.5 + (words >> 28).float()) * 0.25
+    scales = half(blocks, 0) * (0.5 + (words >> 28).float()) * 0.25
     signs = _signs(blocks.device)[_spread(words, 7, 4) & 127]
     return _scaled(scales, _entries("IQ2_XXS", numbers[:, :, :4].flatten(1)), signs)
 
 
 def _iq2_xs(blocks: Tensor) -> Tensor:
     words = _words(blocks[:, 2:66], torch.int16)
-    scales = _half(blocks, 0) * (0.5 + _four_bits(blocks[:, 66:])) * 0.25
+    scales = half(blocks, 0) * (0.5 + _four_bits(blocks[:, 66:])) * 0.25
     return _scaled(scales, _entries("IQ2_XS", words & 511), _signs(blocks.device)[words >> 9])
 
 
 def _iq2_s(blocks: Tensor) -> Tensor:
     numbers = blocks[:, 2:34].int() | (_spread(blocks[:, 66:74], 2, 4) & 3).int() << 8
-    scales = _half(blocks, 0) * (0.5 + _four_bits(blocks[:, 74:])) * 0.25
+    scales = half(blocks, 0) * (0.5 + _four_bits(blocks[:, 74:])) * 0.25
     return _scaled(scales, _entries("IQ2_S", numbers), _by_bit(blocks[:, 34:66]))
 
 
 def _iq3_xxs(blocks: Tensor) -> Tensor:
     words = _words(blocks[:, 66:], torch.int32)
-    scales = _half(blocks, 0) * (0.5 + (words >> 28).float()) * 0.5
+    scales = half(blocks, 0) * (0.5 + (words >> 28).float()) * 0.5
     signs = _signs(blocks.device)[_spread(words, 7, 4) & 127]
     return _scaled(scales, _entries("IQ3_XXS", blocks[:, 2:66]), signs)
 
 
 def _iq3_s(blocks: Tensor) -> Tensor:
     numbers = blocks[:, 2:66].int() | (_spread(blocks[:, 66:74], 1, 8) & 1).int() << 8
-    scales = _half(blocks, 0) * (1 + 2 * _four_bits(blocks[:, 106:]))
+    scales = half(blocks, 0) * (1 + 2 * _four_bits(blocks[:, 106:]))
     return _scaled(scales, _entries("IQ3_S", numbers), _by_bit(blocks[:, 74:106]))
 
 
 def _iq1_s(blocks: Tensor) -> Tensor:
     words = _words(blocks[:, 34:], torch.int16)
-    scales = _half(blocks, 0) * (2 * (words >> 12 & 7) + 1).float()
+    scales = half(blocks, 0) * (2 * (words >> 12 & 7) + 1).float()
     delta = torch.where(words & 0x8000 == 0, DELTA, -DELTA)
     numbers = blocks[:, 2:34].int() | (_spread(words, 3, 4) & 7) << 8
     groups = _entries("IQ1_S", numbers).view(-1, 8, 32)

@@ -14,6 +14,7 @@ from torch import Tensor
 from workers.checkpoints.blocks import FORMATS
 from workers.weights import codebooks
 from workers.weights import rows as scaled_rows
+from workers.weights.codebooks import half
 from workers.weights.rows import constant
 
 ByBlock = Callable[[Tensor], Tensor]  # [n, nbytes] uint8 -> [n, elements] float32
@@ -27,10 +28,6 @@ def dequantise(name: str, rows: Tensor) -> Tensor:  # [rows, row bytes] uint8 ->
     form = FORMATS[name]
     blocks = rows.reshape(-1, form.nbytes)
     return BY_BLOCK[name](blocks).view(len(rows), form.columns(rows.shape[1]))
-
-
-def _half(blocks: Tensor, at: int) -> Tensor:  # [n, 1] float32, of the float16 at that byte
-    return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
 def _split(data: Tensor, width: int, *shifts: int) -> Tensor:  # [n, parts, len(shifts), width] uint8
@@ -65,29 +62,29 @@ def _bf16(blocks: Tensor) -> Tensor:
 
 
 def _q4_0(blocks: Tensor) -> Tensor:
-    return _half(blocks, 0) * (_nibbles(blocks[:, 2:], 16).float() - 8)
+    return half(blocks, 0) * (_nibbles(blocks[:, 2:], 16).float() - 8)
 
 
 def _q4_1(blocks: Tensor) -> Tensor:
-    return _half(blocks, 0) * _nibbles(blocks[:, 4:], 16).float() + _half(blocks, 2)
+    return half(blocks, 0) * _nibbles(blocks[:, 4:], 16).float() + half(blocks, 2)
 
 
 def _q5_0(blocks: Tensor) -> Tensor:
     q = _nibbles(blocks[:, 6:], 16) | _bits(blocks[:, 2:6]) << 4
-    return _half(blocks, 0) * (q.float() - 16)
+    return half(blocks, 0) * (q.float() - 16)
 
 
 def _q5_1(blocks: Tensor) -> Tensor:
     q = _nibbles(blocks[:, 8:], 16) | _bits(blocks[:, 4:8]) << 4
-    return _half(blocks, 0) * q.float() + _half(blocks, 2)
+    return half(blocks, 0) * q.float() + half(blocks, 2)
 
 
 def _q8_0(blocks: Tensor) -> Tensor:
-    return _half(blocks, 0) * blocks[:, 2:].view(torch.int8).float()
+    return half(blocks, 0) * blocks[:, 2:].view(torch.int8).float()
 
 
 def _q2_k(blocks: Tensor) -> Tensor:
-    scales, d, least = blocks[:, :16], _half(blocks, 80), _half(blocks, 82)
+    scales, d, least = blocks[:, :16], half(blocks, 80), half(blocks, 82)
     q = (_split(blocks[:, 16:80], 32, 0, 2, 4, 6) & 3).reshape(-1, 16, 16).float()
     scaled = (d * (scales & 15).float()).unsqueeze(-1) * q
     return (scaled - (least * (scales >> 4).float()).unsqueeze(-1)).view(-1, 256)
@@ -99,7 +96,7 @@ def _q3_k(blocks: Tensor) -> Tensor:
     scales = (low | high << 4).float() - 32
     q = (_split(blocks[:, 32:96], 32, 0, 2, 4, 6) & 3).reshape(-1, 16, 16).float()
     is_low = (_split(blocks[:, :32], 32, *range(8)) & 1 ^ 1).reshape(-1, 16, 16).float()
-    return ((_half(blocks, 108) * scales).unsqueeze(-1) * (q - 4 * is_low)).view(-1, 256)
+    return ((half(blocks, 108) * scales).unsqueeze(-1) * (q - 4 * is_low)).view(-1, 256)
 
 
 def _six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:  # [n, 12] uint8 -> [n, 8] float32 both
@@ -113,23 +110,23 @@ def _six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:  # [n, 12] uint8 -> [n, 
 def _q4_k(blocks: Tensor) -> Tensor:
     scales, minima = _six_bits(blocks[:, 4:16].contiguous())
     q = _nibbles(blocks[:, 16:], 32).view(-1, 8, 32).float()
-    scaled = (_half(blocks, 0) * scales).unsqueeze(-1) * q
-    return (scaled - (_half(blocks, 2) * minima).unsqueeze(-1)).view(-1, 256)
+    scaled = (half(blocks, 0) * scales).unsqueeze(-1) * q
+    return (scaled - (half(blocks, 2) * minima).unsqueeze(-1)).view(-1, 256)
 
 
 def _q5_k(blocks: Tensor) -> Tensor:
     scales, minima = _six_bits(blocks[:, 4:16].contiguous())
     high = (_split(blocks[:, 16:48], 32, *range(8)) & 1).reshape(-1, 256)
     q = (_nibbles(blocks[:, 48:], 32) | high << 4).view(-1, 8, 32).float()
-    scaled = (_half(blocks, 0) * scales).unsqueeze(-1) * q
-    return (scaled - (_half(blocks, 2) * minima).unsqueeze(-1)).view(-1, 256)
+    scaled = (half(blocks, 0) * scales).unsqueeze(-1) * q
+    return (scaled - (half(blocks, 2) * minima).unsqueeze(-1)).view(-1, 256)
 
 
 def _q6_k(blocks: Tensor) -> Tensor:
     scales = blocks[:, 192:208].contiguous().view(torch.int8).float()
     high = (_split(blocks[:, 128:192], 32, 0, 2, 4, 6) & 3).reshape(-1, 256)
     q = (_nibbles(blocks[:, :128], 64) | high << 4).view(-1, 16, 16).float() - 32
-    return ((_half(blocks, 208) * scales).unsqueeze(-1) * q).view(-1, 256)
+    return ((half(blocks, 208) * scales).unsqueeze(-1) * q).view(-1, 256)
 
 
 def _ternary(packed: Tensor, width: int, digits: int) -> Tensor:  # [n, digits * bytes] uint8
@@ -142,12 +139,12 @@ def _ternary(packed: Tensor, width: int, digits: int) -> Tensor:  # [n, digits *
 def _tq1_0(blocks: Tensor) -> Tensor:
     parts = ((0, 32, 32, 5), (32, 48, 16, 5), (48, 52, 4, 4))
     q = torch.cat([_ternary(blocks[:, a:b], width, digits) for a, b, width, digits in parts], dim=1)
-    return _half(blocks, 52) * ((q.int() * 3 >> 8) - 1).float()
+    return half(blocks, 52) * ((q.int() * 3 >> 8) - 1).float()
 
 
 def _tq2_0(blocks: Tensor) -> Tensor:
     q = (_split(blocks[:, :64], 32, 0, 2, 4, 6) & 3).reshape(-1, 256)
-    return _half(blocks, 64) * (q.float() - 1)
+    return half(blocks, 64) * (q.float() - 1)
 
 
 NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -159,7 +156,7 @@ def _looked_up(table: tuple[int, ...], q: Tensor) -> Tensor:  # float32, in the 
 
 
 def _iq4_nl(blocks: Tensor) -> Tensor:
-    return _half(blocks, 0) * _looked_up(NL, _nibbles(blocks[:, 2:], 16))
+    return half(blocks, 0) * _looked_up(NL, _nibbles(blocks[:, 2:], 16))
 
 
 def _iq4_xs(blocks: Tensor) -> Tensor:
@@ -167,7 +164,7 @@ def _iq4_xs(blocks: Tensor) -> Tensor:
     low = (blocks[:, 4:8].unsqueeze(-1) >> _counting(2, blocks) * 4 & 15).reshape(-1, 8)
     scales = (low | high << 4).float() - 32
     q = _looked_up(NL, _nibbles(blocks[:, 8:], 16)).view(-1, 8, 32)
-    return ((_half(blocks, 0) * scales).unsqueeze(-1) * q).view(-1, 256)
+    return ((half(blocks, 0) * scales).unsqueeze(-1) * q).view(-1, 256)
 
 
 def _mxfp4(blocks: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ raises `Unfinished`, which a format lets pass, unless it can tell what is missin
 
 from __future__ import annotations
 
+import re
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -59,10 +60,12 @@ class CallParser(TextSteps, ABC):
     Attributes:
         openings: a call, or a section of calls, may begin with one of these anywhere in the text.
         starts: it may begin with one of these too, where nothing but calls came before.
+        name_pattern: what the name of a call looks like where no tool is called so; None: anything.
     """
 
     openings: ClassVar[tuple[str, ...]]
     starts: ClassVar[tuple[str, ...]] = ()
+    name_pattern: ClassVar[re.Pattern[str] | None] = None
 
     def __init__(
         self,
@@ -164,6 +167,8 @@ class CallParser(TextSteps, ABC):
         if not 0 < len(name) <= MAX_NAME:
             raise NoCall
         self._name, self._name_is_whole = name, True
+        if self.name_pattern is not None and not self.is_known and not self.name_pattern.fullmatch(name):
+            raise NoCall
 
     def name_string(self) -> Steps[None]:
         """Take the name of the call, a JSON string.

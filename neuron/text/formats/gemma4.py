@@ -13,7 +13,6 @@ from neuron.text.formats.tool_format import Schema, ToolFormat
 CALL, END_CALL = "<|tool_call>", "<tool_call|>"
 MAX_KEY = 256  # characters
 _NO_KEY = (*"{}[],", QUOTE)
-_NAME = re.compile(r"[\w.:/\-]+")
 
 
 class Gemma4Parser(LiteralParser):
@@ -22,6 +21,7 @@ class Gemma4Parser(LiteralParser):
     openings = (CALL,)
     quotes = (QUOTE,)
     escapes = False
+    name_pattern = re.compile(r"[\w.:/\-]+")
 
     def call(self, opening: str) -> Steps[None]:
         yield from self.space()
@@ -32,11 +32,6 @@ class Gemma4Parser(LiteralParser):
         self.close()
         yield from self.space()
         yield from self.accept(END_CALL)
-
-    def named(self, name: str) -> None:
-        super().named(name)
-        if not self.is_known and not _NAME.fullmatch(name):
-            raise NoCall
 
     def key(self) -> Steps[str]:
         if (yield from self.accept(QUOTE)):

@@ -24,6 +24,7 @@ class PythonicParser(BareParser, LiteralParser):
     """Reads calls in a list that may stand between two tags."""
 
     starts = ("[",)
+    name_pattern = _NAME
 
     def calls_behind(self, opening: str) -> Steps[None]:
         yield from self.space()
@@ -31,11 +32,6 @@ class PythonicParser(BareParser, LiteralParser):
             yield from self._list()
         else:
             yield from self._function()
-
-    def named(self, name: str) -> None:
-        super().named(name)
-        if not self.is_known and not _NAME.fullmatch(name):
-            raise NoCall
 
     def _list(self) -> Steps[None]:
         while True:
