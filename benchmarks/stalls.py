@@ -3,7 +3,8 @@
 python -m benchmarks.stalls [--out FILE] [KIND ...]
 
 Another process sends the request; this one says `hello` all the while, and takes the longest wait for an
-answer. On a machine that is busy with other things some of that is theirs: see the line for nothing.
+answer, and the most CPU time that the loop had within one such wait. On a machine that is busy with other
+things some of the wait is theirs, and little of the CPU time: see the line for nothing.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import zmq
+
 from benchmarks.beside import longest_wait, prepared
-from ipc.client import BlockingClient
-from ipc.errors import CortexError
 from ipc.messages.conversation import Message, TextPart, Tool
+from ipc.messages.framing import HEADER
+from ipc.messages.replies import TERMINAL, AnyReply, Failed
 from ipc.messages.requests import CountTokens, Embed, Generate, Hello, Request
 from ipc.messages.sampling import Sampling, Structured
 from tests.neuron.harness import Neuron, simulated
 
 SECONDS = 60.0  # for one request
 MODEL = "sim"
+ID = 1
 
 
 def chat(**changes: Any) -> Generate:
@@ -34,7 +39,12 @@ def chat(**changes: Any) -> Generate:
         "messages": [Message(role="user", content="Hello")],
         "sampling": Sampling(max_tokens=1),
     } | changes
-    return Generate(id=0, model=MODEL, account="dear", **values)
+    return Generate(id=ID, model=MODEL, account="dear", **values)
+
+
+def raw(**fields: Any) -> dict[str, Any]:
+    """As somebody else may write it."""
+    return {"verb": "generate", "id": ID, "model": MODEL, "account": "dear", **fields}
 
 
 def users(count: int, content: str) -> list[Message]:
@@ -64,14 +74,16 @@ WORDS = "word " * 6_000_000  # 30 MB
 PARTS = [TextPart(text="a")] * 100_000
 STOPS = ["T" * 990 + str(number) for number in range(16)]
 CHOICES = [f"choice {number}" for number in range(10_000)]
-DEAR: dict[str, Callable[[], Request]] = {
+DEAR: dict[str, Callable[[], Request | dict[str, Any]]] = {
     "nothing": lambda: drawn(max_tokens=500),
     "10,000 empty turns": lambda: chat(messages=users(10_000, "")),
     "600,000 empty turns": lambda: chat(messages=users(600_000, "")),
+    "600,000 empty turns, written out": lambda: raw(messages=[{"role": "user", "content": ""}] * 600_000),
+    "60,000,000 empty lists": lambda: raw(messages=[[]] * 60_000_000),
     "10,000 turns of 1,000 characters": lambda: chat(messages=users(10_000, "word " * 200)),
     "a turn of 100,000 parts": lambda: chat(messages=[Message(role="user", content=PARTS)]),
     "a text of 30 MB": lambda: chat(messages=users(1, WORDS)),
-    "counting 30 MB": lambda: CountTokens(id=0, model=MODEL, messages=users(1, WORDS), account="dear"),
+    "counting 30 MB": lambda: CountTokens(id=ID, model=MODEL, messages=users(1, WORDS), account="dear"),
     "a prompt of 1,000,000 tokens": lambda: chat(messages=None, prompt=[1] * 1_000_000),
     "1,024 tools": lambda: chat(tools=tools(1024, wide(20))),
     "a tool of 100,000 properties": lambda: chat(tools=tools(1, wide(100_000))),
@@ -82,26 +94,33 @@ DEAR: dict[str, Callable[[], Request]] = {
     "a schema of 100 KB": lambda: chat(structured=Structured(json=wide(2_500))),
     "10,000 choices": lambda: chat(structured=Structured(choice=CHOICES)),
     "128 answers": lambda: drawn(max_tokens=20, n=128),
-    "2,048 texts to embed": lambda: Embed(id=0, model=MODEL, input=["word " * 100] * 2048, account="dear"),
+    "2,048 texts to embed": lambda: Embed(id=ID, model=MODEL, input=["word " * 100] * 2048, account="dear"),
 }
 
 
 def send(kind: str, endpoint: str) -> None:
     """The other process: prepare, wait for a line, send, say what became of it."""
-    request = DEAR[kind]()
-    with BlockingClient(endpoint, silence=SECONDS) as client:
-        client.ask(Hello(id=0), SECONDS)
-        prepared("prepared")
-        try:
-            print(type(client.ask(request, SECONDS)).__name__, flush=True)
-        except CortexError as error:
-            print(f"{error.code}: {error.message[:60]}", flush=True)
+    message = HEADER + msgspec.msgpack.encode(DEAR[kind]())
+    with zmq.Context() as context, context.socket(zmq.DEALER) as client:
+        client.rcvtimeo = round(SECONDS * 1000)
+        client.connect(endpoint)
+        client.send(HEADER + msgspec.msgpack.encode(Hello(id=ID)))
+        client.recv()
+        prepared(len(message))
+        client.send(message)
+        while not (outcome := ended(client.recv())):
+            pass
+        print(outcome, flush=True)
 
 
-def measure(kind: str, endpoint: str, client: BlockingClient) -> tuple[float, float, str]:
-    """The longest wait for an answer to `hello`, seconds until the dear request was answered, and how."""
-    ask = partial(client.ask, Hello(id=0), SECONDS)
-    return longest_wait("benchmarks.stalls", kind, endpoint, ask)[1:]
+def ended(message: bytes) -> str:
+    """How the request ended, where a message says that."""
+    for reply in msgspec.msgpack.decode(message[len(HEADER) :], type=list[AnyReply]):
+        if isinstance(reply, Failed):
+            return f"{reply.code}: {reply.message[:60]}"
+        if reply.id == ID and isinstance(reply, TERMINAL):
+            return type(reply).__name__
+    return ""
 
 
 def main() -> None:
@@ -110,6 +129,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="*", default=list(DEAR))
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each kind")
     parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
     args = parser.parse_args()
     results = {}
@@ -118,11 +138,17 @@ def main() -> None:
         neuron.wait_for(MODEL)
         with neuron.client() as client:
             client.ask(chat(), SECONDS)
-            print(f"{'request':36} {'stall ms':>9} {'answered s':>11}")
+            ask = partial(client.ask, Hello(id=0), SECONDS)
+            print(f"{'request':40} {'MB':>5} {'held ms':>8} {'stall ms':>9} {'answered s':>11}")
             for kind in args.kinds:
-                stall, seconds, outcome = measure(kind, neuron.endpoint, client)
-                results[kind] = {"stall": stall, "seconds": seconds, "outcome": outcome}
-                print(f"{kind:36} {stall * 1e3:9.1f} {seconds:11.2f}  {outcome}", flush=True)
+                about = "benchmarks.stalls", kind, neuron.endpoint, ask, neuron.process.pid
+                runs = [longest_wait(*about) for _ in range(args.repeat)]
+                held, stall = min(run.held for run in runs), min(run.longest for run in runs)
+                said, *_, seconds, outcome = runs[-1]
+                size = int(said)
+                results[kind] = {"held": held, "stall": stall, "seconds": seconds, "outcome": outcome}
+                figures = f"{size / 1e6:5.1f} {held * 1e3:8.1f} {stall * 1e3:9.1f} {seconds:11.2f}"
+                print(f"{kind:40} {figures}  {outcome}", flush=True)
     if args.out is not None:
         args.out.write_text(json.dumps(results, indent=2))
 

@@ -24,17 +24,11 @@ from ipc.messages.replies import TERMINAL, Cancelled, Failed, Heartbeat, Reply
 from ipc.messages.requests import (
     AnyRequest,
     Cancel,
-    CountTokens,
-    Detokenize,
-    Embed,
-    Generate,
-    Rerank,
-    Tokenize,
     Watch,
     misread,
 )
-from ipc.messages.values import ModelId, Name
 from ipc.sockets import LINGER_MS, NOBLOCK, NOBLOCK_MORE, Pump, configure
+from ipc.unread import UNREAD_VERBS, Unread, first_fields
 from ipc.zap import Gatekeeper
 
 logger = logging.getLogger("ipc.server")
@@ -45,7 +39,8 @@ STALL_SECONDS = 10.0  # a peer that takes nothing for so long is given up
 MAX_BACKLOG = 100_000  # replies that wait for one peer, before it is given up
 MAX_ID = (1 << 64) - 1
 PROTOCOL_1 = b"cx\x01"  # how messages of it begin; they had two frames, header and body
-LARGE = 64 << 10  # bytes of a request; smaller ones are read within a millisecond
+LARGE = 64 << 10  # bytes of a request; smaller ones are read within some milliseconds
+MOST = 1 << 20  # bytes of a request that this process has to read, however large
 
 
 class _Envelope(msgspec.Struct):
@@ -58,25 +53,6 @@ class _Envelope(msgspec.Struct):
 _VERBS = frozenset(request.__struct_config__.tag for request in AnyRequest.__args__)
 
 
-class Unread(msgspec.Struct, kw_only=True):
-    """A large request as a handler gets it, who has another process read it: the least that there is to know.
-
-    `misread` is the error for a body that is no such request after all.
-    """
-
-    verb: str
-    id: int
-    model: ModelId | None = None
-    account: Name = ""
-    trace: Name = ""
-    structured: msgspec.Raw = msgspec.Raw()  # as they stand there, if they do
-    must_call: msgspec.Raw = msgspec.Raw()
-    body: memoryview = memoryview(b"")  # all of it
-
-
-_UNREAD_VERBS = frozenset(
-    request.__struct_config__.tag for request in (Generate, Embed, Rerank, CountTokens, Tokenize, Detokenize)
-)
 _decode = msgspec.msgpack.Decoder(AnyRequest).decode
 _Several = Annotated[list[msgspec.Raw], Meta(max_length=MOST_TOGETHER)]
 _decode_several = msgspec.msgpack.Decoder(_Several).decode
@@ -266,9 +242,13 @@ class Server:
     def _read(self, key: bytes, body: memoryview) -> AnyRequest | Unread:
         """The request in a body; CortexError, with `details["id"]` where the id is known and free."""
         try:
-            request = _decode(body) if len(body) <= LARGE else self._read_large(body)
+            head = body if len(body) <= LARGE else first_fields(body)
+        except msgspec.DecodeError as error:
+            raise _no_request(error) from error
+        try:
+            request = _decode(body) if head is body else self._read_large(head, body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise self._explain(key, body, error) from error
+            raise self._explain(key, head, error) from error
         if not 0 < request.id <= MAX_ID:
             raise CortexError(Code.BAD_REQUEST, f"an id is from 1 to 2^64 - 1, not {request.id}", param="id")
         if key[0]:
@@ -284,27 +264,39 @@ class Server:
             raise CortexError(Code.DUPLICATE_ID, f"request {request.id} is still open on this connection")
         return request
 
-    def _read_large(self, body: memoryview) -> AnyRequest | Unread:
-        """No more of it than is needed, where somebody else can read the rest."""
-        unread = _decode_unread(body)
-        if unread.verb not in _UNREAD_VERBS:
+    def _read_large(self, head: bytes, body: memoryview) -> AnyRequest | Unread:
+        """No more of it than `head` says, where somebody else can read the rest."""
+        unread = _decode_unread(head)
+        if unread.verb not in UNREAD_VERBS:
+            if len(body) > MOST:
+                text = f"a request of this verb has {MOST} bytes at most, and this one {len(body)}"
+                raise msgspec.ValidationError(text)
             return _decode(body)
         if unread.model is None:
-            raise msgspec.ValidationError("Object missing required field `model`")
+            raise msgspec.ValidationError(
+                "Object missing required field `model`, which comes before large ones"
+            )
         unread.body = body
         return unread
 
-    def _explain(self, key: bytes, body: memoryview, error: Exception) -> CortexError:
-        """Say what is wrong with a body that could not be decoded, and to which request that belongs."""
+    def _explain(self, key: bytes, head: bytes | memoryview, error: Exception) -> CortexError:
+        """Say what is wrong with a body that could not be decoded, and to which request that belongs.
+
+        Args:
+            head: the body, or as much of a large one as was looked at.
+        """
         try:
-            envelope = msgspec.msgpack.decode(body, type=_Envelope)
+            envelope = msgspec.msgpack.decode(head, type=_Envelope)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return CortexError(Code.BAD_FRAME, f"the body is no msgpack map of a request: {error}")
+            return _no_request(error)
         peer = self._peers.get(key)
         known = 0 < envelope.id <= MAX_ID and (peer is None or envelope.id not in peer._open)
         details = {"id": envelope.id} if known else {}
         if envelope.verb not in _VERBS:
-            return CortexError(Code.UNKNOWN_VERB, f"there is no verb {envelope.verb!r}", details=details)
+            said = (
+                f"there is no verb {envelope.verb!r}" if envelope.verb else "a request says its `verb` first"
+            )
+            return CortexError(Code.UNKNOWN_VERB, said, details=details)
         explained = misread(error)
         explained.details = details
         return explained
@@ -469,6 +461,10 @@ def _bodies(frames: list[bytes | memoryview]) -> Sequence[memoryview]:
         return list(map(memoryview, _decode_several(body)))
     except (msgspec.DecodeError, RecursionError) as error:
         raise CortexError(Code.BAD_FRAME, f"the body is no array of requests: {error}") from error
+
+
+def _no_request(error: Exception) -> CortexError:
+    return CortexError(Code.BAD_FRAME, f"the body is no msgpack map of a request: {error}")
 
 
 def _begins_array(first: int) -> bool:

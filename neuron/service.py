@@ -58,8 +58,9 @@ from ipc.messages.requests import (
     Watch,
 )
 from ipc.model_settings import check_models
-from ipc.server import Encoded, Peer, Unread
+from ipc.server import Encoded, Peer
 from ipc.settings import ConfigError
+from ipc.unread import Unread
 from ipc.worker_messages import PAGE_SIZE
 from neuron.config import NeuronConfig
 from neuron.models.managed import ManagedModel

@@ -1,7 +1,8 @@
 """What a client asks of a neuron.
 
 Every request carries an `id` that its client chose (unsigned, unique among its open requests on that
-connection).
+connection). Fields travel in the order in which they stand here: what may be large comes last, so that a
+neuron knows whose a large request is without reading it (`ipc.unread`).
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Pin(Request, tag="pin"):
     pinned: bool = True
 
 
-class Generate(Request, tag="generate"):
+class Generate(Request, tag="generate", kw_only=True):
     """Answered by `Started`, `Delta` (when `stream`), and one of `Finished`, `Cancelled`, `Failed`.
 
     Either `messages` (the chat template applies; reasoning and tool calls are told apart from text) or
@@ -105,57 +106,58 @@ class Generate(Request, tag="generate"):
     """
 
     model: ModelId
-    messages: Turns | None = None
-    # A list: token ids alone, or prompts alone.
-    prompt: str | Annotated[list[int | str | TokenIds], Meta(max_length=MAX_TOKEN_IDS)] | None = None
-    suffix: str | None = None  # of a `prompt`: what follows the answer, which fills in what is between
-    tools: Tools = []
-    # Names of tools, of which the answer calls some; one that stands alone, once.
-    must_call: Annotated[list[Name], Meta(max_length=MAX_TOOLS)] = []
-    template_args: dict[str, Any] = {}  # further variables of the chat template; they win over `thinking`
+    account: Name = ""  # for whom: accounts take turns
+    trace: Name = ""  # the client's own id of it, for the neuron's log
     thinking: Thinking = Thinking()
-    sampling: Sampling = Sampling()
-    structured: Structured | None = None
     stream: bool = False
     echo: bool = False  # the answer begins with the prompt; only of a `prompt`
     return_token_ids: bool = False
     priority: int = 0  # smaller is sooner
-    account: Name = ""  # for whom: accounts take turns
     cache_salt: Name = ""  # only requests with the same one share cached prefixes
     parallel_tool_calls: bool = True  # False: the answer calls one tool at most
-    trace: Name = ""  # the client's own id of it, for the neuron's log
     # The last turn is the assistant's and ends in text, which the answer goes on with.
     continue_final_message: bool = False
     session: Name = ""  # the conversation that it belongs to, as its client calls that
-    marks: Annotated[list[Mark], Meta(max_length=MAX_MARKS)] = []  # of its one prompt; told again in `State`
     # Every token is told with its id as soon as it is there, so that the answer can go on elsewhere.
     resumable: bool = False
     # Another neuron has its model loaded, too: where its worker dies it fails at once, to go on there.
     replicated: bool = False
-    # By choice, what was written of it elsewhere: the answer is told again from its beginning, and goes on.
-    written: list[TokenIds] = []
     # Seconds without another request after which the model is unloaded; below 0: never. None: as its settings
     # say.
     keep_alive: Seconds | None = None
+    # Here begins what may be large.
+    # Names of tools, of which the answer calls some; one that stands alone, once.
+    must_call: Annotated[list[Name], Meta(max_length=MAX_TOOLS)] = []
+    structured: Structured | None = None
+    sampling: Sampling = Sampling()
+    marks: Annotated[list[Mark], Meta(max_length=MAX_MARKS)] = []  # of its one prompt; told again in `State`
+    # By choice, what was written of it elsewhere: the answer is told again from its beginning, and goes on.
+    written: list[TokenIds] = []
+    template_args: dict[str, Any] = {}  # further variables of the chat template; they win over `thinking`
+    # A list: token ids alone, or prompts alone.
+    prompt: str | Annotated[list[int | str | TokenIds], Meta(max_length=MAX_TOKEN_IDS)] | None = None
+    suffix: str | None = None  # of a `prompt`: what follows the answer, which fills in what is between
+    messages: Turns | None = None
+    tools: Tools = []
 
 
 class Cancel(Request, tag="cancel"):
     """Ends the open request `id`; the answer is its own terminal reply. Unknown ids are no error."""
 
 
-class CountTokens(Request, tag="count_tokens"):
+class CountTokens(Request, tag="count_tokens", kw_only=True):
     model: ModelId
-    messages: Turns | None = None
-    prompt: str | None = None
-    tools: Tools = []
-    template_args: dict[str, Any] = {}
-    thinking: Thinking = Thinking()
     account: Name = ""  # for whom
     trace: Name = ""
+    thinking: Thinking = Thinking()
     continue_final_message: bool = False  # as in `Generate`
+    template_args: dict[str, Any] = {}
+    prompt: str | None = None
+    messages: Turns | None = None
+    tools: Tools = []
 
 
-class Tokenize(CountTokens, tag="tokenize"):
+class Tokenize(CountTokens, tag="tokenize", kw_only=True):
     """Answered by `Tokens`. The model is not loaded for it."""
 
     # What the tokenizer puts around a text; None: around a `prompt`, for a chat template writes it itself.
@@ -163,31 +165,31 @@ class Tokenize(CountTokens, tag="tokenize"):
     return_bytes: bool = False  # of each token
 
 
-class Detokenize(Request, tag="detokenize"):
+class Detokenize(Request, tag="detokenize", kw_only=True):
     """Answered by `Text`. The model is not loaded for it."""
 
     model: ModelId
-    token_ids: TokenIds
     account: Name = ""  # for whom
     trace: Name = ""
+    token_ids: TokenIds
 
 
-class Embed(Request, tag="embed"):
+class Embed(Request, tag="embed", kw_only=True):
     """Answered by `Embeddings`."""
 
     model: ModelId
-    input: list[str | TokenIds]  # texts or token ids
+    account: Name = ""
+    trace: Name = ""
     pooling: Literal["", "last", "mean"] = ""  # empty: as the model was made for, or else of the last token
     normalize: bool | None = None  # to length 1; None: as the model's files say, or else it is done
     dimensions: int | None = None  # the first so many; None: all
     priority: int = 0
-    account: Name = ""
-    trace: Name = ""
     prompt_name: Name | None = None  # of the model's own prompts, which is put before each text
     # Tokens of an input, of which a longer one loses its last; 0: as many as the model takes. None: a longer
     # one is refused.
     cut_to: Annotated[int, Meta(ge=0)] | None = None
     keep_alive: Seconds | None = None  # as in `Generate`
+    input: list[str | TokenIds]  # texts or token ids
 
 
 class Rerank(Embed, tag="rerank", kw_only=True):

@@ -23,6 +23,7 @@ from neuron.preparation.prepared import Prepared, prepare, without_text
 from neuron.preparation.prepared_inputs import PreparedInputs, prepare_inputs, validate_inputs
 from neuron.preparation.prompt import validate, validate_prompt
 from neuron.preparation.tokens import count_tokens, detokenize, tokenize
+from neuron.refusals import bad_request
 from neuron.text.budget import OverBudget
 from neuron.text.frontend import ModelText, TextFiles, TextFrontEnd
 from neuron.text.offered_tool import OfferedTool
@@ -44,7 +45,7 @@ class Job(msgspec.Struct, kw_only=True):
     model: ModelFacts = ModelFacts()
     context_length: int = 0
     seconds: float | None = None  # that a chat template may take; the result is empty where it takes longer
-    unread: bool = False  # the neuron has not decoded the request, and does not know what is in it
+    unread: int | None = None  # its id, where the neuron has not decoded the request: more it does not know
     trace: Name = ""
 
     @property
@@ -112,23 +113,25 @@ def _perform(job: Job, body: bytes | memoryview, fronts: Fronts) -> Any:
         request = msgspec.msgpack.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise misread(error) from error
+    if job.unread not in (None, request.id):
+        raise bad_request("id", f"id is {job.unread} and also {request.id}")
     return work(request, fronts, job)
 
 
 def _generate(request: Generate, fronts: Fronts, job: Job) -> Prepared:
-    if job.unread:
+    if job.unread is not None:
         validate(request)
     prepared = prepare(request, fronts.get(job.text), job.model, job.context_length, job.seconds)
     prepared.tools = [OfferedTool.of(tool) for tool in request.tools]
-    prepared.request = without_text(request) if job.unread else None
+    prepared.request = without_text(request) if job.unread is not None else None
     return prepared
 
 
 def _vectors(request: Embed | Rerank, fronts: Fronts, job: Job) -> PreparedInputs:
-    if job.unread:
+    if job.unread is not None:
         validate_inputs(request)
     prepared = prepare_inputs(request, fronts.get(job.text), job.model, job.context_length)
-    prepared.request = msgspec.structs.replace(request, input=[]) if job.unread else None
+    prepared.request = msgspec.structs.replace(request, input=[]) if job.unread is not None else None
     return prepared
 
 

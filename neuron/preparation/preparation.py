@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import Text, TokenCount, Tokens
 from ipc.messages.requests import CountTokens, Detokenize, Embed, Generate, Tokenize
-from ipc.server import Encoded, Unread
+from ipc.server import Encoded
+from ipc.unread import Unread
 from neuron.description import ModelDescription
 from neuron.memory.devices import CpuProbe
 from neuron.preparation.facts import ModelFacts
@@ -151,7 +152,7 @@ class Preparation:
             text=text.encoded,
             model=ModelFacts.of(model),
             context_length=context_length,
-            unread=unread,
+            unread=request.id if unread else None,
             trace=request.trace,
             seconds=QUICK_SECONDS if small else None,
         )
@@ -181,7 +182,4 @@ def _unloadable(what: str) -> Iterator[None]:
 
 
 def _has_grammar(request: Asked) -> bool:
-    if not isinstance(request, Unread):
-        return has_grammar(request)
-    nothing = (b"", b"\xc0", b"\x90")  # in msgpack: not there, nil, and an empty list
-    return bytes(request.structured) not in nothing or bytes(request.must_call) not in nothing
+    return request.has_grammar if isinstance(request, Unread) else has_grammar(request)

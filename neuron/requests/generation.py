@@ -13,7 +13,7 @@ from ipc.messages.answers import Timings, TokenLogprob, Usage
 from ipc.messages.conversation import Tool
 from ipc.messages.replies import Delta, Finished, Reply, Started
 from ipc.messages.requests import Generate
-from ipc.server import Unread
+from ipc.unread import Unread
 from ipc.worker_messages import PAGE_SIZE, SequenceReport, Submit
 from neuron.description import ModelDescription
 from neuron.preparation.prepared import Prepared, PreparedPrompt, check_length, prepare

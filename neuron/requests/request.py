@@ -13,7 +13,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages.answers import Usage
 from ipc.messages.replies import Cancelled, Failed, Finished, Reply, Started
 from ipc.messages.requests import Embed, Generate
-from ipc.server import Unread
+from ipc.unread import Unread
 from ipc.worker_messages import SequenceReport, Submit
 from neuron.description import ModelDescription
 from neuron.preparation.placing import PreparedImage

@@ -10,7 +10,7 @@ import numpy as np
 from ipc.messages.answers import Usage
 from ipc.messages.replies import Reply
 from ipc.messages.requests import Embed
-from ipc.server import Unread
+from ipc.unread import Unread
 from ipc.worker_messages import SequenceReport, Submit
 from neuron.description import ModelDescription
 from neuron.preparation.inputs import check_tokens, most_tokens

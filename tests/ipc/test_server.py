@@ -255,9 +255,15 @@ BAD = {
     ),
     "nested too deep": ([HEADER + b"\x91" * 100_000], 0, Code.BAD_FRAME, None),
     "nested too deep in a field": (
-        [HEADER + b"\x82\xa4verb\xa6health\xa5extra" + b"\x91" * 100_000 + b"\xc0"],
+        [HEADER + b"\x82\xa4verb\xa6health\xa5extra" + b"\x91" * 60_000 + b"\xc0"],
         0,
         Code.BAD_FRAME,
+        None,
+    ),
+    "nested too deep in a field of a large body": (
+        [HEADER + b"\x83\xa4verb\xa6health\xa2id\x07\xa5extra" + b"\x91" * 100_000 + b"\xc0"],
+        7,
+        Code.BAD_REQUEST,
         None,
     ),
     "id is text": ([HEADER + body(verb="health", id="1")], 0, Code.BAD_FRAME, None),

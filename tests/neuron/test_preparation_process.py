@@ -125,7 +125,7 @@ requests = st.one_of(
 @settings(max_examples=150, deadline=None)
 @given(request=requests)
 def test_a_process_answers_as_this_one_does(loop, process, text, request):
-    body, asked = msgspec.msgpack.encode(request), job(text, request, unread=True)
+    body, asked = msgspec.msgpack.encode(request), job(text, request, unread=request.id)
     outcome, result = loop.run(process.ask(asked, body))
     error, expected = perform(asked, body, Fronts())
     assert outcome.error == error
@@ -136,7 +136,7 @@ def test_a_request_comes_back_without_its_text(loop, process, text):
     tool = Tool.function(name="f", parameters={"type": "object", "properties": {"a": {"type": "string"}}})
     request = said("Hello", account="x", tools=[tool], stream=True, structured=Structured(choice=["a"]))
     body = msgspec.msgpack.encode(request)
-    outcome, result = loop.run(process.ask(job(text, request, unread=True), body))
+    outcome, result = loop.run(process.ask(job(text, request, unread=request.id), body))
     assert outcome.error is None
     prepared = msgspec.msgpack.decode(result, type=Prepared)
     assert (prepared.request.id, prepared.request.account, prepared.request.stream) == (1, "x", True)
@@ -149,9 +149,16 @@ def test_a_request_comes_back_without_its_text(loop, process, text):
 
 @pytest.mark.parametrize("body", [b"", b"\xc1", msgspec.msgpack.encode({"verb": "generate", "id": 1})])
 def test_what_is_no_request_is_refused(loop, process, text, body):
-    asked = Job(verb="generate", text=text.encoded, context_length=64, unread=True)
+    asked = Job(verb="generate", text=text.encoded, context_length=64, unread=1)
     outcome, _ = loop.run(process.ask(asked, body))
     assert outcome.error.code == Code.BAD_REQUEST
+
+
+def test_a_request_that_says_another_id_further_on_is_refused(loop, process, text):
+    """Its replies would be to a request of another number."""
+    body = msgspec.msgpack.encode(said("Hello"))
+    outcome, _ = loop.run(process.ask(job(text, said("Hello"), unread=2), body))
+    assert (outcome.error.code, outcome.error.param) == (Code.BAD_REQUEST, "id")
 
 
 def said(content, **changes):
@@ -309,7 +316,7 @@ def test_a_process_without_memory_says_so(loop, text):
         assert (outcome.error.code, outcome.error.param) == (Code.TEMPLATE_FAILED, "messages")
         assert "memory" in outcome.error.message
         large = Generate(id=1, model="m", prompt=["a" * 100] * 800_000)
-        asked = job(text, large, context_length=1 << 20, unread=True)
+        asked = job(text, large, context_length=1 << 20, unread=large.id)
         try:
             outcome, _ = await process.ask(asked, msgspec.msgpack.encode(large))
         except ProcessDied:
