@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Callable
 from itertools import chain
+from math import inf, nextafter
 from typing import Any
 from urllib.parse import unquote
 
@@ -34,6 +35,9 @@ _ANNOTATIONS = """
 KNOWN = frozenset(_ENFORCED.split() + _ANNOTATIONS.split())
 # Characters that any string of an answer may have to have: a longer one is more states than a lexer may have.
 MAX_NEEDED = GRAMMAR_LIMITS["max_lexer_states"] // 10
+
+# As far from 0 as a bound may be: llguidance reads numbers as float64, and takes whole ones for 64 bits.
+FURTHEST = (1 << 63) - 1024
 
 FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
 DRAFTS = ("2020-12/schema", "2019-09/schema", "draft-07/schema", "draft-06/schema", "draft-04/schema")
@@ -87,8 +91,8 @@ def check(schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """See that every keyword in `schema` is one that llguidance enforces, or one that asks for nothing.
 
     Returns:
-        The schema, changed in place: formats that llguidance takes too lightly are stricter, and what asks
-        for nothing is gone; and the JSON pointers to all schemas in it, its own ("") included.
+        The schema, changed in place: formats and bounds that llguidance takes too lightly are stricter, and
+        what asks for nothing is gone; and the JSON pointers to all schemas in it, its own ("") included.
 
     Raises:
         Unfit: naming the first that is not.
@@ -114,6 +118,7 @@ def check(schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         _check_keywords(pointer, each)
         if each.get("format") == "hostname":
             each["maxLength"] = min(each.get("maxLength", MAX_HOSTNAME), MAX_HOSTNAME)
+        _move_bounds_in(each)
         for key, inner in _schemas_in(pointer, each, tuples):
             pending.append((f"{pointer}/{key}", inner, depth + 1))
         pending += _referred(schema, each)
@@ -180,6 +185,8 @@ def _check_keywords(pointer: str, schema: dict[str, Any]) -> None:
             raise Unfit(here, f"{key} must be a text")
         if key == "enum" and not isinstance(value, list):
             raise Unfit(here, "enum must be a list")
+        if key in ("const", "enum") and (odd := _rounded(value)) is not None:
+            raise Unfit(here, f"the whole number {odd} has more digits than a float64 holds")
         if key == "type" and not _is_type(value):
             raise Unfit(here, "type must be the name of a type, or a list of such")
         if key in LISTS and not (isinstance(value, list) and value):
@@ -205,6 +212,29 @@ def _check_keywords(pointer: str, schema: dict[str, Any]) -> None:
             f"{pointer}/minProperties",
             "more properties than the required ones and one more cannot be enforced",
         )
+
+
+def _move_bounds_in(schema: dict[str, Any]) -> None:
+    """Let bounds that would be rounded, or are not read at all, be the next ones that allow nothing more."""
+    for key, side in (("maximum", 1), ("exclusiveMaximum", 1), ("minimum", -1), ("exclusiveMinimum", -1)):
+        if key in schema:
+            schema[key] = side * _at_most(side * schema[key])
+
+
+def _at_most(bound: float) -> float:
+    """The highest bound up to this one that is read as it stands."""
+    bound = min(bound, FURTHEST)
+    if bound < -FURTHEST or (near := float(bound)) <= bound:
+        return bound
+    return int(nextafter(near, -inf))
+
+
+def _rounded(value: Any) -> int | None:
+    """A whole number in a JSON value that would become another one, if there is any."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if abs(value) > FURTHEST or int(float(value)) != value else None
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((odd for each in inner if (odd := _rounded(each)) is not None), None)
 
 
 def _is_type(value: Any) -> bool:

@@ -13,7 +13,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages.sampling import Structured
 from ipc.worker_messages import Constraint
 from neuron.grammar import structured as module
-from neuron.grammar.structured import MAX_SIZE, constrain
+from neuron.grammar.structured import MAX_SIZE, constrain, form
 
 
 def encode(text: str) -> list[int]:
@@ -138,6 +138,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"$ref": "https://example.com/schema"}, "", "example.com"),
     ({"allOf": [{"type": "string"}, {"type": "number"}]}, "", "incompatible"),
     ({"enum": []}, "", "empty"),
+    ({"enum": ["a", [{"b": 2**53 + 1}]]}, "/enum", "9007199254740993"),
 ]
 
 
@@ -182,6 +183,19 @@ def test_limits_as_draft_4_has_them_are_those_of_later_ones():
     old = {"type": "number", "minimum": 1, "exclusiveMinimum": True, "maximum": 2.5, "exclusiveMaximum": True}
     new = {"type": "number", "exclusiveMinimum": 1, "exclusiveMaximum": 2.5}
     assert constrain(Structured(json=old), encode).grammar == constrain(Structured(json=new), encode).grammar
+
+
+@pytest.mark.parametrize("kind", ["integer", "number"])
+def test_bounds_that_would_be_rounded_or_not_read_are_moved_in(kind):
+    """As schemas have them that are made of a language's types."""
+    whole = {"minimum": -(2**63), "maximum": 2**64 - 1}
+    for bounds in (whole, {"exclusiveMinimum": -1e300, "exclusiveMaximum": 1e300}):
+        held = form(Structured(json={"type": kind} | bounds))
+        assert all(str(side * (2**63 - 1024)) in held for side in (-1, 1))
+    assert f": {2**53 + 2}" in form(Structured(json={"type": kind, "maximum": 2**53 + 3}))
+    assert f": {2**53 + 2}" in form(Structured(json={"type": kind, "minimum": 2**53 + 1}))
+    exact = form(Structured(json={"type": kind, "const": 2**60, "minimum": -(2**53), "maximum": 2**60}))
+    assert all(str(number) in exact for number in (-(2**53), 2**60))
 
 
 def test_what_asks_for_nothing_is_told_once_with_its_place(caplog):
