@@ -112,60 +112,16 @@ def check(
         _check_path(path, config)
     from rich.table import Table
 
-    from neuron.catalogue.catalogue import DEMO_FOLDER, Catalogue
-    from neuron.description import describe
-    from neuron.memory.devices import Inventory
-    from neuron.memory.fit import find_fit
-    from neuron.memory.ledger import Ledger
-    from neuron.memory.step_bytes import UNMEASURED_BYTES
-    from neuron.processes.worker import Worker
-    from neuron.tenancy.launcher import weight_cache
-    from neuron.text.outline import added_tokens
+    from neuron.checking import place_all
 
-    settings = _read(config)
     try:
-        inventory = Inventory(settings)
+        found = place_all(_read(config))
     except ConfigError as error:
         _fail(error)
-    catalogue = Catalogue(settings, inventory.devices)
-    ledger, copies = Ledger(inventory.devices), weight_cache(settings.quantised_cache)
     table = Table("model", "architecture", "dtype", "context", "devices", "memory", "KV tokens")
-    problems, notes = [], []
-    configured = {model.id for model in settings.models}
-    models = sorted(map(catalogue.settings, catalogue.list_models()), key=lambda model: not model.pin)
-    runtime, measured = dict(UNMEASURED_BYTES), ledger.devices != ["cpu"]
-    for model in models:
-        try:
-            description = describe(model, DEMO_FOLDER if model.simulated else catalogue.find(model.id))
-            if not measured and description.overhead is not None:
-                runtime["cpu"], measured = Worker.measure("cpu"), True
-            free = {device: ledger.free(device) for device in ledger.devices}
-            fit = find_fit(description.need(model, runtime), free, [], "lru")
-        except OSError as error:
-            problems.append(f"{model.id}: {error}")
-            continue
-        except CortexError as error:
-            problems.append(f"{model.id}: {error.message}")
-            continue
-        try:
-            if model.simulated is None:
-                description.text.try_templates()
-                added_tokens(Path(description.text.tokenizer), description.text.vocabulary_size)
-        except CortexError as error:  # known when it is loaded, and until then it is offered
-            unread = problems if model.id in configured else notes
-            unread.append(f"{model.id} cannot be loaded: {error.message}")
-            continue
-        if model.pin:
-            ledger.reserve(model.id, fit.reservations)
-        notes += [f"{model.id}: {note}" for note in description.notes]
-        if model.quantization is not None and copies is not None:
-            notes.append(f"{model.id}: what {model.quantization} makes of it is kept in {copies.folder}")
-        if fit.context_length < description.context_length:
-            notes.append(
-                f"{model.id}: the context is cut from {description.context_length} to fit the memory"
-            )
+    for settings, description, fit in found.placed:
         table.add_row(
-            model.id + (" (pinned)" if model.pin else ""),
+            settings.id + (" (pinned)" if settings.pin else ""),
             description.architecture,
             description.dtype,
             str(fit.context_length),
@@ -173,15 +129,10 @@ def check(
             " + ".join(_gib(size) for size in fit.reservations.values()),
             str(fit.kv_tokens),
         )
-    notes += [
-        f"{model_id} is not served here: it {reason}" for model_id, reason in catalogue.not_here.items()
-    ]
-    notes += [f"{model_id} is not offered: {reason}" for model_id, reason in catalogue.refused.items()]
-    notes += [f"{model_id} is not here, and pulled when it is asked for" for model_id in catalogue.away]
     _console().print(table)
-    for line in (*notes, *problems):
+    for line in (*found.notes, *found.problems):
         print(line)
-    raise typer.Exit(1 if problems else 0)
+    raise typer.Exit(1 if found.problems else 0)
 
 
 @app.command()

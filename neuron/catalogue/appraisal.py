@@ -8,10 +8,10 @@ from pathlib import Path
 from ipc.errors import Code, CortexError
 from ipc.messages.catalogue import Appraisal, FleetCatalogue
 from ipc.messages.state import Device
-from neuron.catalogue.catalogue import DEMO_FOLDER, Catalogue
+from neuron.catalogue.catalogue import Catalogue
 from neuron.config import ModelSettings
-from neuron.description import describe
-from neuron.memory.fit import find_fit
+from neuron.description import ModelDescription, describe
+from neuron.memory.fit import Fit, find_fit
 
 _VERDICTS = {Code.MODEL_NOT_FOUND: "missing", Code.INSUFFICIENT_MEMORY: "too_large"}
 
@@ -40,9 +40,9 @@ def _appraise(name: str, catalogue: Catalogue, free: dict[str, int], runtime: Ma
     path = ""
     try:
         settings = catalogue.settings(name)
-        path = _path(settings, catalogue)
-        description = describe(settings, Path(path) if path else DEMO_FOLDER)
-        fit = find_fit(description.need(settings, runtime), free, [], "lru")
+        folder = catalogue.folder(settings)
+        path = "" if settings.simulated is not None else str(folder)
+        description, fit = place(settings, folder, free, runtime)
     except CortexError as error:
         verdict = _VERDICTS.get(error.code, "broken")
         if verdict == "missing" and settings.pull:
@@ -60,6 +60,18 @@ def _appraise(name: str, catalogue: Catalogue, free: dict[str, int], runtime: Ma
     )
 
 
-def _path(settings: ModelSettings, catalogue: Catalogue) -> str:
-    """Of its files; of a simulated model there are none."""
-    return "" if settings.simulated is not None else str(catalogue.find(settings.id))
+def place(
+    settings: ModelSettings, folder: Path, free: Mapping[str, int], runtime: Mapping[str, int]
+) -> tuple[ModelDescription, Fit]:
+    """What a model is, and where it would go.
+
+    Args:
+        folder: where it is.
+        free: bytes, by device.
+        runtime: bytes of a process without a model, by kind of device.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED or INSUFFICIENT_MEMORY, and why.
+    """
+    description = describe(settings, folder)
+    return description, find_fit(description.need(settings, runtime), free, [], "lru")

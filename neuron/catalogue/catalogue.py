@@ -133,6 +133,10 @@ class Catalogue:
             get += ", and so does a request for an answer of it"
         raise self._nowhere(model_id, f"looked in {places}; {get}")
 
+    def folder(self, settings: ModelSettings) -> Path:
+        """Where a model is; of a simulated one, what lends it tokenizer and template. Raises as `find`."""
+        return DEMO_FOLDER if settings.simulated is not None else self.find(settings.id)
+
     def is_here(self, model_id: str) -> bool:
         """Whether all files of `model_id` are there: some of them may be what an earlier download left."""
         try:

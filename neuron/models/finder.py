@@ -13,7 +13,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages.catalogue import Appraisal, FleetCatalogue
 from ipc.messages.replies import CatalogueReply
 from neuron.catalogue.appraisal import appraise
-from neuron.catalogue.catalogue import DEMO_FOLDER, Catalogue, Signature
+from neuron.catalogue.catalogue import Catalogue, Signature
 from neuron.catalogue.succession import Succession
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.description import ModelDescription, describe
@@ -133,7 +133,7 @@ class Finder:
         return model
 
     def _inspect(self, settings: ModelSettings) -> ModelDescription:
-        folder = DEMO_FOLDER if settings.simulated is not None else self._catalogue.find(settings.id)
+        folder = self._catalogue.folder(settings)
         try:
             return describe(settings, folder)
         except CortexError:

@@ -1,0 +1,101 @@
+"""Which of a configuration's models would fit, and where: `neuron check` without a path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ipc.errors import CortexError
+from neuron.catalogue.appraisal import place
+from neuron.catalogue.catalogue import Catalogue
+from neuron.config import ModelSettings, NeuronConfig
+from neuron.description import ModelDescription
+from neuron.memory.devices import Inventory
+from neuron.memory.fit import Fit
+from neuron.memory.ledger import Ledger
+from neuron.memory.step_bytes import UNMEASURED_BYTES
+from neuron.processes.worker import Worker
+from neuron.tenancy.launcher import weight_cache
+from neuron.text.outline import added_tokens
+
+
+class Placed(NamedTuple):
+    """A model that fits."""
+
+    settings: ModelSettings
+    description: ModelDescription
+    fit: Fit
+
+
+@dataclass(slots=True)
+class Placement:
+    """What became of the models of a configuration.
+
+    Args:
+        notes: what an operator may want to know.
+        problems: what of the configuration cannot be served.
+    """
+
+    placed: list[Placed] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def place_all(config: NeuronConfig) -> Placement:
+    """Place pinned models together, in their order, and every other one beside those alone.
+
+    Raises:
+        ConfigError: it names a device that is not here.
+    """
+    inventory = Inventory(config)
+    catalogue = Catalogue(config, inventory.devices)
+    ledger, copies = Ledger(inventory.devices), weight_cache(config.quantised_cache)
+    found = Placement()
+    configured = {model.id for model in config.models}
+    models = sorted(map(catalogue.settings, catalogue.list_models()), key=lambda model: not model.pin)
+    runtime, measured = dict(UNMEASURED_BYTES), ledger.devices != ["cpu"]
+    for model in models:
+        try:
+            if not measured and model.simulated is None:
+                runtime["cpu"], measured = Worker.measure("cpu"), True
+            free = {device: ledger.free(device) for device in ledger.devices}
+            description, fit = place(model, catalogue.folder(model), free, runtime)
+        except OSError as error:
+            found.problems.append(f"{model.id}: {error}")
+            continue
+        except CortexError as error:
+            found.problems.append(f"{model.id}: {error.message}")
+            continue
+        if (reason := _unreadable(model, description)) is not None:
+            # Known when it is loaded, and until then it is offered.
+            unread = found.problems if model.id in configured else found.notes
+            unread.append(f"{model.id} cannot be loaded: {reason}")
+            continue
+        if model.pin:
+            ledger.reserve(model.id, fit.reservations)
+        found.placed.append(Placed(model, description, fit))
+        found.notes += [f"{model.id}: {note}" for note in description.notes]
+        if copies is not None and model.quantization is not None:
+            kept = f"what {model.quantization} makes of it is kept in {copies.folder}"
+            found.notes.append(f"{model.id}: {kept}")
+        if fit.context_length < description.context_length:
+            found.notes.append(
+                f"{model.id}: the context is cut from {description.context_length} to fit the memory"
+            )
+    found.notes += [f"{name} is not served here: it {reason}" for name, reason in catalogue.not_here.items()]
+    found.notes += [f"{name} is not offered: {reason}" for name, reason in catalogue.refused.items()]
+    found.notes += [f"{name} is not here, and pulled when it is asked for" for name in catalogue.away]
+    return found
+
+
+def _unreadable(model: ModelSettings, description: ModelDescription) -> str | None:
+    """Why its texts cannot be read; None: they can."""
+    if model.simulated is not None:
+        return None
+    try:
+        description.text.try_templates()
+        added_tokens(Path(description.text.tokenizer), description.text.vocabulary_size)
+    except CortexError as error:
+        return error.message
+    return None
