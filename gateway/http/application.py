@@ -114,7 +114,8 @@ class Gateway:
                 Access(keyring),
             ],
         )
-        errors.install(self._falcon)
+        self._falcon.req_options.strip_url_path_trailing_slash = True
+        errors.install(self._falcon, frozenset(routes))
         self._falcon.add_error_handler(SentAside, aside.answer)
         for path, resource in routes.items():
             self._falcon.add_route(path, resource)

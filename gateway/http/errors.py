@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Container
+from functools import partial
 from typing import Any
 
 import falcon
@@ -53,10 +55,22 @@ async def _on_cortex_error(
     write(Refusal.of(error, req.context.request_id), req, resp)
 
 
+def _meant(path: str, paths: Container[str]) -> str | None:
+    """The address that a client meant whose base URL has `/v1` twice or not, or something before it."""
+    meant = "/v1/" + path.rpartition("/v1/")[2].lstrip("/")
+    return meant if meant in paths else None
+
+
 async def _on_http_error(
-    req: falcon.asgi.Request, resp: falcon.asgi.Response, error: falcon.HTTPError, params: dict[str, Any]
+    req: falcon.asgi.Request,
+    resp: falcon.asgi.Response,
+    error: falcon.HTTPError,
+    params: dict[str, Any],
+    paths: Container[str],
 ) -> None:
     message = error.description or f"{req.method} {shown(req.path)}: {error.title}"
+    if isinstance(error, falcon.HTTPRouteNotFound) and (meant := _meant(req.path, paths)) is not None:
+        message += f"; there is {meant}: is the base URL right that the client was given?"
     headers = dict(error.headers or {})
     refusal = Refusal.of_http(error.status_code, message, req.context.request_id)
     if (wait := headers.pop("Retry-After", None)) is not None:
@@ -79,8 +93,8 @@ async def _on_bug(
     await _on_cortex_error(req, resp, CortexError(Code.INTERNAL, BUG), params)
 
 
-def install(app: falcon.asgi.App) -> None:
-    """Have every error that a responder raises answered."""
+def install(app: falcon.asgi.App, paths: Container[str]) -> None:
+    """Have every error that a responder raises answered. `paths`: at which somebody answers."""
     app.add_error_handler(Exception, _on_bug)
-    app.add_error_handler(falcon.HTTPError, _on_http_error)
+    app.add_error_handler(falcon.HTTPError, partial(_on_http_error, paths=paths))
     app.add_error_handler(CortexError, _on_cortex_error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -105,6 +106,35 @@ def test_a_call_of_a_custom_tool_is_kept_as_one_of_the_function_that_stands_for_
 )
 def test_a_thought_is_taken_under_every_name(turn: dict[str, Any], reasoning: str | None) -> None:
     assert history({"role": "assistant", "content": "a"} | turn)[0].reasoning == reasoning
+
+
+def file(data: bytes, head: str = "data:text/x-python;base64,", **more: Any) -> dict[str, Any]:
+    return {"type": "file", "file": {"file_data": head + base64.b64encode(data).decode(), **more}}
+
+
+@pytest.mark.parametrize("head", ["", "data:text/x-python;base64,"])
+def test_a_file_of_text_is_its_text_below_its_name(head: str) -> None:
+    parts = [file("é = 1".encode(), head, filename="a.py"), file(b"x", head)]
+    [turn] = history({"role": "user", "content": parts})
+    assert turn.content == [TextPart(text="a.py:\né = 1"), TextPart(text="x")]
+
+
+@pytest.mark.parametrize(
+    ("given", "member"),
+    [
+        (file(b"%PDF-1.7"), "file_data"),
+        (file(b"\xff\xd8"), "file_data"),
+        (file(b"a\0b"), "file_data"),
+        (file(b"", "data:,!"), "file_data"),
+        ({"type": "file", "file": {"file_data": "!"}}, "file_data"),
+        ({"type": "file", "file": {"filename": "a.py"}}, "file_data"),
+        ({"type": "file", "file": {"file_id": "file-1"}}, "file_id"),
+    ],
+)
+def test_any_other_file_is_refused(given: dict[str, Any], member: str) -> None:
+    with pytest.raises(CortexError) as refused:
+        history({"role": "user", "content": [given]})
+    assert refused.value.param == f"messages[0].content[0].file.{member}"
 
 
 def test_a_thought_may_be_a_part_as_mistral_has_it() -> None:

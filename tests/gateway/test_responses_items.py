@@ -126,6 +126,20 @@ def test_items_of_the_assistant_that_follow_one_another_are_one_turn() -> None:
     ]
 
 
+def test_a_file_of_text_is_its_text_below_its_name() -> None:
+    part = {"type": "input_file", "filename": "a.py", "file_data": "data:text/plain;base64,eCA9IDE="}
+    assert asked([{"role": "user", "content": [part]}]).messages == [
+        Message(role="user", content="a.py:\nx = 1")
+    ]
+    elsewhere = [
+        (part | {"file_data": None, "file_id": "file-1"}, "file_id"),
+        (part | {"file_data": None, "file_url": "http://x"}, "file_url"),
+        ({"type": "input_image", "file_id": "file-1"}, "file_id"),
+    ]
+    for other, member in elsewhere:
+        assert refusal([{"role": "user", "content": [other]}]).param == f"input[0].content[0].{member}"
+
+
 def test_thoughts_come_back_in_each_form_but_not_those_that_others_sealed() -> None:
     def thought(**item: Any) -> str | None:
         items = [
@@ -264,7 +278,7 @@ def test_what_codex_sends_is_taken() -> None:
         include=["reasoning.encrypted_content"],
         prompt_cache_key="01997f3a-6a5c-7d10-8c3b-5a1d0b6a3f21",
         client_metadata={"x": "y"},
-        service_tier="priority",
+        service_tier="ultrafast",
         text={"verbosity": "medium"},
     )
     assert [message.role for message in request.messages] == ["system", "user"]
@@ -304,7 +318,7 @@ def test_what_codex_sends_is_taken() -> None:
         ({"metadata": {"a": 1}}, "metadata[...]"),
         ({"include": "all"}, "include"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
-        ({"service_tier": "gold"}, "service_tier"),
+        ({"service_tier": 5}, "service_tier"),
     ],
 )
 def test_what_is_wrong_is_named(fields: dict[str, Any], param: str) -> None:

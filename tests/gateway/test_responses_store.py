@@ -155,7 +155,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompt_cache_key": 5}, "prompt_cache_key"),
     ({"safety_identifier": []}, "safety_identifier"),
     ({"user": {}}, "user"),
-    ({"service_tier": "gold"}, "service_tier"),
+    ({"service_tier": 5}, "service_tier"),
     ({"priority": 1 << 70}, "priority"),
     ({"prompt": {"id": "p"}}, "prompt"),
 ]

@@ -208,6 +208,20 @@ def test_an_error_at_an_address_of_nobody_goes_by_the_client_s_headers(
     assert told.json()["request_id"] == told.headers["request-id"]
 
 
+@pytest.mark.parametrize("base", ["", "/v1/v1", "/v1//v1", "/api/v1", "/v1/openai"])
+def test_a_wrong_base_url_is_told_where_the_address_is(client: httpx.Client, base: str) -> None:
+    error = client.post(f"{base}/chat/completions", json={}).json()["error"]
+    assert error["code"] == "route_not_found"
+    assert ("/v1/chat/completions:" in error["message"]) == (base != "/v1/openai")
+
+
+def test_a_slash_at_the_end_is_no_other_address(client: httpx.Client) -> None:
+    assert client.get("/v1/models/").json()["object"] == "list"
+    assert client.get("/v1/models/echo/").json()["id"] == "echo"
+    assert client.post("/v1/chat/completions/", json={}).status_code == 400
+    assert client.post("/v1/responses/", json={}).json()["error"]["param"] == "model"
+
+
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
 def test_without_a_neuron_it_says_when_to_come_again(alone: GatewayProcess, dialect: Dialect) -> None:
     answer = httpx.post(

@@ -78,7 +78,8 @@ def _capabilities(listed: list[str]) -> dict[str, Any]:
         "pdf_input": _NO,
         "server_tools": _NO | {"code_execution": _NO, "web_search": _NO},
         "structured_outputs": _YES,
-        "thinking": thinking | {"types": {"adaptive": thinking, "enabled": thinking}},
+        "thinking": thinking
+        | {"types": dict.fromkeys(("adaptive", "enabled", "between_tools"), thinking) | {"disabled": _YES}},
     }
 
 

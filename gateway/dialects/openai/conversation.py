@@ -10,6 +10,7 @@ from msgspec import Meta, Raw, Struct, field
 from gateway.dialects.fields import MISSING, Short, ShortName, bad_request, required, unsupported
 from gateway.dialects.openai.custom_tools import as_arguments
 from gateway.dialects.openai.images import image
+from gateway.dialects.openai.text_files import NO_FILES, text_of
 from gateway.refusals import shown
 from ipc.messages.conversation import MAX_PARTS, ContentPart, Message, TextPart, ThinkingPart, ToolCall
 
@@ -20,13 +21,20 @@ class ImageUrl(Struct):
     url: str
 
 
+class FileField(Struct):
+    file_data: str | None = None
+    filename: Short | None = None
+    file_id: str | None = None
+
+
 class PartField(Struct):
-    """A piece of a message's content: text, an image, a refusal, or a thought as Mistral writes it."""
+    """A piece of a message: text, an image, a file, a refusal, or a thought as Mistral writes it."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
     image_url: ImageUrl | str | None = None  # a bare URL is what older clients send
+    file: FileField | None = None
     thinking: str | list[PartField] | None = None
 
 
@@ -175,12 +183,17 @@ def _part(part: PartField, param: str) -> ContentPart:
             if isinstance(given, str):
                 return image(given, f"{param}.image_url")
             return image(given.url, f"{param}.image_url.url")
+        case "file":
+            file = required(part.file, f"{param}.file")
+            if file.file_id is not None:
+                raise unsupported(f"{param}.file.file_id", NO_FILES)
+            return text_of(file.file_data, file.filename, f"{param}.file")
         case "thinking":
             thought = required(part.thinking, f"{param}.thinking")
             if not isinstance(thought, str):
                 thought = "".join(each.text or "" for each in thought)
             return ThinkingPart(text=thought)
-    raise unsupported(f"{param}.type", f"{shown(part.type)} is not supported; text and image_url are")
+    raise unsupported(f"{param}.type", f"{shown(part.type)} is not supported; text, image_url and file are")
 
 
 def _call(call: Call, param: str) -> ToolCall:

@@ -17,6 +17,7 @@ from gateway.dialects.fields import Short, ShortName, bad_request, convert, requ
 from gateway.dialects.openai.custom_tools import as_arguments
 from gateway.dialects.openai.images import image
 from gateway.dialects.openai.responses.tools import flat_name
+from gateway.dialects.openai.text_files import NO_FILES, text_of
 from gateway.dialects.thoughts import unseal
 from gateway.refusals import shown
 from ipc.messages.conversation import MAX_PARTS, ContentPart, Message, TextPart, ToolCall
@@ -36,6 +37,10 @@ class Part(Struct):
     text: str | None = None
     refusal: str | None = None
     image_url: str | None = None
+    filename: Short | None = None
+    file_data: str | None = None
+    file_id: str | None = None
+    file_url: str | None = None
 
 
 Parts = Annotated[list[Part], Meta(max_length=MAX_PARTS)]
@@ -247,11 +252,19 @@ def _content(content: Content, param: str) -> str | list[ContentPart]:
 def _part(part: Part, param: str) -> ContentPart:
     if part.type == "refusal":
         return TextPart(text=required(part.refusal, f"{param}.refusal"))
+    if part.file_id is not None and part.type in ("input_image", "input_file"):
+        raise unsupported(f"{param}.file_id", NO_FILES)
+    if part.type == "input_file":
+        if part.file_url is not None:
+            raise unsupported(f"{param}.file_url", "only images are fetched; send the file as file_data")
+        return text_of(part.file_data, part.filename, param)
     if part.type == "input_image":
         return image(required(part.image_url, f"{param}.image_url"), f"{param}.image_url")
     if part.type in ("input_text", "output_text", "text", "summary_text", "reasoning_text"):
         return TextPart(text=_text(part, param))
-    raise unsupported(f"{param}.type", f"{shown(part.type)} is not supported; texts and input_image are")
+    raise unsupported(
+        f"{param}.type", f"{shown(part.type)} is not supported; texts, input_image and input_file are"
+    )
 
 
 def _text(part: Part, param: str) -> str:
