@@ -339,6 +339,16 @@ def test_a_pair_of_texts_is_put_together_as_its_encoder_was_trained(folder):
     assert (found.ids, found.type_ids) == ([0, 4, 2, 2, 5, 2], [0] * 6)
 
 
+def test_a_pair_for_a_modernbert_has_one_end_between_its_texts(folder):
+    tokens = ["[CLS]", "[SEP]", "a", "b"]
+    more = {"pre": "modern-bert", "merges": ["a b"], "token_type": [CONTROL] * 2 + [NORMAL] * 2}
+    more |= {"bos_token_id": 0, "eos_token_id": 1, "add_bos_token": True, "add_eos_token": True}
+    keys = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tokens}
+    keys |= {f"tokenizer.ggml.{key}": value for key, value in more.items()}
+    path = gguf_files.file(folder / "modern.gguf", {"general.architecture": "modern-bert"} | keys, [])
+    assert read(path).encoding(("a", "b"), special=True).ids == [0, 2, 1, 3, 1]
+
+
 def test_of_superfluous_spaces_only_spaces_are_left_out(folder):
     tokens = ["<pad>", "</s>", "<unk>", SPACE, "a", "b", "\x85"]
     more = {"scores": [0.0] * 3 + [-1.0] * 4, "token_type": [CONTROL, CONTROL, UNKNOWN] + [NORMAL] * 4}

@@ -104,6 +104,7 @@ CLASSIFIERS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert_classifier": bert_classifier,
     "xlm_roberta_classifier": xlm_roberta_classifier,
     "modernbert_classifier": modernbert_classifier,
+    "modernbert_averaged_classifier": lambda: modernbert_classifier(classifier_pooling="mean"),
     "modernbert_mean_classifier": lambda: modernbert_classifier(
         classifier_pooling="mean", classifier_bias=True, classifier_activation="tanh", norm_bias=True
     ),

@@ -248,6 +248,7 @@ def write_bert(path: Path, folder: Path, kind: str | None = None, **more: Any) -
             rope__freq_base_swa=float(theta["sliding_attention"]),
             rope__scaling__type="none",
             hidden_activation=config.hidden_activation,
+            attention__layer_norm_rms_epsilon=config.norm_eps,  # as converters write it, beside the other
         )
     tokens = [f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")]
     words = [f"\u2581w{number}" for number in range(config.vocab_size - len(tokens))]
@@ -258,7 +259,8 @@ def write_bert(path: Path, folder: Path, kind: str | None = None, **more: Any) -
     writer.keys(**more)
     names = gguf.get_tensor_name_map(_enum(architecture), config.num_hidden_layers)
     for name, tensor in sorted(load_file(folder / "model.safetensors").items()):
-        name = name.removeprefix("roberta.").removeprefix("bert.")
+        for prefix in ("roberta.", "bert.", "model."):
+            name = name.removeprefix(prefix)
         if name.startswith("pooler."):  # which converters take for one that nobody uses
             continue
         name = name.replace("classifier.", "classifier.out_proj.") if name.count(".") == 1 else name

@@ -123,7 +123,7 @@ def _of_gguf(path: Path, mtp: bool) -> ModelCard:
         model, _ = _with_mtp(path, family, model, checkpoint.tensors)
     reranker = checkpoint.reranker
     made_for = purpose.Purpose(checkpoint.embedder if reranker is None else None, reranker)
-    if made_for.embedder is not None:
+    if made_for.embedder is not None or reranker is not None:
         model = msgspec.structs.replace(model, tied_head=True, writes=False)
     wanted = chain(family.tensors(model), _of_stages(made_for.stages))
     files, stored, used = check_tensors(path, wanted, checkpoint.tensors, LATENT_HEADS)

@@ -12,6 +12,7 @@ from ipc.worker_messages import Logprobs
 from workers.checkpoints.card import ModelCard
 from workers.execution.memory import TOLD_TOKENS
 from workers.models.decoder import Decoder
+from workers.models.stages import Stages
 from workers.sampling.logprobs import logprobs
 from workers.step.batch import Segment, Slot
 
@@ -30,34 +31,42 @@ class Findings(NamedTuple):
             slot.prompt_logprobs += entries
 
 
-def find(model: Decoder, card: ModelCard, segments: Iterable[Segment], hidden: Tensor) -> Findings:
+def find(
+    model: Decoder, stages: Stages, card: ModelCard, segments: Iterable[Segment], hidden: Tensor
+) -> Findings:
     """Look at what the model made of a step's tokens.
 
     Args:
+        stages: behind its last layer, where files have no head to score by.
         hidden: `[tokens, hidden]`, before the last norm.
     """
     return Findings(
-        [(each.slot, _pool(model, card, each, hidden)) for each in segments if each.slot.new.pooling],
+        [(each.slot, _pool(model, stages, card, each, hidden)) for each in segments if each.slot.new.pooling],
         [(each.slot, _prompt_logprobs(model, each, hidden)) for each in segments if each.slot.tells],
     )
 
 
-def _pool(model: Decoder, card: ModelCard, segment: Segment, hidden: Tensor) -> Tensor:  # [hidden] float64
+def _pool(
+    model: Decoder, stages: Stages, card: ModelCard, segment: Segment, hidden: Tensor
+) -> Tensor:  # [hidden] float64
     """The last of its hidden states, or the sum of all: in float64, so that chunks do not matter."""
     rows = segment.rows
     if segment.slot.new.pooling == "score":
-        return _score(model, card, segment, hidden)
+        return _score(model, stages, card, segment, hidden)
     first = rows.start if segment.slot.new.pooling == "mean" else rows.stop - 1
     return model.norm(hidden[first : rows.stop]).sum(dim=0, dtype=torch.float64)
 
 
-def _score(model: Decoder, card: ModelCard, segment: Segment, hidden: Tensor) -> Tensor:  # [1] float64
+def _score(
+    model: Decoder, stages: Stages, card: ModelCard, segment: Segment, hidden: Tensor
+) -> Tensor:  # [1] float64
     """How much more likely the one answer to a whole prompt is than the other; on rank 0."""
     nothing = hidden.new_zeros(1, dtype=torch.float64)
     question, last = card.reranker.question, segment.rows.stop - 1
     if segment.end < segment.slot.new.prompt_len:
         return nothing
-    logits = model.logits(hidden[last : last + 1])
+    row = hidden[last : last + 1]
+    logits = stages(model.norm(row)) if stages.stages else model.logits(row)
     return nothing if logits is None else (logits[:, question.yes] - logits[:, question.no]).double()
 
 

@@ -59,6 +59,7 @@ from workers.execution.threads import Threads
 from workers.models.decoder import Seen
 from workers.models.mtp import MtpHead
 from workers.models.registry import MODELS
+from workers.models.stages import Stages
 from workers.parallel import RankGroup
 from workers.sampling.draws import choose
 from workers.sampling.grammar import Grammars
@@ -132,6 +133,7 @@ class ModelRunner:
             self.mtp = MtpHead(self.model, config, self.group, Empty(dtype, self.group.device, formats))
         if self.card.vision is not None:
             self.sight = Sight(self.card.vision, dtype, self.group, Gallery(), REMEMBERED_BYTES)
+        self.stages = Stages(self.card.stages, config.norm_eps, Empty(dtype, device))
         weights = bytes_filled(self._parts())
         self.woken = read_weights(spec, self.card, self.group, formats, self._parts, progress)
         linears = [linear for block in self.model.blocks for linear in block.linears]
@@ -146,6 +148,7 @@ class ModelRunner:
     def _parts(self) -> Iterator[Shard]:
         """All that this rank reads from the checkpoint."""
         yield from self.model.parts()
+        yield from self.stages.parts()
         if self.mtp is not None:
             yield from self.mtp.parts()
         if self.sight is not None and self.sight.tower is not None:
@@ -476,7 +479,7 @@ class ModelRunner:
             wanted = self._wanted(step, inputs)
             hidden = self._hidden(segments, inputs, step.shows, made, wanted)
             follow = self._follow(step, segments, inputs, hidden, behind)
-            findings = find(self.model, self.card, segments, hidden)
+            findings = find(self.model, self.stages, self.card, segments, hidden)
             sampled = hidden if wanted is not None else hidden[inputs["sampled_rows"]]
             logits = self.model.logits(sampled) if step.sampled else None
         if launched is None:

@@ -75,8 +75,6 @@ def nomic_config(keys: Keys) -> Json:
 
 def modern_config(keys: Keys) -> Json:
     """Of every so many layers the first one sees all of a text."""
-    if keys.has("cls.weight") or keys.has("cls.output.weight"):
-        refuse(keys.path, "ends in a classifier, which of a modern-bert is supported in safetensors alone")
     count, window = min(keys.size("block_count"), MOST_LAYERS), keys.number(WINDOW, 0)
     far = keys.get("attention.sliding_window_pattern", modernbert.EVERY)
     if not isinstance(far, list):
@@ -84,6 +82,7 @@ def modern_config(keys: Keys) -> Json:
         far = [number % every > 0 for number in range(count)]
     if len(far) < count:
         refuse(keys.path, f"attention.sliding_window_pattern {far!r} is no list of {count} layers")
+    keys.get("attention.layer_norm_rms_epsilon")  # a converter's second name of the other
     kinds = ["sliding_attention" if near and window else "full_attention" for near in far[:count]]
     return {
         "hidden_size": keys.size("embedding_length"),
@@ -101,7 +100,6 @@ def modern_config(keys: Keys) -> Json:
 
 
 def _shared(keys: Keys) -> Json:
-    keys.get("classifier.output_labels")  # of which a model that ranks has one
     types = keys.file.tensors.get("token_types.weight")
     return {
         "hidden_size": keys.size("embedding_length"),

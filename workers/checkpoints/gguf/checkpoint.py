@@ -44,9 +44,8 @@ class GgufCheckpoint:
     @property
     def reranker(self) -> Reranker | None:
         """How two texts become a score, where that is what it was made for."""
-        return (
-            pooling.of_classifier(self.file, self.config["hidden_size"]) if self.architecture.embeds else None
-        )
+        read = pooling.of_classifier if self.architecture.embeds else pooling.of_answers
+        return read(self.file, self.config["hidden_size"])
 
     @property
     def embedder(self) -> Embedder | None:

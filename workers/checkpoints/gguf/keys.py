@@ -11,6 +11,7 @@ from workers.checkpoints.gguf.header import Gguf
 Json = dict[str, Any]
 MOST_LAYERS = 10_000  # no family has more
 WINDOW = "attention.sliding_window"
+MODERN_BERT = "modern-bert"
 JOINS = "nextn.eh_proj.weight"  # of each head that predicts several tokens
 
 

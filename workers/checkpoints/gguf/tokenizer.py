@@ -16,6 +16,7 @@ import msgspec
 
 from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.header import STRING, Gguf, List
+from workers.checkpoints.gguf.keys import MODERN_BERT
 from workers.checkpoints.gguf.pretokenizers import BY_NAME, DEFAULT
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of tokens
@@ -123,15 +124,16 @@ def _around(file: Gguf, kind: str, tokens: list[str]) -> Json | None:
     if after is not None:
         single.append({"SpecialToken": {"id": tokens[after], "type_id": 0}})
     special = {mark: {"id": mark, "ids": [number], "tokens": [mark]} for mark, number in marks.items()}
-    pair = [*single, *_second(kind, None if after is None else tokens[after])]
+    pair = [*single, *_second(file, kind, None if after is None else tokens[after])]
     return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
 
 
-def _second(kind: str, end: str | None) -> list[Json]:
+def _second(file: Gguf, kind: str, end: str | None) -> list[Json]:
     """What of a pair stands behind the first text and its end."""
     of = 1 if kind == "bert" else 0  # RoBERTa and its kin have one type of texts, and an end between two more
     ends: list[Json] = [] if end is None else [{"SpecialToken": {"id": end, "type_id": of}}]
-    return [*(ends if kind != "bert" else []), {"Sequence": {"id": "B", "type_id": of}}, *ends]
+    once = kind == "bert" or file.architecture == MODERN_BERT
+    return [*(() if once else ends), {"Sequence": {"id": "B", "type_id": of}}, *ends]
 
 
 # --- the kinds ----------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ OF_OTHERS = ("vision.", "audio.", "mm.")  # the same of what stands beside the m
 
 # Sizes, which shapes of tensors say too; what a rope of another type is made of; and what `pooling` reads.
 _HARMLESS = """
-    pooling_type vocab_size expert_feed_forward_length expert_shared_feed_forward_length tensor_data_layout
+    pooling_type classifier.output_labels classifier.pooling_type vocab_size
+    expert_feed_forward_length expert_shared_feed_forward_length tensor_data_layout
     decoder_start_token_id rope.scaling.finetuned rope.scaling.original_context_length
     rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow rope.scaling.yarn_attn_factor
     rope.scaling.yarn_ext_factor
@@ -70,7 +71,7 @@ _NO_SUCH_PART = """
     attention.indexer.top_k attention.key_length_mla attention.key_length_swa attention.kv_lora_rank
     attention.q_lora_rank attention.relative_buckets_count attention.shared_kv_layers
     attention.value_length_mla attention.value_length_swa attention.value_residual_mix_lora_rank
-    classifier.output_labels convnext.block_count convnext.embedding_length decoder_block_count
+    convnext.block_count convnext.embedding_length decoder_block_count
     dense_2_feat_in dense_2_feat_out dense_3_feat_in dense_3_feat_out embedding_length_out
     embedding_length_per_layer_input expert_chunk_feed_forward_length expert_shared_count expert_used_count
     features_length full_attention_interval kda.head_dim leading_dense_block_count moe_latent_size

@@ -37,7 +37,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     before: str
     behind: str
     instruction: str  # where the request has none
-    yes: int  # token ids
+    yes: int  # token ids; behind a classifier, its rows
     no: int
 
 
