@@ -122,7 +122,8 @@ def _state(neuron: NeuronHealth) -> str:
 def _status(model: ModelState) -> str:
     parked = f", parked ({size(model.bytes_parked)})" if model.bytes_parked and not model.devices else ""
     drained = ", drained" if model.drained else ""
-    return _phase(model) + parked + drained + (", pinned" if model.pinned else "")
+    adapters = f", with {', '.join(model.adapters_loaded)}" if model.adapters_loaded else ""
+    return _phase(model) + adapters + parked + drained + (", pinned" if model.pinned else "")
 
 
 def _phase(model: ModelState) -> str:

@@ -23,7 +23,7 @@ from gateway.telemetry.metrics import UNKNOWN
 from gateway.telemetry.metrics_directory import VARIABLE, forget_gone
 from ipc.messages.replies import HealthReply, Reply
 from ipc.messages.requests import Health
-from ipc.messages.state import Device, ModelState, RankState
+from ipc.messages.state import Device, ModelState
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -84,10 +84,7 @@ _DEVICE_GAUGES = {
     "temperature": "Degrees Celsius.",
 }
 
-
-RANKS_SECONDS = 1.0  # for a neuron to say how its ranks are; those of one that does not have no series
-
-Ranks = Mapping[str, Mapping[str, Sequence[RankState]]]  # by neuron and model
+HEALTH_SECONDS = 1.0  # for a neuron to say how it is; of one that does not, these series are missing
 
 
 class Client(Protocol):
@@ -131,18 +128,18 @@ class Exposition:
         registry = CollectorRegistry()
         forget_gone()
         registry.register(OfKnownModels(MultiProcessCollector(None, os.environ[VARIABLE]), self._knows))
-        registry.register(_Fixed([*neuron_metrics(self._neurons), *rank_metrics(await self._ranks())]))
+        registry.register(_Fixed([*neuron_metrics(self._neurons), *health_metrics(await self._health())]))
         # In a thread: it reads a file or two for each process, and streams must not wait for that.
         body = await asyncio.to_thread(encoder, registry)
         await _answer(send, 200, content_type, body)
 
-    async def _ranks(self) -> Ranks:
-        """What each neuron says of its processes, as it is now: a stopped rank tells nobody of itself."""
+    async def _health(self) -> dict[str, HealthReply]:
+        """What each neuron says when it is asked: a stopped rank tells nobody of itself."""
         healthy = [neuron for neuron in self._neurons if neuron.healthy]
-        asked = [neuron.client.ask(Health(id=0), RANKS_SECONDS) for neuron in healthy]
+        asked = [neuron.client.ask(Health(id=0), HEALTH_SECONDS) for neuron in healthy]
         replies = await asyncio.gather(*asked, return_exceptions=True)
         told = zip(healthy, replies, strict=True)
-        return {neuron.name: reply.ranks for neuron, reply in told if isinstance(reply, HealthReply)}
+        return {neuron.name: reply for neuron, reply in told if isinstance(reply, HealthReply)}
 
 
 async def _answer(send: Send, status: int, content_type: str, body: bytes) -> None:
@@ -225,8 +222,15 @@ def neuron_metrics(neurons: Sequence[Neuron]) -> list[Metric]:
     ]
 
 
-def rank_metrics(ranks: Ranks) -> list[Metric]:
-    """What the processes of models do, by their heartbeat pages."""
+def health_metrics(replies: Mapping[str, HealthReply]) -> list[Metric]:
+    """How long neurons have been there, and what the processes of models do, by their heartbeat pages.
+
+    Args:
+        replies: by neuron.
+    """
+    uptime = GaugeMetricFamily(
+        "cortex_neuron_uptime_seconds", "Since the neuron was started.", labels=["neuron"]
+    )
     names = ["model", "neuron", "rank"]
     busy = GaugeMetricFamily(
         "cortex_rank_busy_seconds",
@@ -234,13 +238,14 @@ def rank_metrics(ranks: Ranks) -> list[Metric]:
         labels=names,
     )
     memory = GaugeMetricFamily("cortex_rank_memory", "Bytes that it holds on its device.", labels=names)
-    for neuron, models in ranks.items():
-        for model, processes in models.items():
+    for neuron, reply in replies.items():
+        uptime.add_metric([neuron], reply.uptime)
+        for model, processes in reply.ranks.items():
             for rank in processes:
                 labels = [model, neuron, str(rank.rank)]
                 busy.add_metric(labels, 0.0 if rank.state == "ready" else rank.age)
                 memory.add_metric(labels, rank.memory)
-    return [busy, memory]
+    return [uptime, busy, memory]
 
 
 def _families(

@@ -57,7 +57,7 @@ def open_stream(gateway: GatewayProcess, model: str) -> socket.socket:
     return client
 
 
-def test_ranks_tell_how_long_they_have_been_at_work(gateway: GatewayProcess, neuron: NeuronThread) -> None:
+def test_ranks_and_neurons_tell_for_how_long(gateway: GatewayProcess, neuron: NeuronThread) -> None:
     stuck = RankState(rank=0, pid=1, device="cpu", state="collective", step=3, age=7.5, memory=11)
     idle = RankState(rank=1, pid=2, device="cpu", state="ready", step=3, age=70.0, memory=12)
     neuron.neuron.ranks = {"echo": [stuck, idle]}
@@ -69,6 +69,7 @@ def test_ranks_tell_how_long_they_have_been_at_work(gateway: GatewayProcess, neu
     assert told[f'cortex_rank_busy_seconds{{{labels}"0"}}'] == 7.5
     assert told[f'cortex_rank_busy_seconds{{{labels}"1"}}'] == 0.0
     assert told[f'cortex_rank_memory{{{labels}"1"}}'] == 12
+    assert told['cortex_neuron_uptime_seconds{neuron="fake"}'] == 1.0
     assert not any(name.startswith("cortex_rank_") for name in gateway.metrics())
 
 

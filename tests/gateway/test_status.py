@@ -38,6 +38,7 @@ BEAST = status.NeuronHealth(
         ModelState(id="large", status="loading", progress=0.4, seconds_left=3.2),
         ModelState(id="kept", status="ready", pinned=True),
         ModelState(id="closed", status="ready", drained=True),
+        ModelState(id="dressed", status="ready", adapters=["a", "b", "c"], adapters_loaded=["a", "c"]),
         ModelState(id="near", status="unloaded", bytes_parked=3 * GIB),
         ModelState(id="broken", status="failed", error="a shard is missing"),
     ],
@@ -99,6 +100,10 @@ def test_a_pinned_model_says_so():
 
 def test_a_model_that_takes_nothing_new_says_so():
     assert line_with("closed")[2:4] == ["ready,", "drained"]
+
+
+def test_a_model_says_which_adapters_are_in_memory():
+    assert "ready, with a, c" in " ".join(line_with("dressed"))
 
 
 def test_a_model_whose_weights_are_in_memory_says_so():
