@@ -17,7 +17,7 @@ import pytest
 import gateway.config
 import gateway.fleet.view
 from tests.end_to_end.harness import PATIENCE, Program, is_ready, wait_until
-from tests.gateway.test_view import eventually
+from tests.gateway.fleets import eventually
 from tests.neuron.harness import Neuron, simulated
 from tests.ports import free_port
 

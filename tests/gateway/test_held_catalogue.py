@@ -17,7 +17,7 @@ from gateway.telemetry import metrics_directory
 from ipc.logs import JSONLines
 from ipc.settings import ConfigError
 from tests.gateway.fake_neuron import FakeNeuron
-from tests.gateway.test_view import eventually, run
+from tests.gateway.fleets import eventually, run
 
 COST = {"input": 0, "output": 2}
 

@@ -1,0 +1,274 @@
+"""Neurons that would have to load a model, and neurons that refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+import pytest
+
+from gateway.config import GatewayConfig, NeuronSettings
+from gateway.fleet import quotes
+from gateway.fleet.exchange import Exchange
+from gateway.fleet.quotes import Quotes
+from gateway.fleet.view import Fleet, Neuron
+from ipc.client import NeuronClient
+from ipc.errors import Code, CortexError
+from ipc.messages.conversation import Message
+from ipc.messages.replies import Failed, Quoted
+from ipc.messages.requests import (
+    AnyRequest,
+    CountTokens,
+    Detokenize,
+    Embed,
+    Quote,
+    Rerank,
+    Tokenize,
+)
+from ipc.server import Peer
+from tests.doubles import stands_for
+from tests.gateway.fake_neuron import FakeNeuron
+from tests.gateway.fleets import ask, count, fleet_of, host, quote, run
+
+
+def test_model_that_is_loaded_nowhere_goes_where_the_quotes_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quotes, "WAIT_SECONDS", 0.5)
+
+    async def scenario() -> None:
+        refused = quote("refused", code=Code.INSUFFICIENT_MEMORY, message="18 GiB")
+        small, large = host("a", refused), host("b", quote("evicts", 4.0, evicts=["idle"]))
+        silent = host("c", None)
+        async with fleet_of(small, large, silent) as fleet:
+            assert await ask(fleet) == "one two"
+            assert [len(each.served) for each in (small, large, silent)] == [0, 1, 0]
+
+    run(scenario)
+
+
+def test_burst_asks_for_one_quote_and_begins_one_load() -> None:
+    async def scenario() -> None:
+        first, second = host("a", quote("fits", 4.0)), host("b", quote("fits", 4.0))
+        async with fleet_of(first, second) as fleet:
+            await asyncio.gather(*(ask(fleet) for _ in range(30)))
+            assert sorted((len(first.served), len(second.served))) == [0, 30]
+            assert (first.quoted, second.quoted) == (["echo"], ["echo"])
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("code", [Code.QUEUE_FULL, Code.INSUFFICIENT_MEMORY, Code.DRAINING])
+def test_request_that_one_neuron_refuses_goes_to_the_next(code: str) -> None:
+    async def scenario() -> None:
+        full = FakeNeuron(name="a", models=("echo",), refuses={"echo": code})
+        other = host("b", quote("waits", 60.0))
+        async with fleet_of(full, other) as fleet:
+            assert await ask(fleet) == "one two"
+            assert (len(full.served), len(other.served)) == (1, 1)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        CountTokens(id=0, model="echo", messages=[Message(role="user", content="one two")]),
+        Tokenize(id=0, model="echo", prompt="one two"),
+        Detokenize(id=0, model="echo", token_ids=[1, 2]),
+        Rerank(id=0, model="echo", query="one", input=["two"]),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_what_one_reply_answers_goes_to_the_next_as_well(request_: CountTokens | Detokenize | Embed) -> None:
+    class Ending(FakeNeuron):
+        def _on_request(self, peer: Peer, request: AnyRequest) -> None:
+            if isinstance(request, CountTokens | Detokenize | Embed):
+                self.served.append(request)
+                peer.send(Failed(id=request.id, code=Code.SHUTTING_DOWN, message="it ends"))
+            else:
+                super()._on_request(peer, request)
+
+    async def scenario() -> None:
+        ending, other = Ending(name="a", models=("echo",)), FakeNeuron(name="b", models=("echo",))
+        async with fleet_of(ending, other) as fleet:
+            fleet.neurons[1].in_flight["echo"] = 9  # so the first one has less to do
+            exchange = Exchange(fleet, "r")
+            await exchange.send(msgspec.structs.replace(request_))
+            while not ending.served and exchange.reply is None:
+                await exchange.take(0.1)
+            assert await exchange.one() is not None
+            exchange.close()
+
+    run(scenario)
+
+
+def test_a_model_whose_tokens_are_counted_is_not_on_its_way() -> None:
+    async def scenario() -> None:
+        hosts = [FakeNeuron(name=name, models=("echo",), status={"echo": "unloaded"}) for name in "ab"]
+        async with fleet_of(*hosts) as fleet:
+            exchange = Exchange(fleet, "r")
+            await exchange.send(count("echo"))
+            assert fleet.directory.of("echo").coming == []
+            assert await exchange.one() is not None
+            exchange.close()
+
+    run(scenario)
+
+
+def test_quote_that_is_stale_costs_one_refusal() -> None:
+    async def scenario() -> None:
+        wrong = host("a", quote("fits", 1.0), refuses={"echo": Code.INSUFFICIENT_MEMORY})
+        right = host("b", quote("evicts", 9.0))
+        async with fleet_of(wrong, right) as fleet:
+            assert await ask(fleet) == "one two"
+            assert (len(wrong.served), len(right.served)) == (1, 1)
+
+    run(scenario)
+
+
+def test_refusal_by_all_is_the_one_that_may_pass_and_names_the_others() -> None:
+    async def scenario() -> None:
+        full = host("a", quote("fits", 1.0), refuses={"echo": Code.QUEUE_FULL})
+        torn = host("b", quote("evicts", 1.0), refuses={"echo": Code.MODEL_LOAD_FAILED})
+        async with fleet_of(full, torn) as fleet:
+            with pytest.raises(CortexError, match=r"a says so; refused by a \(queue_full\), b") as caught:
+                await ask(fleet)
+            assert (caught.value.code, caught.value.retry_after) == (Code.QUEUE_FULL, 7.0)
+            assert not any(+view.in_flight for view in fleet.neurons)
+
+    run(scenario)
+
+
+def test_that_another_has_not_the_model_does_not_hide_why_its_host_failed() -> None:
+    async def scenario() -> None:
+        dead = host("a", quote("fits", 1.0), refuses={"echo": Code.WORKER_DIED})
+        without = host("b", quote("evicts", 1.0), refuses={"echo": Code.MODEL_NOT_FOUND})
+        async with fleet_of(dead, without) as fleet:
+            with pytest.raises(CortexError, match=r"a says so; refused by a \(worker_died\), b") as caught:
+                await ask(fleet)
+            assert caught.value.code == Code.WORKER_DIED
+
+    run(scenario)
+
+
+def test_a_model_is_not_unknown_while_a_host_was_not_heard_that_may_have_it() -> None:
+    async def scenario() -> None:
+        without = host("a", quote("fits", 1.0), refuses={"echo": Code.MODEL_NOT_FOUND})
+        async with fleet_of(without) as fleet:
+            with pytest.raises(CortexError) as caught:
+                await ask(fleet)
+            assert caught.value.code == Code.MODEL_NOT_FOUND
+            fleet.neurons.append(Neuron(NeuronSettings(name="b", endpoint="tcp://127.0.0.1:1"), None))
+            with pytest.raises(CortexError, match="the neuron b has not answered yet") as caught:
+                await ask(fleet)
+            assert caught.value.code == Code.NEURON_LOST
+
+    run(scenario)
+
+
+def test_a_model_is_found_whose_host_is_heard_while_others_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        first, second = FakeNeuron(name="a", models=("other",)), host("b", quote("fits", 1.0))
+        async with fleet_of(first, second) as fleet:
+            late = fleet.neurons[1]
+            models, late.models = late.models, {}
+            fleet.directory.update(late, models)
+            ask_for_quotes = fleet._quotes.ask
+
+            async def hear_meanwhile(neurons, model):
+                said = await ask_for_quotes(neurons[:1], model)
+                late.models = models
+                fleet.directory.update(late, models)
+                return {"b": CortexError(Code.MODEL_NOT_FOUND, "not yet"), **said}
+
+            monkeypatch.setattr(fleet._quotes, "ask", hear_meanwhile)
+            neuron, _ = await fleet.place("echo")
+            assert neuron is late
+
+    run(scenario)
+
+
+def test_model_that_no_state_lists_yet_is_found_by_asking() -> None:
+    async def scenario() -> None:
+        first, second = FakeNeuron(name="a"), FakeNeuron(name="b", quotes={"new": quote("fits")})
+        async with fleet_of(first, second) as fleet:
+            neuron, _ = await fleet.place("new")
+            assert neuron.name == "b"
+            with pytest.raises(CortexError) as caught:
+                await fleet.place("nowhere")
+            assert caught.value.code == Code.MODEL_NOT_FOUND
+
+    run(scenario)
+
+
+def test_model_that_only_a_neuron_unheard_of_may_have_is_no_404() -> None:
+    async def scenario() -> None:
+        here, away = FakeNeuron(name="here"), FakeNeuron(name="away")
+        away.start()
+        away.close()
+        here.start()
+        places = [NeuronSettings(name=each.name, endpoint=each.endpoint) for each in (here, away)]
+        fleet = Fleet(GatewayConfig(neurons=places))
+        await fleet.start(patience=0.5)
+        with pytest.raises(CortexError, match="the neuron away") as caught:
+            await fleet.place("its-own")
+        assert (caught.value.code, caught.value.retry_after is not None) == (Code.NEURON_LOST, True)
+        await fleet.stop()
+        here.close()
+
+    run(scenario)
+
+
+@stands_for(quotes.Asked)
+class Quoting(NeuronClient):
+    """A neuron whose quote comes when `said` is set."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"inproc://{name}")
+        self.name, self.client = name, self
+        self.said: asyncio.Future[Quoted] = asyncio.get_running_loop().create_future()
+
+    async def ask(self, request: Quote, within: float) -> Quoted:
+        said = await self.said
+        for _ in range(5):  # it is read, and decoded
+            await asyncio.sleep(0)
+        return said
+
+
+def test_process_that_was_late_itself_takes_no_neuron_for_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quotes, "WAIT_SECONDS", 0.5)
+
+    async def scenario() -> None:
+        neurons = [Quoting(name) for name in "abc"]
+        asked = Quotes()
+        asyncio.get_running_loop().call_later(0.05, time.sleep, 0.6)
+        for neuron in neurons:
+            asyncio.get_running_loop().call_later(0.1, neuron.said.set_result, quote("fits"))
+        assert set(await asked.ask(neurons, "m")) == {"a", "b", "c"}
+        asked.close()
+
+    run(scenario)
+
+
+def test_where_a_model_comes_already_nobody_else_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quotes, "WAIT_SECONDS", 1e6)
+
+    async def scenario() -> None:
+        silent, coming = Quoting("a"), Quoting("b")
+        asked = Quotes()
+        coming.said.set_result(quote("loading", 4.0))
+        async with asyncio.timeout(30.0):
+            assert set(await asked.ask([silent, coming], "m")) == {"b"}
+        asked.close()
+
+    run(scenario)
+
+
+def test_quotes_are_bounded_in_number() -> None:
+    async def scenario() -> None:
+        async with fleet_of(FakeNeuron(name="a"), FakeNeuron(name="b")) as fleet:
+            names = [f"nowhere-{number}" for number in range(quotes.REMEMBERED)]
+            await asyncio.gather(*(fleet.place(name) for name in names), return_exceptions=True)
+            assert len(fleet._quotes._asked) <= quotes.REMEMBERED
+
+    run(scenario)
