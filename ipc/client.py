@@ -38,6 +38,7 @@ logger = logging.getLogger("ipc.client")
 CONNECT_TIMEOUT_MS = 3000
 RECONNECT_MS = 100  # first pause; it doubles
 RECONNECT_MAX_MS = 2000
+TURNS = 4  # of the loop, at most, that a request waits for others to go with it
 
 _TERMINAL = frozenset(TERMINAL)
 _decode = msgspec.msgpack.Decoder(list[AnyReply]).decode
@@ -191,8 +192,8 @@ class NeuronClient:
         self._silence, self._between_looks = silence, silence / 5
         self._calls: dict[int, Call] = {}  # open ones, by id
         self._connected = False
-        self._unsent: dict[int, bytes] = {}  # requests that wait for the loop's next turn, or the connection
-        self._sending: asyncio.Handle | None = None  # that, in that turn
+        self._unsent: dict[int, bytes] = {}  # requests that wait for others, or the connection
+        self._sending: asyncio.Handle | None = None  # what will send them, unless there is no connection
         self._takes_several = False  # requests in one message, as those of the neuron say
         self._late_cancels: list[int] = []  # ids of sent requests whose `Cancel` found the queue full
         self._last_id = 0
@@ -232,7 +233,7 @@ class NeuronClient:
         self._heard = self._loop.time()
         self._send = self._socket.send
         self._events = Pump(events, self._on_event)
-        self._pump = Pump(self._socket, self._on_message, self._send_unsent)
+        self._pump = Pump(self._socket, self._on_message, self._on_drained)
 
     def _disconnect(self) -> None:
         self._socket.disable_monitor()  # before its reader goes: see `connection_events`
@@ -256,7 +257,7 @@ class NeuronClient:
         return self._loop.time() - self._heard if self._started and self._calls else 0.0
 
     def open(self, request: AnyRequest, *, patient: bool = False) -> Call:
-        """Send a request in the loop's next turn, or once there is a connection. Its `id` is set here.
+        """Send a request in one of the loop's next turns, or once there is a connection. Its `id` is set here.
 
         Args:
             patient: the wait for a connection ends with `Call.cancel`, and not after the silence.
@@ -278,7 +279,7 @@ class NeuronClient:
         call = self._calls[request.id] = Call(self, request.id, patient)
         self._unsent[request.id] = body
         if self._sending is None:
-            self._sending = self._loop.call_soon(self._send_unsent)
+            self._sending = self._loop.call_soon(self._gather, 0, TURNS)
         return call
 
     async def ask(self, request: AnyRequest, within: float) -> Reply:
@@ -330,9 +331,25 @@ class NeuronClient:
         self._pump.check_after_send()
         return True
 
+    def _gather(self, before: int, turns: int) -> None:
+        """Send what waits as soon as a turn of the loop brings no more of it: together it wakes the neuron once.
+
+        Args:
+            before: how many waited a turn ago.
+            turns: that more may be waited for.
+        """
+        count = len(self._unsent)
+        if count > before and turns:
+            self._sending = self._loop.call_soon(self._gather, count, turns - 1)
+        else:
+            self._sending = None
+            self._send_unsent()
+
+    def _on_drained(self) -> None:
+        if self._sending is None:
+            self._send_unsent()
+
     def _send_unsent(self) -> None:
-        """Send what waits; what came in one turn of the loop goes together, and wakes the neuron once."""
-        self._sending = None
         while self._late_cancels and self._try_send(self._cancel_of(self._late_cancels[0])):
             del self._late_cancels[0]
         while self._unsent:
