@@ -257,7 +257,7 @@ class NeuronClient:
         return self._loop.time() - self._heard if self._started and self._calls else 0.0
 
     def open(self, request: AnyRequest, *, patient: bool = False) -> Call:
-        """Send a request in one of the loop's next turns, or once there is a connection. Its `id` is set here.
+        """Send a request in a few turns of the loop, or once there is a connection. Its `id` is set here.
 
         Args:
             patient: the wait for a connection ends with `Call.cancel`, and not after the silence.
@@ -332,7 +332,7 @@ class NeuronClient:
         return True
 
     def _gather(self, before: int, turns: int) -> None:
-        """Send what waits as soon as a turn of the loop brings no more of it: together it wakes the neuron once.
+        """Send what waits once a turn of the loop brought no more: together it wakes the neuron once.
 
         Args:
             before: how many waited a turn ago.
