@@ -3,14 +3,15 @@
 python -m benchmarks.stalls [--out FILE] [KIND ...]
 
 Another process sends the request; this one says `hello` all the while, and takes the longest wait for an
-answer, and the most CPU time that the loop had within one such wait. On a machine that is busy with other
-things some of the wait is theirs, and little of the CPU time: see the line for nothing.
+answer. On a machine that is busy with other things some of that is theirs, and little of the CPU time that
+the loop had at most between two looks, a millisecond apart: see the line for nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,12 +23,25 @@ import msgspec
 import zmq
 
 from benchmarks.beside import longest_wait, prepared
+from ipc.client import BlockingClient
+from ipc.messages.catalogue import FleetCatalogue
 from ipc.messages.conversation import Message, TextPart, Tool
 from ipc.messages.framing import HEADER
 from ipc.messages.replies import TERMINAL, AnyReply, Failed
-from ipc.messages.requests import CountTokens, Embed, Generate, Hello, Request
+from ipc.messages.requests import (
+    CheckCatalogue,
+    CountTokens,
+    Detokenize,
+    Embed,
+    Generate,
+    Hello,
+    Request,
+    Tokenize,
+)
 from ipc.messages.sampling import Sampling, Structured
-from tests.neuron.harness import Neuron, simulated
+from ipc.model_settings import ModelSettings
+from tests.held import Held
+from tests.neuron.harness import HELD, Neuron, simulated
 
 SECONDS = 60.0  # for one request
 MODEL = "sim"
@@ -70,6 +84,22 @@ def drawn(**changes: Any) -> Generate:
     return chat(sampling=Sampling(**({"max_tokens": 1} | changes)))
 
 
+def answered(**fields: Any) -> Generate:
+    """For the model that computes."""
+    sampling = {name: fields.pop(name) for name in list(fields) if name in Sampling.__struct_fields__}
+    values = {"messages": None, "sampling": Sampling(**{"max_tokens": 1} | sampling)} | fields
+    return Generate(id=ID, model="demo", account="dear", **values)
+
+
+def catalogue() -> CheckCatalogue:
+    """One as a gateway may have it."""
+    models = [ModelSettings(id=f"model-{number}", path="/nowhere") for number in range(18_000)]
+    return CheckCatalogue(
+        id=ID, catalogue=FleetCatalogue(version="1", origin="o", modified=1.0, models=models)
+    )
+
+
+PROMPTS = [[300] * 2000] * 128
 WORDS = "word " * 6_000_000  # 30 MB
 PARTS = [TextPart(text="a")] * 100_000
 STOPS = ["T" * 990 + str(number) for number in range(16)]
@@ -94,7 +124,33 @@ DEAR: dict[str, Callable[[], Request | dict[str, Any]]] = {
     "a schema of 100 KB": lambda: chat(structured=Structured(json=wide(2_500))),
     "10,000 choices": lambda: chat(structured=Structured(choice=CHOICES)),
     "128 answers": lambda: drawn(max_tokens=20, n=128),
-    "2,048 texts to embed": lambda: Embed(id=ID, model=MODEL, input=["word " * 100] * 2048, account="dear"),
+    "template arguments of 60 KB": lambda: chat(template_args={"a": [[]] * 60_000}),
+    "template arguments of 10,000 keys": lambda: chat(template_args=dict.fromkeys(map(str, range(9_000)), 0)),
+    "5,000 turns in 60 KB": lambda: raw(messages=[{"role": "user"}] * 5_000),
+    "1,024 tools in 60 KB": lambda: chat(tools=[Tool.function(name="f")] * 1024),
+    "16 chats in one message": lambda: [
+        {**raw(prompt="word " * 300), "id": ID + number} for number in range(16)
+    ],
+    "a hello of 1 MiB": lambda: raw(verb="hello", unknown=[0] * ((1 << 20) - 100)),
+    "a catalogue of 1 MiB": catalogue,
+    "1,000,000 tokens written": lambda: chat(
+        messages=None, prompt="a", written=[[300] * 1_000_000], stream=True
+    ),
+    "ids of 1,000,000 tokens": lambda: chat(messages=None, prompt=[300] * 1_000_000, return_token_ids=True),
+    "1,000,000 tokens to read": lambda: Detokenize(id=ID, model=MODEL, token_ids=[300] * 1_000_000),
+    "a text to tokenise": lambda: Tokenize(id=ID, model=MODEL, prompt="word " * 500_000, return_bytes=True),
+    "log-probabilities of prompts": lambda: answered(prompt=PROMPTS[:18], prompt_logprobs=20),
+    "log-probabilities of 64 answers": lambda: answered(
+        prompt=["word"] * 64, logprobs=20, max_tokens=600, ignore_eos=True
+    ),
+    "2,000 tokens written": lambda: answered(prompt=["a"] * 128, written=[[300] * 2000] * 128),
+    "2,000 tokens written, with tools": lambda: answered(
+        prompt=None, messages=users(1, ""), tools=tools(1, {}), written=[[300] * 1500]
+    ),
+    "128 answers, streamed": lambda: answered(
+        prompt=["a"] * 128, max_tokens=50, ignore_eos=True, stream=True
+    ),
+    "2,048 texts to embed": lambda: Embed(id=ID, model="demo", input=["word " * 10] * 2048, account="dear"),
 }
 
 
@@ -123,6 +179,22 @@ def ended(message: bytes) -> str:
     return ""
 
 
+def measure(
+    kind: str, neuron: Neuron, client: BlockingClient, held: Held, repeat: int
+) -> dict[str, list[float] | float | str]:
+    """Send it so many times, and say in a line how that went."""
+    ask = partial(client.ask, Hello(id=0), SECONDS)
+    helds, stalls = [], []
+    for _ in range(repeat):
+        held.take()
+        run = longest_wait("benchmarks.stalls", kind, neuron.endpoint, ask)
+        helds.append(held.take())
+        stalls.append(run.longest)
+    figures = f"{int(run.said) / 1e6:5.1f} {min(helds) * 1e3:8.1f} {min(stalls) * 1e3:9.1f}"
+    print(f"{kind:40} {figures} {run.seconds:11.2f}  {run.outcome}", flush=True)
+    return {"held": helds, "stall": stalls, "seconds": run.seconds, "outcome": run.outcome}
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--send"]:
         send(*sys.argv[2:])
@@ -132,23 +204,17 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="runs of each kind")
     parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
     args = parser.parse_args()
-    results = {}
-    models = [simulated(MODEL, context_length=1 << 20)]
-    with tempfile.TemporaryDirectory() as folder, Neuron(Path(folder), models) as neuron:
-        neuron.wait_for(MODEL)
-        with neuron.client() as client:
+    models = [simulated(MODEL, context_length=1 << 20), {"id": "demo", "pin": True}]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ[HELD] = str(folder / "held")
+        held = Held(folder / "held")
+        with Neuron(folder, models) as neuron, neuron.client() as client:
+            neuron.wait_for("demo")
             client.ask(chat(), SECONDS)
-            ask = partial(client.ask, Hello(id=0), SECONDS)
+            client.ask(answered(prompt="a"), SECONDS)
             print(f"{'request':40} {'MB':>5} {'held ms':>8} {'stall ms':>9} {'answered s':>11}")
-            for kind in args.kinds:
-                about = "benchmarks.stalls", kind, neuron.endpoint, ask, neuron.process.pid
-                runs = [longest_wait(*about) for _ in range(args.repeat)]
-                held, stall = min(run.held for run in runs), min(run.longest for run in runs)
-                said, *_, seconds, outcome = runs[-1]
-                size = int(said)
-                results[kind] = {"held": held, "stall": stall, "seconds": seconds, "outcome": outcome}
-                figures = f"{size / 1e6:5.1f} {held * 1e3:8.1f} {stall * 1e3:9.1f} {seconds:11.2f}"
-                print(f"{kind:40} {figures}  {outcome}", flush=True)
+            results = {kind: measure(kind, neuron, client, held, args.repeat) for kind in args.kinds}
     if args.out is not None:
         args.out.write_text(json.dumps(results, indent=2))
 

@@ -37,7 +37,7 @@ class Unread(msgspec.Struct, kw_only=True):
     """
 
     verb: str
-    id: int
+    id: int = 0
     model: ModelId | None = None
     account: Name = ""
     trace: Name = ""

@@ -31,6 +31,7 @@ from tests.neuron.forked import Forked
 
 PATIENCE = 150.0  # seconds that any single wait of a test may take
 HURRY = "CORTEX_HURRY"  # of the environment: times as fast as usual a neuron forgets (`hurry`)
+HELD = "CORTEX_HELD"  # of the environment: a file for what turns of its loop take (`tests.held`)
 ROOT = Path(__file__).parents[2]
 
 
@@ -221,6 +222,20 @@ def hurry(times: float) -> None:
     room.LOOK_SECONDS /= times
 
 
+def watch_loop(file: Path) -> None:
+    """Have this neuron measure what its loop takes of CPU time in one go, for a benchmark."""
+    from neuron import daemon
+    from tests.held import Held
+
+    plain, held = daemon.serve, Held(file)
+
+    async def serve(*args: Any) -> None:
+        held.watch(asyncio.get_running_loop())
+        await plain(*args)
+
+    daemon.serve = serve
+
+
 def serve(config_file: str) -> int:
     """Be a neuron with short waits between restarts; its exit code."""
     from neuron.config import load
@@ -232,4 +247,6 @@ def serve(config_file: str) -> int:
         measure_once(Path(os.environ["CORTEX_TESTS"]))
     if HURRY in os.environ:
         hurry(float(os.environ[HURRY]))
+    if HELD in os.environ:
+        watch_loop(Path(os.environ[HELD]))
     return run(config, config_file, Backoff(first=0.01, longest=0.05))
