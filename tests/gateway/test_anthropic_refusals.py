@@ -40,6 +40,9 @@ def source(**fields: Any) -> dict[str, Any]:
         ({"model": 1}, "model"),
         ({"messages": []}, "messages"),
         ({"messages": "x"}, "messages"),
+        ({"messages": [{"role": "system", "content": ""}]}, "messages"),
+        ({"messages": [{"role": "system", "output_config": {"effort": "low"}}]}, "messages"),
+        ({"messages": [{"role": "assistant", "content": ""}]}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
@@ -193,6 +196,8 @@ def test_a_prompt_that_is_too_long_is_told_in_the_words_that_agents_look_for() -
 
 # --- anything at all --------------------------------------------------------------------------------------
 
+OFFER = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": TOOL | {"name": "g"}}}
+WITHDRAW = {"type": "tool_removal", "tool": {"type": "tool_reference", "name": "g"}}
 RICH: dict[str, Any] = {
     "model": "m",
     "max_tokens": 2000,
@@ -205,7 +210,18 @@ RICH: dict[str, Any] = {
         },
         {
             "role": "assistant",
-            "content": [{"type": "thinking", "thinking": "t", "signature": "s"}, text("c"), CALL],
+            "content": [
+                {"type": "compaction", "content": "s", "tool_changes": [OFFER]},
+                {"type": "thinking", "thinking": "t", "signature": "s"},
+                text("c"),
+                CALL,
+            ],
+        },
+        {
+            "role": "system",
+            "content": [WITHDRAW],
+            "clear_at": "next_user_message",
+            "output_config": {"effort": "low"},
         },
         {"role": "user", "content": [RESULT | {"content": [text("d")], "is_error": False}]},
         {"role": "assistant", "content": [{"type": "redacted_thinking", "data": "d"}]},

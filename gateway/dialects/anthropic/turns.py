@@ -134,7 +134,7 @@ def read(system: Content | None, messages: Sequence[TurnField]) -> list[Turn]:
             raise bad_request(f"{place}.content", f"its turn has more than {MAX_PARTS} blocks with it")
         if turns[-1].is_empty and (said or message.role == "system"):
             turns.pop()
-    if turns[-1].role == "assistant" and turns[-1].is_empty:
+    if turns and turns[-1].role == "assistant" and turns[-1].is_empty:
         turns.pop()  # there is nothing in it to be gone on with
     if not turns:
         raise bad_request("messages", "nobody says anything")
