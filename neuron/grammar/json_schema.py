@@ -38,10 +38,12 @@ MAX_NEEDED = GRAMMAR_LIMITS["max_lexer_states"] // 10
 
 # As far from 0 as a bound may be: llguidance reads numbers as float64, and takes whole ones for 64 bits.
 FURTHEST = (1 << 63) - 1024
+NEAREST = 1e-9  # of a bound, or of 1 if that is more: how far beside it is the one that takes its place
 
 FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
 DRAFTS = ("2020-12/schema", "2019-09/schema", "draft-07/schema", "draft-06/schema", "draft-04/schema")
-NUMBERS = ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf")
+LOWS, HIGHS = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
+NUMBERS = (*LOWS, *HIGHS, "multipleOf")
 COUNTS = ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
 MAPS = ("$defs", "definitions", "patternProperties", "properties")  # of schemas
 LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
@@ -119,6 +121,7 @@ def check(schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if each.get("format") == "hostname":
             each["maxLength"] = min(each.get("maxLength", MAX_HOSTNAME), MAX_HOSTNAME)
         _move_bounds_in(each)
+        _shut_out_bounds(each)
         for key, inner in _schemas_in(pointer, each, tuples):
             pending.append((f"{pointer}/{key}", inner, depth + 1))
         pending += _referred(schema, each)
@@ -154,7 +157,7 @@ def _drop_what_asks_for_nothing(pointer: str, schema: dict[str, Any]) -> list[st
         dropped.append("format")
     if "additionalItems" in schema and not isinstance(schema.get("items"), list):
         dropped.append("additionalItems")
-    for limit, key in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+    for limit, key in (LOWS, HIGHS):
         # Draft 4 has it so, and OpenAPI 3.0.
         if schema.get(key) is False:
             dropped.append(key)
@@ -216,9 +219,22 @@ def _check_keywords(pointer: str, schema: dict[str, Any]) -> None:
 
 def _move_bounds_in(schema: dict[str, Any]) -> None:
     """Let bounds that would be rounded, or are not read at all, be the next ones that allow nothing more."""
-    for key, side in (("maximum", 1), ("exclusiveMaximum", 1), ("minimum", -1), ("exclusiveMinimum", -1)):
-        if key in schema:
-            schema[key] = side * _at_most(side * schema[key])
+    for keys, side in ((HIGHS, 1), (LOWS, -1)):
+        for key in keys:
+            if key in schema:
+                schema[key] = side * _at_most(side * schema[key])
+
+
+def _shut_out_bounds(schema: dict[str, Any]) -> None:
+    """Move whole numbers in that bound from outside: they are let through where the other bound is further
+    from 0, and nearer than the next whole number."""
+    lows, highs = ([schema[key] for key in keys if key in schema] for keys in (LOWS, HIGHS))
+    if not (lows and highs and 0 < (width := min(highs) - max(lows)) < 1):
+        return
+    for (_, key), side in ((LOWS, 1), (HIGHS, -1)):
+        bound = schema.get(key)
+        if bound is not None and bound == bound // 1 and side * bound >= 0:
+            schema[key] += side * min(NEAREST * max(1, abs(bound)), width / 2)
 
 
 def _at_most(bound: float) -> float:

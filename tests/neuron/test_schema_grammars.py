@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import product
 from typing import Any
 
 import jsonschema
@@ -12,7 +13,7 @@ from llguidance import LLMatcher
 
 from ipc.messages.conversation import Tool
 from ipc.worker_messages import GRAMMAR_LIMITS
-from neuron.grammar import check, structured
+from neuron.grammar import check, json_schema, structured
 from neuron.grammar.tool_calls import require_call
 from neuron.text.formats.registry import FORMATS
 from tests.neuron.test_tool_grammar import BYTES, encode
@@ -126,3 +127,22 @@ def test_arguments_are_valid(written) -> None:
             jsonschema.validate(json.loads(call.arguments), schema)
             whole += 1
     assert whole > len(SEEDS)
+
+
+BOUNDS = [-100, -99.5, -99, -1, -0.5, 0, 0.009, 0.5, 0.99, 1, 1.5, 99, 99.05, 2**53 + 3]
+TEXTS = [*(f"{bound}" for bound in BOUNDS), "-99.25", "-0.25", "0.25", "1.25", "0.0", "1.0", "-1.0", "99.01"]
+
+
+@pytest.mark.parametrize("keys", list(product(json_schema.LOWS, json_schema.HIGHS)), ids="-".join)
+def test_no_number_is_let_through_that_lies_outside_of_its_bounds(keys):
+    for low, high in product(BOUNDS, BOUNDS):
+        bounds = dict(zip(keys, (low, high), strict=True))
+        schema, _ = json_schema.check({"type": "number"} | bounds)
+        matcher = LLMatcher(BYTES, f"start: %json {json.dumps(schema)}")
+        if matcher.is_error():
+            assert low >= high
+            continue
+        for text in TEXTS:
+            tried = matcher.deep_copy()
+            if tried.try_consume_tokens([*text.encode()]) == len(text) and tried.is_accepting():
+                jsonschema.validate(json.loads(text), bounds)
