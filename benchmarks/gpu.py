@@ -58,6 +58,7 @@ from workers.checkpoints.card import ModelCard
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.llama import EMBEDDING
 from workers.checkpoints.reading import read_card
+from workers.execution.memory import held
 from workers.execution.model_runner import ModelRunner
 from workers.step.pages import pages_for
 
@@ -289,6 +290,7 @@ def of_shape(
             heartbeat_fd=-1,
         )
         runner = ModelRunner(spec, card)
+        runtime = held(device) if small else UNMEASURED_BYTES[kind]  # builds of PyTorch differ
         began = time.perf_counter()
         loaded = runner.load(lambda fraction, message: None)
         took = time.perf_counter() - began
@@ -300,7 +302,7 @@ def of_shape(
         card.config, 2, 1, context_length=spec.context_length, in_blocks=bool(card.formats(1))
     )
     step = overhead.of_step(kind, spec.max_step_tokens, spec.max_sequences)
-    planned = UNMEASURED_BYTES[kind] + step + weights
+    planned = runtime + step + weights
     measured = loaded.memory.total - loaded.memory.kv_pool
     text = f"{measured / 1e6:.0f} MB measured, {planned / 1e6:.0f} MB planned"
     figures = {"measured": measured, "planned": planned}
