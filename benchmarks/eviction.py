@@ -39,7 +39,7 @@ from ipc import parked
 from ipc.messages.requests import Eviction
 from neuron.memory.ledger import Ledger
 from neuron.memory.parking import Parking
-from tests.neuron.test_room import Place, play
+from tests.neuron.room_play import Place, play
 
 STRATEGIES = ("lru", "priority", "cost", "foresight", "lru, parked", "cost, parked")
 WAKE_SHARE = 1 / 5  # of the time of a load, that one from the host's memory takes

@@ -16,7 +16,7 @@ from neuron.memory.parking import Parking
 from neuron.memory.room import Lender, Room, Tenant
 from neuron.memory.step_bytes import UNMEASURED_BYTES
 from tests.doubles import stands_for
-from tests.neuron.test_room import Untouched, play
+from tests.neuron.room_play import Untouched, play
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 FULL = CacheGroup(kind="full", layers=[2], bytes_per_token=64 * KIB)

@@ -13,7 +13,8 @@ from neuron.memory.room import Room
 from neuron.memory.text_memory import NAME, TextMemory, TextProcesses
 from neuron.preparation.preparation import Preparation
 from tests.doubles import stands_for
-from tests.neuron.test_room import TOTAL, Model, NoStandby, Untouched, play
+from tests.neuron.doubles import NoStandby
+from tests.neuron.room_play import TOTAL, Model, Untouched, play
 
 
 @stands_for(TextProcesses)

@@ -1,0 +1,231 @@
+"""What a client makes of replies that are late, unknown, garbage or of another version."""
+
+import asyncio
+import contextlib
+import time
+
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+
+from ipc.client import NeuronClient
+from ipc.errors import Code
+from ipc.messages.framing import BYTES_TOGETHER, HEADER, MOST_TOGETHER
+from ipc.messages.replies import Done, Failed, Heartbeat
+from ipc.messages.requests import Generate, Health, ListModels, Load
+from tests.ipc.clients import everything, serve
+from tests.ipc.test_server import SECONDS
+
+
+class Puppet:
+    """A neuron whose every frame the test chooses."""
+
+    def __init__(self):
+        self.context = zmq.asyncio.Context()
+        self.socket = self.context.socket(zmq.ROUTER)
+        self.socket.linger = 0
+        port = self.socket.bind_to_random_port("tcp://127.0.0.1")
+        self.endpoint = f"tcp://127.0.0.1:{port}"
+
+    async def request(self):
+        self.key, message = await asyncio.wait_for(self.socket.recv_multipart(), SECONDS)
+        return msgspec.msgpack.decode(message[len(HEADER) :])
+
+    async def reply(self, *replies, header=HEADER):
+        await self.socket.send_multipart([self.key, header + msgspec.msgpack.encode(replies)])
+
+
+@contextlib.asynccontextmanager
+async def puppet(silence=5.0):
+    neuron = Puppet()
+    client = NeuronClient(neuron.endpoint, silence=silence)
+    client.start()
+    try:
+        yield neuron, client
+    finally:
+        client.close()
+        neuron.context.destroy(linger=0)
+
+
+def test_replies_for_unknown_and_ended_calls_are_dropped():
+    async def main():
+        async with puppet() as (neuron, client):
+            first = client.open(Health(id=0))
+            assert (await neuron.request())["id"] == first.id
+            await neuron.reply(Done(id=first.id), Done(id=first.id), Done(id=77), Heartbeat(id=0))
+            assert await everything(first) == [Done(id=first.id)]
+            second = client.open(Health(id=0))
+            assert (await neuron.request())["id"] == second.id != first.id
+            await neuron.reply(Failed(id=first.id, code="late", message=""), Done(id=second.id))
+            assert await everything(second) == [Done(id=second.id)]
+
+    asyncio.run(main())
+
+
+def test_a_reply_type_of_a_newer_minor_version_is_skipped():
+    async def main():
+        async with puppet() as (neuron, client):
+            call = client.open(Health(id=0))
+            await neuron.request()
+            newer = HEADER[:3] + b"\x63"
+            await neuron.reply(
+                {"type": "perfume", "id": call.id}, {"type": "done", "id": call.id, "x": 1}, header=newer
+            )
+            assert await everything(call) == [Done(id=call.id)]
+
+    asyncio.run(main())
+
+
+def test_requests_of_one_turn_travel_together_to_a_neuron_that_takes_that():
+    async def main():
+        async with puppet() as (neuron, client):
+            for header, together in ((HEADER[:3] + b"\x03", False), (HEADER, True)):
+                call = client.open(Health(id=0))
+                assert (await neuron.request())["id"] == call.id
+                await neuron.reply(Done(id=call.id), header=header)
+                await everything(call)
+                numbers = [client.open(Health(id=0)).id for _ in range(2)]
+                client.open(Health(id=0)).cancel()  # before it was sent
+                came = await neuron.request()
+                several = came if together else [came, await neuron.request()]
+                assert [each["id"] for each in several] == numbers
+                await neuron.reply(*(Done(id=number) for number in numbers))
+
+    asyncio.run(main())
+
+
+def test_more_than_one_message_holds_travels_in_several():
+    async def main():
+        async with puppet() as (neuron, client):
+            call = client.open(Health(id=0))
+            await neuron.request()
+            await neuron.reply(Done(id=call.id))
+            await everything(call)
+            for _ in range(MOST_TOGETHER + 1):
+                client.open(Health(id=0))
+            client.open(Generate(id=0, model="m", prompt="x" * BYTES_TOGETHER))
+            messages = [await neuron.request() for _ in range(3)]
+            assert [len(each) for each in messages[:1]] == [MOST_TOGETHER]
+            assert [each["verb"] for each in messages[1:]] == ["health", "generate"]
+
+    asyncio.run(main())
+
+
+def test_another_major_version_ends_the_call_with_protocol_mismatch():
+    async def main():
+        async with puppet() as (neuron, client):
+            call = client.open(Health(id=0))
+            await neuron.request()
+            await neuron.reply(header=b"cx\x09\x00")
+            (reply,) = await everything(call)
+            assert (reply.id, reply.code) == (call.id, Code.PROTOCOL_MISMATCH)
+            assert "protocol 9" in reply.message
+
+    asyncio.run(main())
+
+
+def test_an_older_neuron_that_does_not_understand_us_ends_the_call_with_protocol_mismatch():
+    async def main():
+        async with puppet() as (neuron, client):
+            call = client.open(Health(id=0))
+            await neuron.request()
+            refusal = Failed(id=0, code=Code.BAD_FRAME, message="a message has two frames")
+            body = msgspec.msgpack.encode([refusal])
+            await neuron.socket.send_multipart([neuron.key, b"cx\x01\x00", body])
+            (reply,) = await everything(call)
+            assert (reply.id, reply.code) == (call.id, Code.PROTOCOL_MISMATCH)
+            assert "protocol 1" in reply.message
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "frames", [[b"x"], [b"cx"], [b"HTTPx"], [HEADER, b"\x90"], [HEADER + b"\x90", b""], [HEADER + b"\xc1"]]
+)
+def test_garbage_from_a_neuron_is_ignored(frames):
+    async def main():
+        async with puppet() as (neuron, client):
+            call = client.open(Health(id=0))
+            await neuron.request()
+            await neuron.socket.send_multipart([neuron.key, *frames])
+            await neuron.reply(Done(id=call.id))
+            assert await everything(call) == [Done(id=call.id)]
+
+    asyncio.run(main())
+
+
+def test_a_failure_with_id_0_ends_what_is_open():
+    async def main():
+        async with puppet() as (neuron, client):
+            calls = [client.open(Health(id=0)) for _ in range(2)]
+            await neuron.request()
+            await neuron.reply(Failed(id=0, code=Code.PROTOCOL_MISMATCH, message="too new"))
+            for call in calls:
+                (reply,) = await everything(call)
+                assert (reply.id, reply.code) == (call.id, Code.PROTOCOL_MISMATCH)
+
+    asyncio.run(main())
+
+
+def test_a_neuron_that_says_nothing_is_lost_and_told_to_stop():
+    async def main():
+        async with puppet(silence=0.3) as (neuron, client):
+            call = client.open(Generate(id=0, model="m"))
+            assert (await neuron.request())["verb"] == "generate"
+            (reply,) = await everything(call)
+            assert (type(reply), reply.code) == (Failed, Code.NEURON_LOST)
+            assert await neuron.request() == {"verb": "cancel", "id": call.id}
+
+    asyncio.run(main())
+
+
+def test_more_requests_than_the_queue_takes_all_arrive_in_the_end():
+    """The neuron stands still while thousands of requests and cancels are made; then it gets every one."""
+
+    async def main():
+        async with puppet(silence=60) as (neuron, client):
+            first = client.open(Health(id=0))
+            await neuron.request()
+            calls = [client.open(Load(id=0, model="x" * 2000)) for _ in range(6000)]
+            assert client._unsent
+            first.cancel()
+            asked = [await neuron.request() for _ in range(6001)]
+            assert {request["id"] for request in asked} == {first.id, *(call.id for call in calls)}
+            await neuron.reply(*(Done(id=call.id) for call in calls))
+            for call in calls:
+                assert await everything(call) == [Done(id=call.id)]
+
+    asyncio.run(main())
+
+
+def test_heartbeats_keep_a_quiet_call_open_and_a_long_wait_for_its_replies_ends():
+    async def main():
+        async with puppet(silence=1.0) as (neuron, client):
+            call = client.open(Generate(id=0, model="m"))
+            await neuron.request()
+            waiting = asyncio.create_task(call.take(1.0))  # so long a wait has no timer of its own
+            for _ in range(15):
+                await neuron.reply(Heartbeat(id=0))
+                await asyncio.sleep(0.1)
+            assert await waiting == []
+            assert not call.closed
+            assert client.alive
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_stood_still_itself_does_not_blame_the_neuron(spawn):
+    async def main():
+        _, endpoint = serve(spawn, "tcp://127.0.0.1:0")
+        client = NeuronClient(endpoint, silence=1.1)
+        client.start()
+        call = client.open(Generate(id=0, model="m"))
+        await client.ask(ListModels(id=0), SECONDS)
+        # A heartbeat comes in meanwhile, and lies there unread.
+        asyncio.get_running_loop().call_soon(time.sleep, 1.4)
+        assert await call.take(0.1) == []
+        assert not call.closed
+        client.close()
+
+    asyncio.run(main())
