@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from workers.kernels import compiled, dense
+from workers.kernels import compiled, dense, step
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.linear import Linear, can_pack
 from workers.parallel import RankGroup
@@ -103,6 +103,23 @@ def test_many_tokens_are_multiplied_by_a_kernel_of_their_own(monkeypatch):
     y = dense.many(x, weight, bias)
     assert not y[2].isfinite().any()
     assert torch.equal(y[3:], whole[3:])
+
+
+@pytest.mark.parametrize("activation", compiled.ACTIVATIONS)
+def test_gates_of_many_tokens_are_opened_with_their_product(activation, monkeypatch):
+    """To the same bits as behind it; and what has no such kernel is left to others."""
+    if dense.level() != dense.WITH_AVX512_BF16:
+        pytest.skip("this CPU has no such instructions")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for rows, columns, threads in ((16, 40, 1), (48, 1100, 3), (1040, 200, 2)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        weight, bias = random(rows, columns, dtype=torch.bfloat16), random(rows, dtype=torch.bfloat16)
+        x = random(100, columns, dtype=torch.bfloat16)
+        linear = Linear(weight, bias)
+        assert torch.equal(linear.gated(x, activation), step.gated(linear(x), activation))
+    assert linear.gated(x, "gelu") is linear.gated(x[:32], activation) is None
+    linear.make_exact({})
+    assert linear.gated(x, activation) is None
 
 
 def test_many_tokens_are_left_to_torch_where_it_has_more_than_the_kernel(monkeypatch):

@@ -137,14 +137,14 @@ WIDE void add(const Chunk *a, Space *s, long number, int vectors, long pairs, co
         _mm512_store_ps(out + i * LANES, sums[i]);
 }
 
-/* Two keys' values, number by number: value_dim is divided by 8 */
-AVX2 static void pair_values(const uint16_t *first, const uint16_t *second, long size, uint32_t *to)
+/* Two keys' values, number by number */
+WIDE void pair_values(const uint16_t *first, const uint16_t *second, long size, uint32_t *to)
 {
-    for (long i = 0; i < size; i += 8) {
-        const __m128i a = _mm_loadu_si128((const __m128i *)(first + i));
-        const __m128i b = _mm_loadu_si128((const __m128i *)(second + i));
-        _mm_storeu_si128((__m128i *)(to + i), _mm_unpacklo_epi16(a, b));
-        _mm_storeu_si128((__m128i *)(to + i + 4), _mm_unpackhi_epi16(a, b));
+    for (long i = 0; i < size; i += LANES) {
+        const __mmask16 some = below(i, size);
+        const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, first + i));
+        const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, second + i));
+        _mm512_mask_storeu_epi32(to + i, some, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
 }
 

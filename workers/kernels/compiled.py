@@ -22,6 +22,7 @@ KINDS = [
     *("INT4_32", "INT4_64", "INT4_128"),
 ]
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
+ACTIVATIONS = ("silu", "gelu_tanh")  # of gates, in the order of the numbers that lanes.h gives them
 STEM = "_blocks"
 FOLDER = Path(__file__).parent
 SOURCES = (
@@ -55,7 +56,10 @@ def load(path: Path) -> ctypes.CDLL | None:
     if not found.blocks_level():
         return None
     found.dense_product.argtypes = (pointer, *[size] * 3, *inputs, number, number)  # threads, level
-    found.many_product.argtypes = (number, pointer, *[size] * 3, pointer, pointer, size, pointer, number)
+    found.many_product.argtypes = (
+        *(number, pointer, *[size] * 3),  # kind and weight
+        *(pointer, pointer, size, pointer, number, number),  # input, output, tokens, bias, gate, threads
+    )
     found.rows_product.argtypes = (*weight, *inputs, number, number)  # the same
     found.rows_wide.argtypes = (*weight, pointer, number)
     found.rows_wide.restype = None

@@ -83,26 +83,33 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def many(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def many(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Tensor:
     """The same for more than `FEW` tokens, with sums in another order.
 
     Each token has the same bits in any company of more than `FEW`.
 
+    Args:
+        activation: give, to the bits of `workers.kernels.step.gated`, the first half of that, activated,
+            times the second: `[tokens, rows / 2]`.
+
     Raises:
         RuntimeError: memory is short, as torch says it.
     """
-    return many_of(0, x, weight, weight.shape[1], bias)
+    return many_of(0, x, weight, weight.shape[1], bias, activation)
 
 
-def many_of(kind: int, x: Tensor, weight: Tensor, columns: int, bias: Tensor | None) -> Tensor:
+def many_of(
+    kind: int, x: Tensor, weight: Tensor, columns: int, bias: Tensor | None, activation: str | None = None
+) -> Tensor:
     """The same for a weight `[rows, ...]` of a kind, as many.c numbers it, with so many columns."""
     x = x.contiguous()
-    y = x.new_empty(len(x), len(weight))
+    y = x.new_empty(len(x), len(weight) if activation is None else len(weight) // 2)
     wide = None if bias is None else bias.float()
     failed = compiled.library().many_product(
         *(kind, weight.data_ptr(), len(weight), columns, weight.stride(0) * weight.itemsize),
         *(x.data_ptr(), y.data_ptr(), len(x)),
         None if wide is None else wide.data_ptr(),
+        -1 if activation is None else compiled.ACTIVATIONS.index(activation),
         torch.get_num_threads(),
     )
     compiled.check_memory(failed, "a product")

@@ -7,6 +7,8 @@
 SOURCE(lanes)
 #endif
 
+enum { UNGATED = -1, SILU, GELU_TANH };
+
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <string.h>
@@ -16,23 +18,49 @@ SOURCE(lanes)
 
 enum { LANES = 16 };
 
-/* e to the power of x, which is not above 88: see step.c */
+/* those of 16 numbers from `i` on that are below `size` */
+WIDE __mmask16 below(long i, long size)
+{
+    return (__mmask16)(i + LANES <= size ? 0xffff : (1u << (size - i)) - 1);
+}
+
+/* e to the power of x, which is not above 88, to 1.4e-6 of it: 2 to the power of a whole number, times a polynomial
+ * between the root of a half and that of two. Of 0 it is 1. NaN stays NaN, and what is below the smallest number is 0. */
 WIDE __m512 exponential_wide(__m512 x)
 {
-    const __m512 least = _mm512_set1_ps(-87.33f);
-    const __mmask16 some = _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ);
-    x = _mm512_max_ps(least, x); /* the second where one is NaN */
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
-                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    const float of[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    const __m512 to_two = _mm512_set1_ps(1.44269504f);
+    x = _mm512_max_ps(_mm512_set1_ps(-200), x); /* the second where one is NaN */
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, to_two), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 r = _mm512_fmsub_ps(x, to_two, n);
+    const float of[] = {9.67151265e-3f, 5.55073374e-2f, 2.40222421e-1f, 6.93146978e-1f, 1.0f};
+    __m512 p = _mm512_set1_ps(1.32647271e-3f);
 #pragma GCC unroll 5
     for (int i = 0; i < 5; i++)
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(of[i]));
-    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1));
-    return _mm512_maskz_scalef_ps(some, p, n);
+    return _mm512_scalef_ps(p, n);
+}
+
+WIDE __m512 wide_lanes(__m256i halves)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+/* as if they had been stored as bfloat16, and loaded */
+WIDE __m512 rounded_lanes(__m512 v)
+{
+    return wide_lanes((__m256i)_mm512_cvtneps_pbh(v));
+}
+
+/* What is behind a gate, times the activated and rounded gate */
+WIDE __m512 opened(__m512 gate, __m512 up, int kind)
+{
+    __m512 u = gate;
+    if (kind == GELU_TANH) { /* (1 + tanh u) / 2 is 1 / (1 + exp -2u) */
+        u = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_mul_ps(gate, gate), gate), _mm512_set1_ps(0.044715f), gate);
+        u = _mm512_mul_ps(u, _mm512_set1_ps(1.5957691216f));
+    }
+    const __m512 e = exponential_wide(_mm512_min_ps(_mm512_set1_ps(88), _mm512_sub_ps(_mm512_setzero_ps(), u)));
+    return _mm512_mul_ps(rounded_lanes(_mm512_div_ps(gate, _mm512_add_ps(_mm512_set1_ps(1), e))), up);
 }
 
 /* Numbers [16][16], of four bytes each, so that those in a row are in a column */

@@ -28,16 +28,31 @@ enum {
     HELD = 320 << 10, /* bytes of rows that all tokens are multiplied with before the next ones are */
     MOST = 240,       /* rows of these */
     GROUP = 128,      /* columns that share a scale */
+    LINE = 32,        /* numbers of a result that are written at once */
 };
 
 typedef struct {
     int kind;
     const uint8_t *w; /* of each row what it is made of: its numbers, and after bytes its scales in float32 */
     long rows, columns, stride; /* bytes from one row to the next */
-    uint16_t *y; /* [tokens][rows] */
+    uint16_t *y; /* [tokens][rows], or half of these */
     long tokens;
     const float *bias; /* [rows], or NULL */
+    int gate;          /* what opens the second half of the rows, with the first; UNGATED: all are results */
 } Many;
+
+/* `count` rows that are multiplied before the next ones are: from `first` on, or where gates are, as many of both
+ * halves */
+typedef struct {
+    long first, count;
+} Some;
+
+static long row_of(const Many *p, Some some, long n)
+{
+    if (p->gate == UNGATED)
+        return some.first + n;
+    return some.first / 2 + n + (n < some.count / 2 ? 0 : (p->rows - some.count) / 2);
+}
 
 /* `vectors` registers of tokens, side by side in x [pairs][vectors], times as many rows as there are sums for; added
  * to what was `begun`, times the scales `by` of these rows unless it is NULL. What lies `ahead` numbers behind the rows
@@ -94,21 +109,41 @@ AVX512 static void tokens_side_by_side(const Many *p, const uint16_t *x, long to
     side_by_side(rows, p->columns / 2, to, apart);
 }
 
-/* The sums of 16 tokens and `count` rows, at most 16, to where they belong */
-AVX512 static void keep(const Many *p, const float *const *sums, long token, long row, long count)
+/* The sum of row n of these, and 16 tokens */
+WIDE __m512 sum_of(const Many *p, Some some, const float *sums, long apart, long n)
 {
-    const __mmask16 some = (__mmask16)((1u << count) - 1);
-    const __m512 bias = p->bias ? _mm512_maskz_loadu_ps(some, p->bias + row) : _mm512_setzero_ps();
-    __m512i r[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++)
-        r[i] = i < count ? _mm512_load_si512(sums[i]) : _mm512_setzero_si512();
-    turn(r);
+    const __m512 sum = _mm512_load_ps(sums + n * apart);
+    return p->bias ? _mm512_add_ps(sum, _mm512_set1_ps(p->bias[row_of(p, some, n)])) : sum;
+}
+
+/* Results of 16 tokens and these rows, whose sums are `apart` numbers from each other, to where they belong. Two stand
+ * side by side, so that of each token a line of a cache is written at once. */
+AVX512 static void keep(const Many *p, Some some, const float *sums, long apart, long token)
+{
+    const __m512i zipped = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const int divided = p->gate == UNGATED ? 1 : 2;
+    const long width = p->rows / divided, first = some.first / divided, count = some.count / divided;
     const long tokens = p->tokens - token < LANES ? p->tokens - token : LANES;
-    for (long i = 0; i < tokens; i++) {
-        const __m512 sum = _mm512_castsi512_ps(r[i]);
-        const __m256i half = (__m256i)_mm512_cvtneps_pbh(p->bias ? _mm512_add_ps(sum, bias) : sum);
-        _mm256_mask_storeu_epi16(p->y + (token + i) * p->rows + row, some, half);
+    for (long from = 0, to; from < count; from = to) {
+        to = from + LINE - (first + from) % LINE;
+        to = to < count ? to : count;
+        __m512i r[LANES];
+        for (int i = 0; i < LANES; i++) {
+            __m512 each[2];
+            for (int k = 0; k < 2; k++) {
+                const long n = from + 2 * i + k < to ? from + 2 * i + k : from;
+                each[k] = sum_of(p, some, sums, apart, n);
+                if (p->gate != UNGATED)
+                    each[k] = opened(rounded_lanes(each[k]), rounded_lanes(sum_of(p, some, sums, apart, count + n)),
+                                     p->gate);
+            }
+            r[i] = _mm512_permutexvar_epi16(zipped, (__m512i)_mm512_cvtne2ps_pbh(each[1], each[0]));
+        }
+        turn(r);
+        const __mmask32 line = (__mmask32)((1ull << (to - from)) - 1);
+        for (long i = 0; i < tokens; i++)
+            _mm512_mask_storeu_epi16(p->y + (token + i) * width + first + from, line, r[i]);
     }
 }
 
@@ -128,49 +163,47 @@ AVX512 static void widen(const uint8_t *row, int kind, long columns, uint16_t *t
     }
 }
 
-/* `count` rows from `first` on, whose numbers are in `w`, times the tokens of one panel; what lies behind them is
+/* Some rows, whose numbers are in `own` unless it is NULL, times the tokens of one panel; what lies behind them is
  * fetched where it comes next */
-AVX512 static void rows_times(const Many *p, const uint16_t *w, long stride, long first, long count, long token,
-                              int vectors, const uint32_t *x, float *sums, int comes_next)
+AVX512 static void rows_times(const Many *p, Some some, const uint16_t *own, long token, int vectors, const uint32_t *x,
+                              float *sums, int comes_next)
 {
     static void (*const MULTIPLY[])(const uint16_t *const *, const uint32_t *, long, float *, int, const float *,
                                     long) = {multiply_1, multiply_2, multiply_3, multiply_4};
     const int rows = SUMS / vectors, groups = p->kind == INT8_128 || p->kind == FP8_128;
     const float more = p->kind == FP8_128 || p->kind == FP8_ROW ? 256 : 1;
     const long most = groups ? GROUP : DEEP;
+    const long ahead = some.count / (p->gate == UNGATED ? 1 : 2) * (p->stride / 2);
     for (long c = 0; c < p->columns; c += most) {
         const long deep = p->columns - c < most ? p->columns - c : most;
-        for (long n = 0; n < count; n += rows) {
+        for (long n = 0; n < some.count; n += rows) {
             const uint16_t *at[SUMS];
             float by[SUMS];
             for (int r = 0; r < rows; r++) {
-                const long row = n + r < count ? n + r : count - 1;
-                at[r] = w + row * stride + c;
+                const long own_row = n + r < some.count ? n + r : some.count - 1;
+                const uint8_t *row = p->w + row_of(p, some, own_row) * p->stride;
+                at[r] = (own ? own + own_row * p->columns : (const uint16_t *)row) + c;
                 if (p->kind != AS_IT_IS) {
-                    memcpy(by + r, p->w + (first + row) * p->stride + p->columns + (groups ? c / GROUP * 4 : 0), 4);
+                    memcpy(by + r, row + p->columns + (groups ? c / GROUP * 4 : 0), 4);
                     by[r] *= more;
                 }
             }
             MULTIPLY[vectors - 1](at, x + c / 2 * vectors * LANES, deep / 2, sums + n * vectors * LANES, c > 0,
-                                  p->kind == AS_IT_IS ? NULL : by, comes_next ? count * stride : 0);
+                                  p->kind == AS_IT_IS ? NULL : by, comes_next ? ahead : 0);
         }
     }
     for (int v = 0; v < vectors; v++)
-        for (long n = 0; n < count; n += 16) {
-            const float *at[16];
-            for (int i = 0; i < 16; i++)
-                at[i] = sums + ((n + i) * vectors + v) * LANES;
-            keep(p, at, token + v * LANES, first + n, count - n < 16 ? count - n : 16);
-        }
+        keep(p, some, sums + v * LANES, vectors * LANES, token + v * LANES);
 }
 
 /* y [tokens, rows] = x [tokens, columns] times W [rows, columns] transposed, plus bias [rows] float32 or NULL, x and y
  * of bfloat16. W is of `kind`, and from one row of it to the next are `stride` bytes; columns are even, where a kind
- * has bytes a multiple of 64, and of those that share a scale. Returns 0, or 1 where memory is short. */
+ * has bytes a multiple of 64, and of those that share a scale. Unless `gate` is UNGATED, y [tokens, rows / 2] is the
+ * second half of that times what is made of the first. Returns 0, or 1 where memory is short. */
 int many_product(int kind, const uint8_t *w, long rows, long columns, long stride, const uint16_t *x, uint16_t *y,
-                 long tokens, const float *bias, int threads)
+                 long tokens, const float *bias, int gate, int threads)
 {
-    const Many p = {kind, w, rows, columns, stride, y, tokens, bias};
+    const Many p = {kind, w, rows, columns, stride, y, tokens, bias, gate};
     const long groups = (tokens + LANES - 1) / LANES, panels = (groups + PANEL - 1) / PANEL, pairs = columns / 2;
     long held = HELD / (2 * columns), share = (rows + threads - 1) / threads;
     held = held > MOST ? MOST : held;
@@ -195,17 +228,16 @@ int many_product(int kind, const uint8_t *w, long rows, long columns, long strid
         failed |= !able;
 #pragma omp for schedule(dynamic)
         for (long block = 0; block < blocks; block++) {
-            const long first = block * held, left = rows - first, count = left < held ? left : held;
+            const long first = block * held, left = rows - first;
+            const Some some = {first, left < held ? left : held};
             if (!able)
                 continue;
-            for (long row = 0; own && row < count; row++)
-                widen(w + (first + row) * stride, kind, columns, own + row * columns);
-            const uint16_t *numbers = own ? own : (const uint16_t *)(w + first * stride);
+            for (long n = 0; own && n < some.count; n++)
+                widen(w + row_of(&p, some, n) * stride, kind, columns, own + n * columns);
             for (long panel = 0; panel < panels; panel++) {
                 const long group = panel * PANEL, more = groups - group;
-                rows_times(&p, numbers, own ? columns : stride / 2, first, count, group * LANES,
-                           (int)(more < PANEL ? more : PANEL), given + group * pairs * LANES, sums,
-                           !own && panel + 1 == panels && left > count);
+                rows_times(&p, some, own, group * LANES, (int)(more < PANEL ? more : PANEL),
+                           given + group * pairs * LANES, sums, !own && panel + 1 == panels && left > some.count);
             }
         }
         free(own);
@@ -218,7 +250,7 @@ int many_product(int kind, const uint8_t *w, long rows, long columns, long strid
 #else
 
 int many_product(int kind, const uint8_t *w, long rows, long columns, long stride, const uint16_t *x, uint16_t *y,
-                 long tokens, const float *bias, int threads)
+                 long tokens, const float *bias, int gate, int threads)
 {
     return 1;
 }

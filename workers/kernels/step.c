@@ -15,7 +15,6 @@ SOURCE(step)
 #include <stdlib.h>
 #include <string.h>
 
-enum { SILU, GELU_TANH };
 enum { MAX_HEAD = 1024 };
 enum { MANY = 1 << 15 }; /* numbers, from which on further threads pay */
 
@@ -69,15 +68,9 @@ static int goes_wide(int type)
     return wide && type == BFLOAT16;
 }
 
-/* those of 16 numbers from `i` on that are below `size` */
-WIDE __mmask16 below(long i, long size)
-{
-    return (__mmask16)(i + LANES <= size ? 0xffff : (1u << (size - i)) - 1);
-}
-
 WIDE __m512 load_wide(const uint16_t *x, __mmask16 some)
 {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, x)), 16));
+    return wide_lanes(_mm256_maskz_loadu_epi16(some, x));
 }
 
 WIDE void store_wide(uint16_t *y, __mmask16 some, __m512 v)
@@ -184,19 +177,9 @@ INLINE void gated_row(const void *gate, const void *up, void *y, int type, int k
 
 WIDE void gated_row_wide(const uint16_t *gate, const uint16_t *up, uint16_t *y, int kind, long size)
 {
-    const __m512 one = _mm512_set1_ps(1), most = _mm512_set1_ps(88);
     for (long i = 0; i < size; i += LANES) {
         const __mmask16 some = below(i, size);
-        const __m512 g = load_wide(gate + i, some);
-        __m512 u = g;
-        if (kind == GELU_TANH) {
-            u = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_mul_ps(g, g), g), _mm512_set1_ps(0.044715f), g);
-            u = _mm512_mul_ps(u, _mm512_set1_ps(1.5957691216f));
-        }
-        const __m512 e = exponential_wide(_mm512_min_ps(most, _mm512_sub_ps(_mm512_setzero_ps(), u)));
-        const __m256i a = (__m256i)_mm512_cvtneps_pbh(_mm512_div_ps(g, _mm512_add_ps(one, e)));
-        const __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16));
-        store_wide(y + i, some, _mm512_mul_ps(rounded, load_wide(up + i, some)));
+        store_wide(y + i, some, opened(load_wide(gate + i, some), load_wide(up + i, some), kind));
     }
 }
 

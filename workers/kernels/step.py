@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE
 from workers.kernels import dense
-from workers.kernels.compiled import TYPES, check_memory, library
+from workers.kernels.compiled import ACTIVATIONS, TYPES, check_memory, library
 
-ACTIVATIONS = ("silu", "gelu_tanh")  # in the order of the numbers that step.c gives them
 LARGEST_HEAD = 1024
 PAGE = 32  # tokens, as step.c has it
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.kernels import dense
+from workers.kernels.compiled import ACTIVATIONS
 from workers.kernels.products import product, steady_rows, wants_planes, widened
 from workers.layers.steady import COUNTS, cancelling, steadily, steady_counts
 from workers.parallel import RankGroup
@@ -145,6 +146,14 @@ class Linear:
             return F.linear(x, self.weight, self.bias)
         return widened(x, self.weight, self.bias)
 
+    def gated(self, x: Tensor, activation: str) -> Tensor | None:  # [tokens, rows / 2]
+        """The first half of the product, activated, times the second, where one kernel makes that of it."""
+        if self._counts is not None or self.beside is not None or not isinstance(self.weight, Tensor):
+            return None
+        if len(x) <= self._most_rows or activation not in ACTIVATIONS or not dense.takes_many(self.weight):
+            return None
+        return dense.many(x, self.weight, self.bias, activation)
+
 
 class ColumnParallel(Linear):
     """Projections of the same input, fused to one product; every rank has its rows of each.
@@ -197,6 +206,10 @@ class ColumnParallel(Linear):
     @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts)
+
+    def gated(self, x: Tensor, activation: str) -> Tensor | None:
+        alone = len(self.parts) == 1 and self.beside is None
+        return self.parts[0].gated(x, activation) if alone else None
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, columns] -> [tokens, rows]
         products = [part(x) for part in self.parts]

@@ -84,7 +84,8 @@ class MLP:
             yield from self.xielu.pieces()
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
-        return self.down(self._activated(self.gate_up(x)))
+        inner = self.gate_up.gated(x, self.activation) if self.gates else None
+        return self.down(self._activated(self.gate_up(x)) if inner is None else inner)
 
     def _activated(self, x: Tensor) -> Tensor:  # [tokens, rows of what is projected] -> [tokens, inner]
         if self.gates:
