@@ -85,6 +85,9 @@ def invalid(error: msgspec.ValidationError, root: str = "") -> CortexError:
     if missing := re.fullmatch(r"Object missing required field `(\w+)`", text):
         param = f"{param}.{missing[1]}".lstrip(".")
         text = MISSING
+    elif unknown := re.fullmatch(r"Object contains unknown field `(.+)`", text, re.DOTALL):
+        param = f"{param}.{unknown[1]}".lstrip(".")
+        text = "there is no such field"
     return CortexError(Code.BAD_REQUEST, f"{param}: {text}" if param else text, param=param or None)
 
 

@@ -315,5 +315,8 @@ def _unchecked(name: str, path: Path) -> str:
 
 def _not_found(model_id: str, why: str) -> CortexError:
     return CortexError(
-        Code.MODEL_NOT_FOUND, f"the model {model_id!r} was not found: {why}", details={"model": model_id}
+        Code.MODEL_NOT_FOUND,
+        f"the model {model_id!r} was not found: {why}",
+        param="model",
+        details={"model": model_id},
     )

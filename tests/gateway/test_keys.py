@@ -301,6 +301,11 @@ def test_whom_a_proxy_asks_for_is_no_administrator(
     assert ask(gateway, None).status_code == 200
 
 
+def test_a_field_that_administrators_do_not_have_is_named(http: httpx.Client) -> None:
+    answer = http.post("/admin/models/unload", json={"model": "echo", "forced": True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "forced")
+
+
 def test_a_gateway_whose_visitors_are_administrators_says_so_at_its_start(gateway: GatewayProcess) -> None:
     assert "access: {anonymous: false}" in gateway.log.read_text()
 

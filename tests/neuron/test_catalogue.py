@@ -37,7 +37,7 @@ def places(tmp_path):
 def refusal(catalogue, model_id):
     with pytest.raises(CortexError) as raised:
         catalogue.find(model_id)
-    assert raised.value.code == Code.MODEL_NOT_FOUND
+    assert (raised.value.code, raised.value.param) == (Code.MODEL_NOT_FOUND, "model")
     return raised.value.message
 
 
