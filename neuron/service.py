@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
+from inspect import CORO_CREATED, getcoroutinestate
 
 from msgspec.structs import replace
 
@@ -256,6 +257,8 @@ class Service:
         for task, owner in list(self._tasks.items()):
             if owner == (peer, request.id):
                 task.cancel()
+                if opened is None and getcoroutinestate(task.get_coro()) == CORO_CREATED:
+                    peer.send(Cancelled(id=request.id))  # it will not run as far as to answer
 
     def _refuse_new_work(self) -> None:
         if self._ending:

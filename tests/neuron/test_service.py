@@ -167,6 +167,26 @@ def test_an_id_may_be_used_again_as_soon_as_its_request_is_cancelled():
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [Load(id=5, model="sim"), Drain(id=5), count("sim"), chat("sim")],
+    ids=lambda each: type(each).__name__,
+)
+def test_what_is_cancelled_before_it_has_begun_is_answered_once(asked):
+    peer, models = create_autospec(Peer, instance=True), create_autospec(ModelManager, instance=True)
+    models.known.return_value = None
+
+    async def scenario():
+        service = Service(NeuronConfig(), "0", models, Preparation("INFO"), RecentLog(sys.stderr))
+        service.handle(peer, asked)
+        service.handle(peer, Cancel(id=asked.id))  # which came in one message
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert [call.args for call in peer.send.call_args_list] == [(Cancelled(id=asked.id),)]
+
+    asyncio.run(scenario())
+
+
 def test_a_client_that_vanishes_cancels_its_requests(neuron):
     client = neuron.client()
     stream = begin(client, chat("steady", 30_000))
