@@ -129,7 +129,7 @@ DEAR: dict[str, Callable[[], Request | dict[str, Any]]] = {
     "5,000 turns in 60 KB": lambda: raw(messages=[{"role": "user"}] * 5_000),
     "1,024 tools in 60 KB": lambda: chat(tools=[Tool.function(name="f")] * 1024),
     "16 chats in one message": lambda: [
-        {**raw(prompt="word " * 300), "id": ID + number} for number in range(16)
+        {**raw(prompt="word " * 300, sampling={"max_tokens": 1}), "id": ID + number} for number in range(16)
     ],
     "a hello of 1 MiB": lambda: raw(verb="hello", unknown=[0] * ((1 << 20) - 100)),
     "a catalogue of 1 MiB": catalogue,

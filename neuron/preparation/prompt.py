@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -103,47 +104,55 @@ def is_quick(request: Generate | Embed | CountTokens) -> bool:
     """Whether preparing it takes so little time that the event loop can do it itself."""
     if isinstance(request, Embed) or has_grammar(request):
         return False
-    choices = 1
+    left = INLINE_CHARACTERS
     if isinstance(request, Generate):
         if request.sampling.bad_words:
             return False
-        choices = request.sampling.n
-    return choices * _cost(request) <= INLINE_CHARACTERS
+        left //= request.sampling.n
+    for cost in _costs(request):
+        left -= cost
+        if left < 0:
+            return False
+    return True
 
 
-def _cost(request: Generate | CountTokens) -> int:
-    """What all of a request costs, as if it were so many characters of text."""
-    cost = 0
+def _costs(request: Generate | CountTokens) -> Iterator[int]:
+    """What each of what stands in a request costs, as if it were so many characters of text."""
     for message in request.messages or ():
-        cost += TURN + content.size(message) + len(message.reasoning or "")
-        if not isinstance(message.content, str):
-            cost += TURN * len(message.content)
+        yield TURN + len(message.reasoning or "")
+        if isinstance(message.content, str):
+            yield len(message.content)
+        else:
+            yield TURN * len(message.content)
+            yield content.size(message)
             if any(content.images([message])):
-                cost += INLINE_CHARACTERS  # small files can be large images
+                yield INLINE_CHARACTERS  # small files can be large images
         for call in message.tool_calls:
-            cost += TURN + len(call.arguments)
+            yield TURN + len(call.arguments)
     if request.messages is None:
         suffix = request.suffix or "" if isinstance(request, Generate) else ""
-        cost += sum(len(prompt) + len(suffix) for _, prompt in named_prompts(request))
+        for _, prompt in named_prompts(request):
+            yield len(prompt) + len(suffix)
     for tool in request.tools:
-        cost += TOOL + _cost_inside(tool.definition)
-    return cost + _cost_inside(request.template_args) if request.template_args else cost
+        yield TOOL
+        yield from _costs_inside(tool.definition)
+    yield from _costs_inside(request.template_args)
 
 
-def _cost_inside(value: Any) -> int:
+def _costs_inside(value: Any) -> Iterator[int]:
     """The same for what stands inside of JSON."""
-    cost, values = 0, [value]
+    values = [value]
     while values:
         value = values.pop()
         if isinstance(value, dict):
-            cost += sum(1 + len(str(key)) for key in value)
+            yield len(value)
+            yield sum(len(str(key)) for key in value)
             values += value.values()
         elif isinstance(value, list):
-            cost += len(value)
+            yield len(value)
             values += value
         elif isinstance(value, str):
-            cost += len(value)
-    return cost
+            yield len(value)
 
 
 def named_prompts(request: Generate | CountTokens) -> list[tuple[str, str | list[int]]]:

@@ -4,11 +4,12 @@ from types import SimpleNamespace
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages.conversation import Message, Tool, ToolCall
+from ipc.messages.conversation import Message, TextPart, Tool, ToolCall
 from ipc.messages.requests import CountTokens, Generate
 from ipc.messages.sampling import Sampling
 from neuron.preparation.prompt import encode_prompts, is_quick, to_ids, validate, validate_prompt
 from neuron.preparation.sampling import check_ids
+from neuron.text import content
 from tests.neuron.doubles import FrontEnd
 
 HELLO = [Message(role="user", content="hello")]
@@ -128,6 +129,13 @@ def test_what_is_quick_depends_on_everything_that_a_template_sees(changes):
     assert is_quick(request())
     assert is_quick(request(messages=HELLO * 20, template_args={"enable_thinking": True}))
     assert not is_quick(request(**changes))
+
+
+def test_no_more_is_looked_at_than_shows_that_a_request_is_not_quick(monkeypatch):
+    looked, plain = [], content.images
+    monkeypatch.setattr(content, "images", lambda messages: looked.append(messages) or plain(messages))
+    assert not is_quick(request(messages=[Message(role="user", content=[TextPart(text="")])] * 5000))
+    assert len(looked) < 100
 
 
 def test_counting_takes_the_same_prompts():
