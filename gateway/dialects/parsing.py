@@ -1,8 +1,9 @@
 """Bodies of requests, read where they hold up few.
 
-What a dialect makes of a body of megabytes takes it a tenth of a second. In a thread the loop has its turns
-meanwhile, but for the time in which the bytes are decoded, which keeps the interpreter to itself. Where that
-is long another process does it all (`gateway.http.aside`). Dialects bound how much anything is made of.
+What a dialect makes of a body of megabytes takes it a tenth of a second, and of a quarter of one with nothing
+in it but lists a quarter of that. In a thread the loop has its turns meanwhile, but for the time in which the
+bytes are decoded, which keeps the interpreter to itself. Where that is long another process does it all
+(`gateway.http.aside`). Dialects bound how much anything is made of.
 
 Who waits for a thread waits in turn, one body of each account: many bodies of one hold up another's by those
 in the threads and one, and not by all. How many wait is bounded by the memory that there is for bodies.
@@ -21,7 +22,8 @@ from gateway.dialects import RequestContext
 
 T = TypeVar("T")
 
-LARGE = 256 << 10  # bytes, which take some milliseconds
+LARGE = 256 << 10  # bytes, which take some milliseconds,
+MANY = 2000  # and so do so many lists and objects, also within texts
 THREADS = 2  # each takes its turn of the interpreter, and so does the loop
 
 
@@ -68,7 +70,7 @@ async def parsed(
     parse: Callable[[bytes, RequestContext], Coroutine[Any, Any, T]], data: bytes, context: RequestContext
 ) -> T:
     """What `parse` makes of a body; CortexError: as it does."""
-    if len(data) < LARGE:
+    if len(data) < LARGE and data.count(b"{") + data.count(b"[") < MANY:
         return await parse(data, context)
     waiting = [data]  # until a thread takes it: whoever is cancelled before leaves nothing behind
     try:

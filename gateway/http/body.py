@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import falcon
@@ -14,11 +15,12 @@ from gateway.refusals import shown
 DISCARD_SECONDS = 10.0
 CHUNK = 1 << 16  # bytes
 
-HELD = "cortex.body"  # in a request's ASGI scope: bytes of its body that are held
+HELD = "cortex.body"  # in a request's ASGI scope: whose it is, and bytes of its body that are held
 
 
 class Bodies:
-    """All bodies of one process.
+    """All bodies of one process. There is always room for another account's: none holds more than is left,
+    but for one body.
 
     Args:
         limit: bytes of one.
@@ -32,6 +34,7 @@ class Bodies:
     def __init__(self, limit: int, memory: int, sends_aside: bool = False) -> None:
         self._limit, self._memory, self._sends_aside = limit, memory, sends_aside
         self.held = 0
+        self._of: Counter[str] = Counter()  # bytes that are held, by account
 
     async def read(self, req: falcon.asgi.Request) -> bytes | bytearray:
         """The whole body of `req`. Whoever serves it calls `release` in the end.
@@ -43,6 +46,7 @@ class Bodies:
             HTTPError: 408: a part of it did not come.
             SentAside: it is dear to read.
         """
+        req.scope[HELD] = req.context.principal.account, 0
         try:
             _check_headers(req)
             length = req.content_length
@@ -83,17 +87,28 @@ class Bodies:
 
     def release(self, scope: dict[str, Any]) -> None:
         """The request is over, and nothing of its body is held any more."""
-        self.held -= scope.pop(HELD, 0)
+        if HELD not in scope:
+            return
+        account, size = scope.pop(HELD)
+        self.held -= size
+        self._of[account] -= size
+        if not self._of[account]:
+            del self._of[account]
 
     def hold(self, scope: dict[str, Any], size: int) -> None:
         """So many bytes more are held for a request; HTTPServiceUnavailable where there is no room."""
-        if self.held + size > self._memory:
+        account, own = scope[HELD]
+        left = self._memory - self.held - size
+        others = self._of[account] - own  # of the same account's requests
+        if left < 0 or (others and others + own + size > left):
+            there = f"of the {self._memory} bytes that there are for bodies"
             raise falcon.HTTPServiceUnavailable(
-                description=f"requests in progress fill the {self._memory} bytes that there are for bodies",
+                description=f"requests in progress hold {self.held} {there}, those of this account {others}",
                 retry_after=1,
             )
         self.held += size
-        scope[HELD] = scope.get(HELD, 0) + size
+        self._of[account] += size
+        scope[HELD] = account, own + size
 
 
 def _check_headers(req: falcon.asgi.Request) -> None:

@@ -9,10 +9,11 @@ import falcon
 import falcon.asgi
 import pytest
 
-from gateway.http.body import CHUNK, Bodies
+from gateway.access.principal import Principal
+from gateway.http.body import CHUNK, HELD, Bodies
 
 
-def request(*parts: bytes, length: int | None = None) -> falcon.asgi.Request:
+def request(*parts: bytes, length: int | None = None, account: str = "a") -> falcon.asgi.Request:
     events = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     events.append({"type": "http.request", "body": b"", "more_body": False})
     headers = [(b"content-type", b"application/json")]
@@ -31,7 +32,9 @@ def request(*parts: bytes, length: int | None = None) -> falcon.asgi.Request:
         "query_string": b"",
         "headers": headers,
     }
-    return falcon.asgi.Request(scope, receive)
+    req = falcon.asgi.Request(scope, receive)
+    req.context.principal = Principal(account)
+    return req
 
 
 def read(bodies: Bodies, *parts: bytes, framed: bool) -> bytes:
@@ -62,7 +65,7 @@ def test_a_body_is_what_was_sent_up_to_the_limit(sizes: Sequence[int], framed: b
 
 def test_a_body_is_held_until_its_request_is_over() -> None:
     bodies = Bodies(100, 150)
-    first, second = request(b"x" * 100), request(b"x" * 100)
+    first, second = request(b"x" * 100), request(b"x" * 100, account="b")
     asyncio.run(bodies.read(first))
     assert bodies.held == 100
     with pytest.raises(falcon.HTTPServiceUnavailable) as refused:
@@ -73,6 +76,33 @@ def test_a_body_is_held_until_its_request_is_over() -> None:
     bodies.release(first.scope)
     bodies.release(first.scope)
     assert bodies.held == 0
+
+
+def test_there_is_always_room_for_the_body_of_another_account() -> None:
+    bodies, taken = Bodies(40, 160), []
+
+    def take(account: str, size: int) -> bool:
+        req = request(b"x" * size, account=account)
+        try:
+            asyncio.run(bodies.read(req))
+        except falcon.HTTPServiceUnavailable:
+            assert HELD not in req.scope
+            return False
+        taken.append(req)
+        return True
+
+    assert [take("many", 20) for _ in range(5)] == [True] * 4 + [False]  # as much as is left then
+    assert take("few", 40)
+    assert not take("few", 1)
+    assert take("other", 40)  # one body may have all that is left
+    assert not take("last", 1)
+    for req in taken[:2]:
+        bodies.release(req.scope)
+    assert take("last", 40)
+    for req in taken:
+        bodies.release(req.scope)
+    assert bodies.held == 0
+    assert [take("many", 20) for _ in range(4)] == [True] * 4
 
 
 def test_of_a_body_whose_sender_left_nothing_is_read_or_sent_aside() -> None:

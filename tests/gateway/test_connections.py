@@ -36,7 +36,7 @@ def strict(neuron: NeuronThread, tmp_path_factory: pytest.TempPathFactory) -> It
         header_seconds=SECONDS,
         body_seconds=SECONDS,
         keepalive_seconds=KEPT,
-        body_memory="512KiB",
+        body_memory="1MiB",
     )
     try:
         yield process.wait_ready()
@@ -260,7 +260,7 @@ def test_bodies_that_are_held_at_once_have_a_bound(strict: GatewayProcess) -> No
     part = b'"' + b" " * 199_999
 
     with ExitStack() as stack:
-        for _ in range(2):  # 400 of 512 KiB
+        for _ in range(2):  # 400 of 1,024 KiB
             stack.enter_context(connected(strict, head(250_000) + part))
         refusals = []
 
@@ -269,7 +269,10 @@ def test_bodies_that_are_held_at_once_have_a_bound(strict: GatewayProcess) -> No
                 refusals.append(answer(client))
             return refusals[-1][0] == 503
 
-        eventually(busy, "a third body is refused while two are held")
+        eventually(busy, "a third body is refused while two are held, for it would be more than is left")
+        other = head(len(part)).replace(b"\r\n", b"\r\nauthorization: Bearer another\r\n", 1)
+        with connected(strict, other + part) as client:  # no JSON, but read
+            assert answer(client)[0] == 400
     _, headers, body = refusals[-1]
     assert body["error"]["code"] == "gateway_busy"
     assert int(headers["retry-after"]) >= 1

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.dialects import RequestContext
 from gateway.dialects.openai.responses import create
-from gateway.dialects.parsing import LARGE, parsed
+from gateway.dialects.parsing import LARGE, MANY, parsed
 from gateway.http import generation
 from gateway.http.replies import ReplyResource
 from ipc.errors import Code, CortexError
@@ -37,6 +37,17 @@ def test_a_large_body_is_read_while_others_are():
         )
 
     assert asyncio.run(both()) == [("large", LARGE), ("small", 2)]
+
+
+@pytest.mark.parametrize(
+    ("body", "in_loop"),
+    [(b"[" * (MANY - 1), True), (b"[" * MANY, False), (b"{[" * (MANY // 2), False), (b"x" * 9000, True)],
+)
+def test_accounts_take_turns_with_small_bodies_too_where_they_are_dear(body, in_loop):
+    async def parse(data, context):
+        return threading.current_thread() is threading.main_thread()
+
+    assert asyncio.run(parsed(parse, body, RequestContext("r"))) is in_loop
 
 
 def test_what_is_wrong_with_a_large_body_is_said():
