@@ -94,10 +94,10 @@ def _added(frame: Tokenizer) -> frozenset[str]:
 def frame_of(path: Path) -> Tokenizer | None:
     """The tokenizer at `path` without its vocabulary; None: whether it can be read is not known here."""
     if path.suffix == SUFFIX:
-        parts = tokenizer_parts(read_header(path))
+        parts = tokenizer_parts(read_header(path), merges=False)
         if parts["model"]["type"] != "BPE":
             return None
-        return _framed(parts, parts["model"])  # whose merges are of tokens
+        return _framed(parts, parts["model"])  # whose merges would be of tokens
     source = read_bytes(path)
     try:
         parts = msgspec.json.decode(source, type=dict[str, msgspec.Raw])

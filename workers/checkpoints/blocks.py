@@ -98,6 +98,7 @@ _AT_LOAD: dict[Quantization, tuple[str, ...]] = {
 # And of the weights that cost most in quality, of some layers: as llama.cpp has them in a Q4_K_M.
 _DEAR: dict[Quantization, tuple[str, ...]] = _AT_LOAD | {"q4": ("Q6_K", "Q8_0")}
 DEAR = re.compile(r".*\.layers\.(\d+)\..*\b(?:v_proj|down_proj)\.weight")
+DEAR_ENDS = ("v_proj.weight", "down_proj.weight")
 # And of embedding and head, which cost more in quality than they take: what llama.cpp chooses for a Q4_K_M.
 _VOCABULARY: dict[Quantization, tuple[str, ...]] = {
     "q8": ("Q8_0",),
@@ -123,6 +124,8 @@ def at_load(quantization: Quantization, name: str, layers: int, columns: int, vo
 
 def is_dear(name: str, layers: int) -> bool:
     """Whether it is a weight that costs most in quality, of a layer that has more bits."""
+    if not name.endswith(DEAR_ENDS):  # as most of thousands
+        return False
     return (found := DEAR.fullmatch(name)) is not None and _has_more_bits(int(found[1]), layers)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -31,8 +31,11 @@ def tokenizer_json(file: Gguf) -> bytes:
     return msgspec.json.encode(tokenizer_parts(file))
 
 
-def tokenizer_parts(file: Gguf) -> Json:
+def tokenizer_parts(file: Gguf, *, merges: bool = True) -> Json:
     """The tokenizer of `file`, as its `tokenizer.json` would be read; merges are tuples.
+
+    Args:
+        merges: they are wanted, too: of a large vocabulary they take longer than all else.
 
     Raises:
         CortexError: MODEL_LOAD_FAILED, it has none, or one that is not known here.
@@ -45,6 +48,8 @@ def tokenizer_parts(file: Gguf) -> Json:
     marks = [number for number, type_ in enumerate(types) if type_ in (CONTROL, USER_DEFINED)]
     added = [_added(file, number, tokens[number], types[number] == CONTROL) for number in marks]
     built = BUILDERS[kind](file, tokens, types)
+    if merges and kind in MERGES:
+        built["model"]["merges"] = MERGES[kind](file, tokens, types)
     built |= {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
     built["post_processor"] = _around(file, kind, tokens)
     return built
@@ -144,43 +149,48 @@ def _gpt2(file: Gguf, tokens: list[str], types: list[int]) -> Json:
     vocab = {token: number for number, token in enumerate(tokens)}
     cuts = [_split(regex) for regex in pre.regexes]
     by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    model = _bpe(vocab, list(_merges(file, vocab)), ignore_merges=pre.whole_words)
+    model = _bpe(vocab, ignore_merges=pre.whole_words)
     cut = {"type": "Sequence", "pretokenizers": [*cuts, by_bytes]}
     return {"normalizer": None, "pre_tokenizer": cut, "decoder": by_bytes, "model": model}
 
 
 def _llama(file: Gguf, tokens: list[str], types: list[int]) -> Json:
-    from workers.checkpoints.gguf.merges import every_merge  # with numpy, a third of a text process's start
-
     vocab = {token: number for number, token in enumerate(tokens)}
+    _scores(file, tokens)
+    prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
+    return _sentencepiece(_bpe(vocab, byte_fallback=True, unk_token=_unknown(file, tokens)), prefix)
+
+
+def _scores(file: Gguf, tokens: list[str]) -> list[float]:
     scores = file.get("tokenizer.ggml.scores")
     if len(scores) < len(tokens):
         refuse(file.path, f"has {len(tokens):,} tokens, and the scores of {len(scores):,}")
+    return scores
+
+
+def _merges_by_score(file: Gguf, tokens: list[str], types: list[int]) -> list[tuple[str, str]]:
+    from workers.checkpoints.gguf.merges import every_merge  # with numpy, a third of a text process's start
+
     made = [
         number
         for number, type_ in enumerate(types)
         if type_ not in (BYTE, UNKNOWN) and len(tokens[number]) > 1
     ]
     try:
-        merges = every_merge(tokens, scores, made)
+        return every_merge(tokens, _scores(file, tokens), made)
     except ValueError as error:
         refuse(file.path, f"has a vocabulary that is not followed: {error}")
-    prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
-    return _sentencepiece(_bpe(vocab, merges, byte_fallback=True, unk_token=_unknown(file, tokens)), prefix)
 
 
 def _gemma4(file: Gguf, tokens: list[str], types: list[int]) -> Json:
     vocab = {token: number for number, token in enumerate(tokens)}
-    model = _bpe(vocab, list(_merges(file, vocab)), byte_fallback=True, unk_token=_unknown(file, tokens))
+    model = _bpe(vocab, byte_fallback=True, unk_token=_unknown(file, tokens))
     built = _sentencepiece(model, prefix=False)
     return built | {"pre_tokenizer": _split(r"[^\n]+|[\n]+")}
 
 
 def _t5(file: Gguf, tokens: list[str], types: list[int]) -> Json:
-    scores = file.get("tokenizer.ggml.scores")
-    if len(scores) < len(tokens):
-        refuse(file.path, f"has {len(tokens):,} tokens, and the scores of {len(scores):,}")
-    vocab = list(zip(tokens, scores, strict=False))
+    vocab = list(zip(tokens, _scores(file, tokens), strict=False))
     model = {
         "type": "Unigram",
         "unk_id": token_id(file, "unk"),
@@ -238,7 +248,7 @@ TEXTS = ("tokens", "merges")
 NEEDED = {"gpt2": ("merges",), "llama": ("scores",), "gemma4": ("merges",), "t5": ("scores",)}
 
 
-def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], **more: Any) -> Json:
+def _bpe(vocab: dict[str, int], **more: Any) -> Json:
     settings = {"dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     settings |= {
         "end_of_word_suffix": None,
@@ -246,16 +256,25 @@ def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], **more: Any) -> J
         "byte_fallback": False,
         "ignore_merges": False,
     }
-    return {"type": "BPE", **settings, **more, "vocab": vocab, "merges": merges}
+    return {"type": "BPE", **settings, **more, "vocab": vocab, "merges": []}
 
 
-def _merges(file: Gguf, vocab: dict[str, int]) -> Iterator[tuple[str, str]]:
+def _merges(file: Gguf, tokens: list[str], types: list[int]) -> list[tuple[str, str]]:
     """Those of which both halves and the whole are tokens, as a `tokenizer.json` must have it."""
+    known, found = frozenset(tokens), []
     for merge in file.get("tokenizer.ggml.merges"):
         left, _, right = merge[1:].partition(" ")
         left = merge[:1] + left
-        if left in vocab and right in vocab and left + right in vocab:
-            yield left, right
+        if left in known and right in known and left + right in known:
+            found.append((left, right))
+    return found
+
+
+MERGES: dict[str, Callable[[Gguf, list[str], list[int]], list[tuple[str, str]]]] = {
+    "gpt2": _merges,
+    "llama": _merges_by_score,
+    "gemma4": _merges,
+}
 
 
 def _unknown(file: Gguf, tokens: list[str]) -> str | None:
