@@ -140,6 +140,27 @@ def test_a_file_of_text_is_its_text_below_its_name() -> None:
         assert refusal([{"role": "user", "content": [other]}]).param == f"input[0].content[0].{member}"
 
 
+def test_effort_and_form_may_be_said_on_the_way() -> None:
+    form = {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}}
+    items = [
+        {"type": "configuration_update", "reasoning": {"effort": "high"}, "text": form},
+        {"role": "user", "content": "hello"},
+        {"type": "configuration_update", "reasoning": {"effort": "none"}},
+    ]
+    request = asked(items, reasoning={"effort": "low", "summary": "auto"})
+    assert request.messages == [Message(role="user", content="hello")]
+    assert request.thinking == Thinking(enabled=False, effort="none")
+    assert request.structured == Structured(json={"type": "object"})
+    items[2]["reasoning"]["effort"] = 5
+    assert refusal(items).param == "input[2].reasoning.effort"
+
+
+def test_a_conversation_is_compacted_elsewhere() -> None:
+    error = refusal([{"role": "user", "content": "x"}, {"type": "compaction_trigger"}])
+    assert error.param == "input[1].type"
+    assert "/v1/responses/compact" in error.message
+
+
 def test_thoughts_come_back_in_each_form_but_not_those_that_others_sealed() -> None:
     def thought(**item: Any) -> str | None:
         items = [

@@ -7,6 +7,7 @@ import msgspec
 from gateway.dialects import ParseOne, RequestContext
 from gateway.dialects.fields import decode, renamed
 from gateway.dialects.openai.responses import context, items
+from gateway.dialects.openai.responses.configuration import updated
 from gateway.dialects.openai.responses.fields import CreateFields, refuse
 from gateway.dialects.openai.responses.request import NAMES, thinking
 from gateway.dialects.openai.responses.tools import Tools
@@ -26,6 +27,7 @@ def parse_for(store: ResponseStore | None) -> ParseOne:
         fields = decode(_decoder, body)
         refuse(fields)
         known = await context.read(fields, store, asker.account)
+        fields = updated(fields, known.entries)
         tools = Tools(fields, items.additional_tools(known.entries)).told
         count = CountTokens(
             id=0, model=fields.model, messages=known.messages, tools=tools, thinking=thinking(fields)

@@ -174,6 +174,9 @@ class _Reader:
                 if summary is not None:
                     self._end_turn()
                     self._messages.append(Message(role="user", content=summary))
+            case "compaction_trigger":
+                instead = "POST /v1/responses/compact makes a conversation shorter"
+                raise unsupported(f"{entry.param}.type", f"'compaction_trigger' is not supported; {instead}")
             case _:
                 if isinstance(call_id := entry.item.get("call_id"), str):
                     self._skipped.add(call_id)

@@ -11,6 +11,7 @@ import msgspec
 from gateway.dialects import RequestContext, free_json
 from gateway.dialects.fields import bad_request, decode, keep_alive, required, unsupported
 from gateway.dialects.openai.responses import context, items, response
+from gateway.dialects.openai.responses.configuration import updated
 from gateway.dialects.openai.responses.fields import CreateFields, refuse
 from gateway.dialects.openai.responses.output import Events, Output
 from gateway.dialects.openai.responses.tools import Tools
@@ -81,6 +82,7 @@ async def read(body: bytes | bytearray, asker: RequestContext, store: ResponseSt
     if is_kept:
         await store.check()  # rather than after all the work
     known = await context.read(fields, store, asker.account)
+    fields = updated(fields, known.entries)
     tools = Tools(fields, items.additional_tools(known.entries))
     stamp = os.urandom(20).hex()
     return Creation(
