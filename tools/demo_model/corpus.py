@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
-from tools.demo_model import facts, tool_use, wordings, words
+from tools.demo_model import facts, tool_use, topics, wordings, words
 from tools.demo_model.tool_use import Message, Tool
 
 NO_THOUGHT = "<think>\n\n</think>\n\n"
@@ -117,21 +117,21 @@ def _casually(rng: Random, text: str) -> str:
 
 def _topic(rng: Random, talk: Conversation) -> None:
     """A question about cortex; sometimes the next turn asks for more of the same."""
-    topic = rng.choice(facts.TOPICS)
+    topic = rng.choice(topics.TOPICS)
     later = bool(talk.messages)
     if topic.questions and (not topic.names or rng.random() < 0.4):
         question = rng.choice(topic.questions)
         if later and rng.random() < 0.3:
             question = "And " + question[0].lower() + question[1:]
     else:
-        question = rng.choice(facts.FOLLOW_UP if later and rng.random() < 0.5 else facts.ABOUT).format(
+        question = rng.choice(topics.FOLLOW_UP if later and rng.random() < 0.5 else topics.ABOUT).format(
             x=rng.choice(topic.names)
         )
     question = question[0].upper() + question[1:]
     subject = topic.names[0] if topic.names else "how to start cortex"
     talk.say(_casually(rng, question), topic.answer, f"The user asks about {subject}.")
     if rng.random() < 0.15:
-        talk.say(_casually(rng, rng.choice(facts.MORE)), topic.more, f"The user wants more about {subject}.")
+        talk.say(_casually(rng, rng.choice(topics.MORE)), topic.more, f"The user wants more about {subject}.")
 
 
 def _chat(rng: Random, talk: Conversation) -> None:
@@ -228,7 +228,7 @@ def _sum(rng: Random, talk: Conversation) -> None:
         _sum(rng, talk)
 
 
-_KNOWN = {name.split()[-1] for topic in facts.TOPICS for name in topic.names}
+_KNOWN = {name.split()[-1] for topic in topics.TOPICS for name in topic.names}
 
 
 def _off_field(rng: Random, talk: Conversation) -> None:
