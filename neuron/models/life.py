@@ -15,7 +15,7 @@ class Event(Enum):
     SHORT = "its device has less memory than was booked"
     READY = "all its ranks are ready"
     REFUSED = "there is no memory for it now"
-    FAILED = "it cannot be loaded"
+    FAILED = "it cannot be loaded, or not even read"
     DIED = "its workers died"
     LEAVE = "it shall end: an unload, or room for another model"
     STAY = "it need not end after all"
@@ -29,6 +29,7 @@ class Event(Enum):
 TRANSITIONS: dict[ModelStatus, dict[Event, tuple[ModelStatus, str]]] = {
     "unloaded": {
         Event.WANTED: ("waiting", "wish"),
+        Event.FAILED: ("failed", "give_up"),
         Event.LEAVE: ("unloaded", "rest"),
     },
     "waiting": {  # for memory

@@ -251,12 +251,18 @@ class ManagedModel:
         return self._tenancy.prefixes
 
     async def text(self) -> AnswerText:
-        """The tokenizer and template, read once, and also while the model is not loaded.
+        """The tokenizer and template, read once, and also while the model is not loaded. Where they cannot be
+        read it has failed: nobody should take it for one that can be had.
 
         Raises:
             CortexError: MODEL_LOAD_FAILED naming the file.
         """
-        return await self._text.get(self.description.text)
+        try:
+            return await self._text.get(self.description.text)
+        except CortexError as error:
+            if self.status == "unloaded":  # else whoever loads it says so
+                self.handle(Event.FAILED, error)
+            raise
 
     @property
     def text_now(self) -> AnswerText | None:

@@ -206,6 +206,26 @@ def test_a_tokenizer_that_cannot_be_read_fails_the_load_before_any_process():
     run(scenario())
 
 
+def test_a_model_whose_tokenizer_cannot_be_read_has_failed_before_anybody_loads_it():
+    texts = [CortexError(Code.MODEL_LOAD_FAILED, "tokenizer.json is no tokenizer"), Text()]
+
+    def read():
+        if isinstance(said := texts.pop(0), CortexError):
+            raise said
+        return said
+
+    async def scenario():
+        async with owning(text=read) as model:
+            with pytest.raises(CortexError, match=r"tokenizer\.json"):
+                await model.text()
+            assert (model.state().status, model.error) == ("failed", "tokenizer.json is no tokenizer")
+            await model.text()  # its file was replaced
+            await load(model)
+            assert (model.status, model.error) == ("ready", None)
+
+    run(scenario())
+
+
 def test_a_prompt_that_fits_no_more_after_the_load_is_refused_with_the_real_context():
     async def scenario():
         async with owning(OneRoom(context_length=10)) as model:
@@ -485,7 +505,7 @@ GRANTED  .        loading   .         .          .         .          .         
 SHORT    .        .         waiting   .          .         .          .         .
 READY    .        .         ready     .          .         ready      .         .
 REFUSED  .        unloaded  unloaded  .          .         .          .         .
-FAILED   .        failed    failed    .          .         failed     .         .
+FAILED   failed   failed    failed    .          .         failed     .         .
 DIED     .        .         .         restarting unloading .          .         .
 LEAVE    unloaded unloading unloading draining   .         unloading  .         unloaded
 STAY     .        .         .         .          ready     .          .         .

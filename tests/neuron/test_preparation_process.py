@@ -263,6 +263,39 @@ def test_a_process_that_does_not_come_back_is_ended(loop, text):
     loop.run(asyncio.wait_for(scenario(), PATIENCE))
 
 
+def test_a_text_on_which_a_tokenizer_takes_ages_is_its_own_account_s(loop, tmp_path):
+    """For each place in a run of digits this rule of a published model looks at all the rest of it."""
+    folder = write_checkpoint(tmp_path, vocab_size=512)
+    file = folder / "tokenizer.json"
+    parts = msgspec.json.decode(file.read_bytes())
+    digits = {"type": "Split", "pattern": {"Regex": r"\d{1,3}(?=(?:\d{3})*\b)"}, "behavior": "Isolated"}
+    parts["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [digits | {"invert": False}, parts["pre_tokenizer"]],
+    }
+    file.write_bytes(msgspec.json.encode(parts))
+    text = TextFrontEnd.load(read_card(folder))
+
+    async def scenario():
+        pool = ProcessPool(lambda: TextProcess(MEMORY, "INFO"), 2, seconds=PATIENCE)
+
+        def count(account, prompt):
+            request = CountTokens(id=1, model="m", prompt=prompt)
+            asked = job(text, request, context_length=1 << 20)
+            return asyncio.create_task(pool.run(account, asked, msgspec.msgpack.encode(request)))
+
+        dear = [count("a", "1" * 4_000_000) for _ in range(3)]
+        for prompt in ("hello", "word 123 " * 1000):
+            assert await count("b", prompt)
+        assert not any(task.done() for task in dear)
+        await pool.close()
+        assert all(
+            isinstance(each, BaseException) for each in await asyncio.gather(*dear, return_exceptions=True)
+        )
+
+    loop.run(asyncio.wait_for(scenario(), PATIENCE))
+
+
 def test_a_model_s_templates_are_tried_whatever_its_clients_ask(loop, monkeypatch, folder, text):
     done = asyncio.Event()
 
