@@ -198,13 +198,12 @@ class _Identity:
         if given is None or not _REQUEST_ID.fullmatch(given):
             given = os.urandom(12).hex()
         req.context.request_id = given
-        req.context.refuse = self._refuse.get(req.path) or refuse_shape(req.get_header)
+        req.context.refuse = self._write
 
-    async def process_resource(
-        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: object, params: dict[str, Any]
-    ) -> None:
-        if (refuse := self._refuse.get(req.uri_template)) is not None:
-            req.context.refuse = refuse
+    def _write(self, refusal: Refusal, req: falcon.asgi.Request) -> tuple[int, bytes]:
+        """The status and the body of an error."""
+        refuse = self._refuse.get(req.uri_template) or self._refuse.get(req.path)
+        return (refuse or refuse_shape(req.get_header))(refusal)
 
     async def process_response(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: object, succeeded: bool

@@ -22,7 +22,7 @@ logger = logging.getLogger("gateway.http.errors")
 def write(refusal: Refusal, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
     """Answer with `refusal`, saying whether and when trying again makes sense; and note why."""
     _note(refusal, req)
-    resp.status, resp.data = req.context.refuse(refusal)
+    resp.status, resp.data = req.context.refuse(refusal, req)
     resp.content_type = "application/json"
     if refusal.status == 401:
         resp.set_header("WWW-Authenticate", "Bearer")
