@@ -174,6 +174,26 @@ def smollm3(**changes: Any) -> PreTrainedModel:
     )
 
 
+def hyperclovax(**changes: Any) -> PreTrainedModel:
+    scales = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 0.7}
+    return transformers.HyperCLOVAXForCausalLM(transformers.HyperCLOVAXConfig(**SIZES | scales | changes))
+
+
+def cwm(**changes: Any) -> PreTrainedModel:
+    sizes = SIZES | {"num_hidden_layers": 3, "sliding_window": 24, "bos_token_id": 0}
+    return transformers.CwmForCausalLM(transformers.CwmConfig(**sizes | changes))
+
+
+def gemma(**changes: Any) -> PreTrainedModel:
+    return transformers.GemmaForCausalLM(transformers.GemmaConfig(**SIZES | changes))
+
+
+def mellum(**changes: Any) -> PreTrainedModel:
+    experts = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+    sizes = SIZES | experts | {"num_hidden_layers": 3, "sliding_window": 24}
+    return transformers.MellumForCausalLM(transformers.MellumConfig(**sizes | changes))
+
+
 def olmo2(**changes: Any) -> PreTrainedModel:
     sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
     return transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**sizes | changes))
@@ -418,6 +438,28 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "smollm3_windows": lambda: smollm3(
         use_sliding_window=True, sliding_window=20, no_rope_layers=[1, 0, 1, 0], rope_parameters=YARN
     ),
+    "hyperclovax": lambda: hyperclovax(),
+    "hyperclovax_without_norms": lambda: hyperclovax(
+        use_post_norm=False, attention_multiplier=0.2, attention_bias=True, mlp_bias=True
+    ),
+    "cwm": lambda: cwm(),
+    "cwm_by_types": lambda: cwm(
+        layer_types=[TYPES[0], *TYPES], rope_parameters=YARN, mlp_bias=True, tie_word_embeddings=True
+    ),
+    "gemma": lambda: gemma(),
+    "gemma_untied_biased": lambda: gemma(
+        tie_word_embeddings=False, attention_bias=True, rope_parameters=LINEAR, hidden_act="gelu"
+    ),
+    "mellum": lambda: mellum(),
+    "mellum_by_types": lambda: mellum(
+        layer_types=[TYPES[0], *TYPES],
+        mlp_layer_types=["dense", "sparse", "sparse"],
+        norm_topk_prob=False,
+        rope_parameters={
+            "full_attention": YARN,
+            "sliding_attention": {"rope_theta": 1_000.0, "rope_type": "default"},
+        },
+    ),
     "olmo2": lambda: olmo2(),
     "olmo2_biased": lambda: olmo2(
         attention_bias=True, num_key_value_heads=1, num_hidden_layers=3, rope_parameters=LINEAR
@@ -573,6 +615,7 @@ def fill(model: PreTrainedModel, std: float = 0.4) -> None:
         gemma = config.model_type.startswith("gemma")
         # of the weights of norms; not of those in layers with a state
         less_one = config.model_type.startswith(("gemma2", "gemma3", "qwen3_5", "qwen3_next"))
+        less_one = less_one or config.model_type == "gemma"
         less_one = less_one and "linear_attn" not in key
         is_norm = "norm" in key and not key.endswith("bias") and not less_one
         parameter.normal_(std=std).add_(1.0 if is_norm or "scale" in key else 0.0)

@@ -26,12 +26,14 @@ ARCHITECTURES = {
     "qwen2": ("qwen2", False),
     "qwen3": ("qwen3", False),
     "qwen3_moe": ("qwen3moe", False),
+    "gemma": ("gemma", False),
     "gemma2": ("gemma2", False),
     "gemma3_text": ("gemma3", False),
     "gemma4_text": ("gemma4", False),
     "phi3": ("phi3", False),
     "granite": ("granite", True),
     "smollm3": ("smollm3", True),
+    "mellum": ("mellum", False),
     "olmo2": ("olmo2", False),
     "olmo3": ("olmo2", False),
     "glm4": ("glm4", False),
@@ -60,6 +62,7 @@ ARCHITECTURES = {
     "qwen3_5_text": ("qwen35", False),
     "qwen3_5_moe_text": ("qwen35moe", False),
 }
+NAMED_AS = {"mellum": "qwen3moe"}  # which the package does not know, and its tensors
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab"]
 TYPES = [2, 3, 3, *[6] * 256, 1, 1, 1, 1]
 SCORES = [0.0] * 259 + [-1.0, -2.0, -3.0, -4.0]
@@ -206,7 +209,7 @@ def write(
         known = BY_HAND.get(re.sub(r"\.\d+\.", ".{}.", name)) or names.get_name(name, (".weight", ".bias"))
         known = known or names.get_name(name.removeprefix("model."), (".weight", ".bias"))
         known = known.format(*re.findall(r"layers\.(\d+)\.", name))
-        if architecture in ("gemma2", "gemma3", "gemma-embedding") and name.endswith("norm.weight"):
+        if architecture in ("gemma", "gemma2", "gemma3", "gemma-embedding") and name.endswith("norm.weight"):
             tensor = tensor + 1
         if pairs and name.split(".")[-2] in ("q_proj", "k_proj"):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
@@ -291,7 +294,8 @@ _STACKED = re.compile(r"(.*\.experts)\.(gate_up|down)_proj(_bias)?")
 
 
 def _enum(architecture: str) -> gguf.MODEL_ARCH:
-    return next(enum for enum, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    known = NAMED_AS.get(architecture, architecture)
+    return next(enum for enum, name in gguf.MODEL_ARCH_NAMES.items() if name == known)
 
 
 def _merged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

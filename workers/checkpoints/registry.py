@@ -8,10 +8,11 @@ from workers.checkpoints.families.apertus import APERTUS
 from workers.checkpoints.families.arcee import ARCEE
 from workers.checkpoints.families.bert import BERT, ROBERTA
 from workers.checkpoints.families.cohere import COHERE, COHERE2
+from workers.checkpoints.families.cwm import CWM
 from workers.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
 from workers.checkpoints.families.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from workers.checkpoints.families.exaone4 import EXAONE4
-from workers.checkpoints.families.gemma import GEMMA2, GEMMA3
+from workers.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3
 from workers.checkpoints.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from workers.checkpoints.families.glm import GLM, GLM4
 from workers.checkpoints.families.glm_moe import GLM4_MOE
@@ -19,9 +20,11 @@ from workers.checkpoints.families.gpt_oss import GPT_OSS
 from workers.checkpoints.families.granite import GRANITE
 from workers.checkpoints.families.granitemoe import GRANITE_MOE
 from workers.checkpoints.families.hunyuan import HUNYUAN
+from workers.checkpoints.families.hyperclovax import HYPERCLOVAX
 from workers.checkpoints.families.lfm2 import LFM2, LFM2_MOE
 from workers.checkpoints.families.llama import LLAMA
 from workers.checkpoints.families.llama4 import LLAMA4
+from workers.checkpoints.families.mellum import MELLUM
 from workers.checkpoints.families.minimax_m2 import MINIMAX_M2
 from workers.checkpoints.families.mistral import MINISTRAL3, MISTRAL
 from workers.checkpoints.families.mixtral import MIXTRAL
@@ -46,7 +49,7 @@ KNOWN = (
     *(LLAMA, LLAMA4, MISTRAL, MINISTRAL3, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED),
     *(GRANITE, GRANITE_MOE, PHI3, PHIMOE, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
     *(SEED_OSS, EXAONE4, ERNIE4_5, ERNIE4_5_MOE, OLMOE, MINIMAX_M2),
-    *(COHERE, COHERE2, ARCEE, APERTUS, STARCODER2, HUNYUAN),
+    *(COHERE, COHERE2, ARCEE, APERTUS, STARCODER2, HUNYUAN, GEMMA, CWM, HYPERCLOVAX, MELLUM),
     *(BERT, ROBERTA, MODERNBERT, NOMIC_BERT),
     *(LFM2, LFM2_MOE),
     *(QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),

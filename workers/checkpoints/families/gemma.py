@@ -1,6 +1,8 @@
-"""Gemma 2 and 3, without eyes: windows by turns, norms on both sides whose weights are stored less one.
+"""Gemma 1 to 3, without eyes: norms whose weights are stored less one; from Gemma 2 on, on both sides, and
+windows by turns.
 
-Gemma 2 (https://arxiv.org/abs/2408.00118) bends scores and logits; Gemma 3 (https://arxiv.org/abs/2503.19786)
+Gemma 1 (https://arxiv.org/abs/2403.08295) is CodeGemma, too. Gemma 2 (https://arxiv.org/abs/2408.00118) bends
+scores and logits; Gemma 3 (https://arxiv.org/abs/2503.19786)
 normalises queries and keys instead, and turns them faster in the layers that have a window.
 """
 
@@ -21,7 +23,9 @@ from workers.checkpoints.files import refuse
 
 Positive = Annotated[float, Meta(gt=0)]
 
-# Files leave out what is as in the smallest model.
+GELU = "gelu_pytorch_tanh"
+# Files leave out what is as in the smallest model, of Gemma 1 as in that of 7B.
+DEFAULTS_1 = {"head_dim": 256, "hidden_act": GELU, "tie_word_embeddings": True}
 DEFAULTS = {
     "hidden_size": 2304,
     "intermediate_size": 9216,
@@ -29,7 +33,7 @@ DEFAULTS = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_activation": GELU,
     "tie_word_embeddings": True,
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
@@ -62,6 +66,24 @@ class GemmaFile(ConfigFile, kw_only=True):
     rope_local_base_freq: float | None = None
     sliding_window_pattern: Annotated[int, Meta(ge=1)] | None = None
     written_pattern: int | None = msgspec.field(default=None, name="_sliding_window_pattern")  # beside types
+
+
+class Gemma1File(ConfigFile, kw_only=True):
+    """The keys of Gemma 1's."""
+
+    hidden_activation: str | None = None  # nobody's: what its code has read is the other one
+    use_bidirectional_attention: bool | None = None
+
+
+def read_1(path: Path, given: Mapping[str, Any]) -> ModelConfig:
+    """The activation that old files call `gelu` is the one that has another name since."""
+    file = config.read(path, DEFAULTS_1 | dict(given), Gemma1File)
+    if file.use_bidirectional_attention:
+        refuse(path, "use_bidirectional_attention is not supported: Gemma 1 has none")
+    if file.hidden_act == "gelu":
+        file = msgspec.structs.replace(file, hidden_act=GELU)
+    windows: list[int | None] = [None] * file.num_hidden_layers
+    return config.model_config(path, file, windows, norm_offset=1.0, embedding_scale=file.hidden_size**0.5)
 
 
 def read_2(path: Path, given: Mapping[str, Any]) -> ModelConfig:
@@ -121,6 +143,7 @@ def _model_config(path: Path, file: GemmaFile, pattern: int, **changes: Any) -> 
 
 SEEING = "Gemma3ForConditionalGeneration"
 
+GEMMA = Family("gemma", ("GemmaForCausalLM",), read_1, dense_tensors)
 GEMMA2 = Family("gemma2", ("Gemma2ForCausalLM",), read_2, dense_tensors)
 GEMMA3 = Family(
     "gemma3",

@@ -208,6 +208,20 @@ def _qwen3_moe(keys: Keys) -> Json:
     }
 
 
+def _mellum(keys: Keys) -> Json:
+    """Layers with a window do not stretch their positions."""
+    theta = keys.number("rope.freq_base", 10_000.0)
+    return _qwen3_moe(keys) | {
+        "sliding_window": keys.get(WINDOW) or None,
+        "layer_types": pattern(keys, 4),
+        "rope_scaling": None,
+        "rope_parameters": {
+            "full_attention": {"rope_theta": theta} | (_rope_scaling(keys) or {}),
+            "sliding_attention": {"rope_theta": keys.number("rope.freq_base_swa", theta)},
+        },
+    }
+
+
 def _qwen2_moe(keys: Keys) -> Json:
     return _qwen3_moe(keys) | {
         "norm_topk_prob": False,  # llama.cpp does so, whatever the config said that was converted
@@ -471,6 +485,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture("Qwen2ForCausalLM"),
     "qwen3": Architecture("Qwen3ForCausalLM"),
     "qwen3moe": Architecture("Qwen3MoeForCausalLM", _qwen3_moe),
+    "mellum": Architecture("MellumForCausalLM", _mellum),
     "qwen2moe": Architecture(
         "Qwen2MoeForCausalLM", _qwen2_moe, tensors=SHARED_EXPERT, neutral={"expert_weights_norm": (False,)}
     ),
@@ -502,6 +517,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         latent=True,
         neutral={"attention.scale": unread.NOTHING},
     ),
+    "gemma": Architecture("GemmaForCausalLM", norms_with_one=True),
     "gemma2": Architecture("Gemma2ForCausalLM", _gemma2, norms_with_one=True, tensors=GEMMA_NORMS),
     "gemma3": Architecture("Gemma3ForCausalLM", _gemma3, norms_with_one=True, tensors=GEMMA_NORMS),
     "gemma-embedding": Architecture(
