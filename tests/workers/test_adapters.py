@@ -24,7 +24,7 @@ from ipc.worker_messages import (
 from tests.workers import seeing
 from tests.workers.adapters import write_adapter
 from tests.workers.checkpoints import greedy
-from tests.workers.engines import Session, make_runner, prompt_of, request, some_requests
+from tests.workers.engines import Answer, Session, make_runner, prompt_of, request, some_requests
 from tests.workers.guessing import Knows
 from tests.workers.harness import PATIENCE, Workers
 from workers.checkpoints.adapter import CONFIG, WEIGHTS, read_adapter
@@ -86,6 +86,28 @@ def test_unlike_adapters_in_one_batch_answer_as_merged_models_do(adapted, runner
     session.end()
     for submit, answer in zip(requests, answers, strict=True):
         assert answer.token_ids == greedy(adapted[2][submit.adapter], prompt_of(submit), answer.token_ids)
+
+
+def test_what_an_exact_one_adds_has_the_same_bits_in_any_company(adapted):
+    runner = make_runner(adapted[0], adapted[1], exact=True)
+    runner.load(lambda fraction, message: None)
+    read(runner, 1, 2)
+    requests = [request(n, PROMPT[: 9 * n], 4, logprobs=3) for n in range(1, 8)]
+    submits = [with_adapter(each, 1 + each.request_id % 3 // 2) for each in requests]
+
+    def answers(submits: list[Submit], **limits: int) -> list[Answer]:
+        session = Session(runner, **limits)
+        found = session.answer(submits)
+        session.end()
+        return found
+
+    alone = [answer for submit in submits for answer in answers([submit])]
+    for max_step_tokens in (1, 17, 256):
+        found = answers(submits, max_step_tokens=max_step_tokens)
+        for mine, other in zip(found, alone, strict=True):
+            mine.cached_tokens = other.cached_tokens
+        assert found == alone
+    runner.close()
 
 
 @pytest.mark.parametrize(

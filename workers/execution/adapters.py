@@ -36,6 +36,7 @@ class Adapters:
         self.cards = cards
         self.step = StepAdapters()
         self._linears: list[Linear] = []
+        self._known: dict[object, list[int]] | None = None  # of their products; None: they need not be exact
         self._sizes: dict[int, int] = {}  # bytes of those that are in memory, by number
         self._threads: ThreadPoolExecutor | None = None
 
@@ -48,13 +49,15 @@ class Adapters:
         """Of all that are in memory."""
         return sum(self._sizes.values())
 
-    def stand_beside(self, linears: Sequence[Linear], empty: Empty) -> None:
+    def stand_beside(self, linears: Sequence[Linear], empty: Empty, exact: bool = False) -> None:
         """Put adapters beside these projections from now on.
 
         Args:
             empty: makes their tensors.
+            exact: what they add to a row has the same bits in any company.
         """
         self._linears, self._empty = linears, empty
+        self._known = {} if exact else None
 
     def check(self, number: int) -> None:
         """See that a sequence can use it: without it, the answer would be the base's."""
@@ -115,7 +118,8 @@ class Adapters:
         return self._sizes[number]
 
     def _place(self, number: int, card: AdapterCard) -> list[Shard]:
-        places = (place(linear, number, card, self._empty, self.step) for linear in self._linears)
+        beside = self._empty, self.step, self._known
+        places = (place(linear, number, card, *beside) for linear in self._linears)
         return [shard for shards in places for shard in shards]
 
     def _remove(self, number: int) -> None:

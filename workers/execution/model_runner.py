@@ -137,7 +137,7 @@ class ModelRunner:
         weights = bytes_filled(self._parts())
         self.woken = read_weights(spec, self.card, self.group, formats, self._parts, progress)
         linears = [linear for block in self.model.blocks for linear in block.linears]
-        self.adapters.stand_beside(linears, Empty(dtype, device))
+        self.adapters.stand_beside(linears, Empty(dtype, device), spec.exact)
         threads = make_ready(spec, self.model, weights, progress)
         if device.type == "cpu" and not spec.exact:  # how many threads there are can change a bit
             self.threads = Threads(threads)

@@ -22,13 +22,13 @@ from workers.weights.loader import Shard, Slice
 class LowRank:
     """What one adapter adds to columns `out` of a projection: `scale (x Aᵀ) Bᵀ`."""
 
-    a: Tensor  # [rank, columns of this rank's input]
-    b: Tensor  # [len(out), rank]
+    a: Linear  # [rank, columns of this rank's input]
+    b: Linear  # [len(out), rank]
     out: slice
     scale: float
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, columns] -> [tokens, len(out)]
-        return (x @ self.a.t()) @ self.b.t() * self.scale
+        return self.b(self.a(x)) * self.scale
 
 
 @dataclass(slots=True)
@@ -82,32 +82,46 @@ class Beside:
 
 
 def place(
-    linear: Linear, number: int, card: AdapterCard, empty: Empty, step: StepAdapters
+    linear: Linear,
+    number: int,
+    card: AdapterCard,
+    empty: Empty,
+    step: StepAdapters,
+    known: dict[object, list[int]] | None,
 ) -> Iterator[Shard]:
     """Put an adapter beside `linear`, where it has something for it; what is to be read comes of it.
 
     Args:
         linear: a projection that lists its `sides`.
         number: of the adapter, from 1.
+        known: what was found for products that give a row the same bits in any company, for this adapter to
+            be such, too; None: it need not be.
     """
     parts, pieces = [], []
-    wide: dict[str, Tensor] = {}  # A by name: projections that are stored as one have it in common
+    wide: dict[str, Linear] = {}  # A by name: projections that are stored as one have it in common
     for side in linear.sides():
         whole_a, whole_b = (card.tensors.get(side.name + part) for part in (A, B))
         if whole_a is None:
             continue
         rank = whole_a.shape[0]
         if (a := wide.get(side.name)) is None:
-            a = wide[side.name] = empty(rank, len(side.columns))
-            pieces.append(Slice(side.name + A, whole_a.shape, a, column=side.columns.start))
-        b = empty(len(side.rows), rank)
+            a = wide[side.name] = _product(empty(rank, len(side.columns)), known)
+            pieces.append(Slice(side.name + A, whole_a.shape, a.weight, column=side.columns.start))
+        b = _product(empty(len(side.rows), rank), known)
         parts.append(LowRank(a, b, slice(side.out, side.out + len(side.rows)), card.scale))
-        pieces.append(Slice(side.name + B, whole_b.shape, b, row=side.rows.start))
+        pieces.append(Slice(side.name + B, whole_b.shape, b.weight, row=side.rows.start))
     if parts:
         if linear.beside is None:
             linear.beside = Beside(step)
         linear.beside.put(number, parts)
         yield Shard(pieces)
+
+
+def _product(weight: Tensor, known: dict[object, list[int]] | None) -> Linear:
+    product = Linear(weight)
+    if known is not None:
+        product.make_exact(known)
+    return product
 
 
 def take_away(linear: Linear, number: int) -> None:
