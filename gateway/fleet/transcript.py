@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from ipc.messages.answers import ToolCallDelta
 from ipc.messages.replies import Delta
+from ipc.messages.requests import MAX_WRITTEN
 
 
 @dataclass(slots=True)
@@ -66,11 +67,12 @@ class Transcript:
         with_ids: whether the client wants to see token ids.
 
     Attributes:
-        is_whole: every token was told with its id.
+        is_whole: every token was told with its id, and they are not too many to be told again.
     """
 
     def __init__(self, choices: int, with_ids: bool) -> None:
         self.is_whole = True
+        self._left = MAX_WRITTEN  # tokens that may still come
         self._with_ids = with_ids
         self._said = [Said() for _ in range(choices)]
 
@@ -89,6 +91,9 @@ class Transcript:
             token_ids = token_ids[start:]
             delta.tokens = max(delta.tokens - start, 0)
         said.token_ids += token_ids
+        self._left -= len(token_ids)
+        if self._left < 0:
+            self.is_whole = False
         delta.token_ids = token_ids if self._with_ids else None
         if delta.text:
             delta.text = said.text.new(delta.text)

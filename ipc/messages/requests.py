@@ -19,6 +19,7 @@ from ipc.messages.sampling import Sampling, Structured, Thinking
 from ipc.messages.values import MAX_TOKEN_IDS, ModelId, Name, Plain, Seconds, TokenIds
 
 MAX_MARKS = 8
+MAX_WRITTEN = 1 << 17  # tokens of a request that were written elsewhere; to tell them again takes 20 ms
 
 # Who leaves first: the one that costs least to bring back, was used longest ago, has the lowest priority.
 Strategy = Literal["cost", "lru", "priority"]

@@ -19,7 +19,7 @@ from neuron.grammar.tool_calls import allow_call, require_call
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.placing import PreparedImage
 from neuron.preparation.prompt import Prompt, encode_prompts, named_prompts, pack
-from neuron.preparation.sampling import resolve
+from neuron.preparation.sampling import check_ids, resolve
 from neuron.refusals import bad_request, too_long
 from neuron.text.frontend import TextFrontEnd
 from neuron.text.offered_tool import OfferedTool
@@ -101,6 +101,8 @@ def prepare(
         check_length(prompt.param, len(prompt.ids), request.sampling.max_tokens, context_length)
         tokens += len(prompt.ids)
     _check_choices(request, context_length)
+    for number, token_ids in enumerate(request.written):
+        check_ids(token_ids, text, f"written[{number}]")
     if model.engine == "simulated":
         _refuse_what_needs_a_model(request)
     params = _resolve(request, text, model, tokens)

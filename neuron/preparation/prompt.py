@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ipc.errors import Code, CortexError
-from ipc.messages.requests import CountTokens, Embed, Generate, Tokenize
+from ipc.messages.requests import MAX_WRITTEN, CountTokens, Embed, Generate, Tokenize
 from neuron.preparation.placing import PreparedImage, around_marks, place, refuse_marks, shown
 from neuron.preparation.sampling import BLOCK, MAX_CHOICES, MIXED, check, check_ids
 from neuron.refusals import bad_request, too_long
@@ -51,6 +51,8 @@ def validate(request: Generate) -> None:
         raise bad_request("echo", "echo needs a prompt: the template's text around messages is not shown")
     if request.suffix is not None and request.messages is not None:
         raise bad_request("suffix", "suffix needs a prompt, to fill in what stands between the two")
+    if (written := sum(map(len, request.written))) > MAX_WRITTEN:
+        raise bad_request("written", f"written has {written} tokens, more than {MAX_WRITTEN}")
     if request.must_call:
         known = {tool.name for tool in request.tools}
         if unknown := [name for name in request.must_call if name not in known]:

@@ -18,7 +18,7 @@ from ipc.worker_messages import PAGE_SIZE, SequenceReport, Submit
 from neuron.description import ModelDescription
 from neuron.preparation.prepared import Prepared, PreparedPrompt, check_length, prepare
 from neuron.preparation.prompt import validate
-from neuron.preparation.sampling import MAX_SEED, check_ids
+from neuron.preparation.sampling import MAX_SEED
 from neuron.refusals import bad_request
 from neuron.requests.answer import Answer, News
 from neuron.requests.order import stretches
@@ -106,8 +106,9 @@ class Generation(OpenRequest):
             self._prompts.append(prompt)
             self.prompt_tokens += prompt.tokens
             self._add_answers(prompt, prepared, tools, text)
-        if self.request.written:
-            self._check_written(text)
+        written = self.request.written
+        if written and len(written) != len(self.parts):
+            raise bad_request("written", f"written has {len(written)} choices, not {len(self.parts)}")
 
     def _add_answers(
         self,
@@ -147,13 +148,6 @@ class Generation(OpenRequest):
             self.parts.append(answer)
         if params.prompt_logprobs is not None and not request.written:
             prompt.logprobs = [answer.name_first(prompt.given.first)]
-
-    def _check_written(self, text: AnswerText) -> None:
-        written = self.request.written
-        if len(written) != len(self.parts):
-            raise bad_request("written", f"written has {len(written)} choices, not {len(self.parts)}")
-        for number, token_ids in enumerate(written):
-            check_ids(token_ids, text, f"written[{number}]")
 
     def check_length(self, context_length: int) -> None:
         for prompt in self._prompts:

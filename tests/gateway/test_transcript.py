@@ -9,6 +9,7 @@ import pytest
 from gateway.fleet.transcript import Transcript
 from ipc.messages.answers import ToolCallDelta
 from ipc.messages.replies import Delta
+from ipc.messages.requests import MAX_WRITTEN
 
 # An answer as a neuron makes it of seven tokens, with text that lags behind them.
 CALL = [ToolCallDelta(index=0, call_id="c1", name="f"), ToolCallDelta(index=0, arguments='{"a":')]
@@ -86,4 +87,16 @@ def test_text_that_lagged_at_the_death_comes_from_the_next_neuron() -> None:
 def test_an_answer_with_tokens_that_nobody_named_is_not_whole() -> None:
     transcript = Transcript(1, with_ids=False)
     assert transcript.take(delta(tokens=1, text="a"))
+    assert not transcript.is_whole
+
+
+def test_an_answer_of_more_tokens_than_a_neuron_tells_again_is_not_whole() -> None:
+    transcript = Transcript(2, with_ids=False)
+    for index in range(2):
+        transcript.take(delta(tokens=MAX_WRITTEN // 2, token_ids=[1] * (MAX_WRITTEN // 2), index=index))
+    assert transcript.is_whole
+    assert sum(map(len, transcript.written())) == MAX_WRITTEN
+    transcript.take(delta(tokens=MAX_WRITTEN // 2, token_ids=[1] * (MAX_WRITTEN // 2)))  # it is told again
+    assert transcript.is_whole
+    transcript.take(delta(tokens=1, token_ids=[1]))
     assert not transcript.is_whole

@@ -5,9 +5,15 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from ipc.messages.conversation import Message, TextPart, Tool, ToolCall
-from ipc.messages.requests import CountTokens, Generate
+from ipc.messages.requests import MAX_WRITTEN, CountTokens, Generate
 from ipc.messages.sampling import Sampling
-from neuron.preparation.prompt import encode_prompts, is_quick, to_ids, validate, validate_prompt
+from neuron.preparation.prompt import (
+    encode_prompts,
+    is_quick,
+    to_ids,
+    validate,
+    validate_prompt,
+)
 from neuron.preparation.sampling import check_ids
 from neuron.text import content
 from tests.neuron.doubles import FrontEnd
@@ -86,6 +92,12 @@ def test_the_ends_of_each_range_are_allowed():
     validate(Generate(id=1, model="m", prompt="", suffix="after"))
     validate(Generate(id=1, model="m", prompt=["a"] * 64, sampling=Sampling(n=2)))
     validate(Generate(id=1, model="m", prompt=["a", [0]]))
+
+
+def test_what_was_written_elsewhere_has_a_bound_in_all():
+    validate(request(written=[[1] * (MAX_WRITTEN // 2)] * 2))
+    with pytest.raises(CortexError, match=f"written has {MAX_WRITTEN + 2} tokens"):
+        validate(request(written=[[1] * (MAX_WRITTEN // 2 + 1)] * 2))
 
 
 def test_too_many_choices_are_refused_with_the_limit():
