@@ -43,14 +43,17 @@ class RingFull(Exception):
 
 
 def read_word(reader: int) -> int:
+    """Number of the word that says how far that reader is."""
     return (3 + 2 * reader) * LINE_WORDS
 
 
 def bell_word(reader: int) -> int:
+    """Number of the word that is its doorbell."""
     return (4 + 2 * reader) * LINE_WORDS
 
 
 def data_offset(readers: int) -> int:
+    """Byte at which records begin."""
     return (3 + 2 * readers) * LINE_WORDS * WORD
 
 

@@ -175,6 +175,8 @@ def _text(card: ModelCard, outline: Outline) -> dict[str, str]:
     tried = files.try_templates().values()
     added = outline.added_tokens(card.tokenizer_file, files.vocabulary_size)
     facts = {"vocabulary": f"{files.vocabulary_size:,} tokens"}
+    if card.reranker is not None:
+        return facts | {"does": "scores documents for a query"}
     if not card.completion:
         return facts | {"does": f"turns texts into vectors ({card.pooling})"}
     if not card.chat:

@@ -22,6 +22,7 @@ class NewKey(NamedTuple):
 
 
 def make() -> NewKey:
+    """One that nobody has had before."""
     text = PREFIX + secrets.token_urlsafe(32)
     return NewKey(text, f"key_{secrets.token_hex(6)}", digest(text))
 

@@ -18,6 +18,7 @@ def console() -> Console:
 
 
 def table(*columns: str) -> Table:
+    """An empty one, with a line of these words at its head."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         made.add_column(column, overflow="fold")

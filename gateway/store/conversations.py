@@ -25,6 +25,7 @@ def create(db: sqlite3.Connection, account: str, conversation: Object, items: li
 
 
 def get(db: sqlite3.Connection, account: str, conversation_id: str) -> Object | None:
+    """The conversation of that account, as it was kept; None where there is none."""
     row = db.execute(
         "SELECT body FROM conversations WHERE id = ? AND account = ?", (conversation_id, account)
     ).fetchone()

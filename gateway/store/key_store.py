@@ -110,6 +110,7 @@ class KeyStore(Database):
 def add(
     db: sqlite3.Connection, key_id: str, digest: bytes, name: str, expires: float | None, terms: Terms
 ) -> None:
+    """Keep a new key; `expires` is Unix time, None: never."""
     db.execute(
         "INSERT INTO keys (id, digest, name, created, expires, terms) VALUES (?, ?, ?, ?, ?, ?)",
         (key_id, digest, name, time.time(), expires, msgspec.json.encode(terms)),
@@ -140,6 +141,7 @@ def named(db: sqlite3.Connection, name: str) -> list[Key]:
 
 
 def revoke(db: sqlite3.Connection, key_id: str) -> None:
+    """Let nobody use a key any more, from now on."""
     db.execute("UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL", (time.time(), key_id))
 
 

@@ -79,6 +79,7 @@ def put(
 
 
 def get(db: sqlite3.Connection, account: str, response_id: str) -> Stored | None:
+    """The response of that account, as it was kept; None where there is none."""
     row = db.execute(
         "SELECT body, input FROM responses WHERE id = ? AND account = ?", (response_id, account)
     ).fetchone()

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from ipc.errors import Code, CortexError
 from ipc.messages.conversation import Message
 from ipc.messages.requests import Embed, Generate, ListModels, Rerank
+from neuron.inspection import inspect
 from tests.neuron.harness import PATIENCE, Neuron
 from tests.workers import encoders
 
@@ -31,10 +32,14 @@ def write_tokenizer(folder):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("encoders")
+
+
+@pytest.fixture(scope="module")
+def served(folder):
     """(a client of the neuron, the oracles)."""
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("encoders")
     oracles = {}
     for name, modules in (("bert", [POOLING, ("Normalize", "2_Normalize", None)]), ("bert_classifier", ())):
         (folder / name).mkdir()
@@ -99,3 +104,8 @@ def test_the_list_of_models_says_what_each_can_do(served):
     assert can["bert"] == (False, False, True, False)
     assert can["bert_classifier"] == (False, False, False, True)
     assert can.get("demo", (True, True, True, False)) == (True, True, True, False)
+
+
+def test_a_check_says_what_each_was_made_for(served, folder):
+    assert inspect(folder / "bert", []).facts["does"] == "turns texts into vectors (mean)"
+    assert inspect(folder / "bert_classifier", []).facts["does"] == "scores documents for a query"

@@ -83,6 +83,7 @@ def load(spec: WorkerSpec, engine: Engine, reports: Outbox, beat: Beat) -> Loade
 
 
 def last_words(error: Exception) -> Fatal:
+    """What a rank says that ends of `error`."""
     if isinstance(error, CortexError):
         return Fatal(error.code, error.message)
     return Fatal(Code.INTERNAL, f"{type(error).__name__}: {error}")

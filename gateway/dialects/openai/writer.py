@@ -46,6 +46,7 @@ class UsageOut(Struct):
 
 
 def usage_out(usage: Usage) -> UsageOut:
+    """Tokens as OpenAI counts them."""
     return UsageOut(
         usage.prompt_tokens,
         usage.completion_tokens,
@@ -56,6 +57,7 @@ def usage_out(usage: Usage) -> UsageOut:
 
 
 def unset_if_none(value: T | None) -> T | UnsetType:
+    """`value`; of None a field that is not written."""
     return UNSET if value is None else value
 
 
