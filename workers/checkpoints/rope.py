@@ -113,8 +113,21 @@ def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple
         CortexError: they are not done here, or make no sense.
     """
     key = next((key for key in KEYS if getattr(file, key)), KEYS[0])
-    given = dict(getattr(file, key) or {})
+    kind, given = _spelt_out(path, file, key, partial)
+    try:
+        rope = msgspec.convert(given, Rope)
+    except msgspec.ValidationError as error:
+        refuse(path, f"{key}: {error}")
+    _check(path, key, kind, rope, rotary_dim)
     context = file.max_position_embeddings
+    if kind == "yarn":
+        context = max(context, int(rope.original_max_position_embeddings * rope.factor))
+    return rope, context, int(context * rope.factor) if kind == "linear" else context
+
+
+def _spelt_out(path: Path, file: RopeKeys, key: str, partial: bool) -> tuple[str, dict[str, Any]]:
+    """The type that the file says, and the fields of a `Rope`: one spelling of each, with what is left out."""
+    given = dict(getattr(file, key) or {})
     kind = given.get("rope_type") or given.pop("type", "default")  # until 2024: `type`
     if not isinstance(kind, str):
         refuse(path, f"{key}.rope_type {kind!r} is no name")
@@ -131,9 +144,9 @@ def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple
         original = file.original_max_position_embeddings or given.get("original_max_position_embeddings")
         if not isinstance(original, int | float | None):
             refuse(path, f"{key}.original_max_position_embeddings {original!r} is no number")
-        given["original_max_position_embeddings"] = original or context
+        given["original_max_position_embeddings"] = original or file.max_position_embeddings
     if given.get("factor") is None and (kind == "longrope" or (kind == "yarn" and "factor" in given)):
-        given["factor"] = context / given["original_max_position_embeddings"]
+        given["factor"] = file.max_position_embeddings / given["original_max_position_embeddings"]
     if kind != "default" and given.get("factor") is None:
         refuse(path, f"{key}.factor is missing")
     if kind == "llama3":
@@ -146,10 +159,11 @@ def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple
         refuse(path, f"{key}.rope_type proportional is not supported beside partial_rotary_factor")
     for name in given.keys() - set(Rope.__struct_fields__) | given.keys() & NOT_READ:
         refuse(path, f"{key}: {name} is not understood")
-    try:
-        rope = msgspec.convert(given, Rope)
-    except msgspec.ValidationError as error:
-        refuse(path, f"{key}: {error}")
+    return kind, given
+
+
+def _check(path: Path, key: str, kind: str, rope: Rope, rotary_dim: int) -> None:
+    """Refuse numbers with which no positions can turn."""
     if not 1.0 <= rope.factor <= LARGEST_FACTOR:
         refuse(path, f"{key}.factor {rope.factor} is not supported")
     if not 0.0 <= rope.proportion <= 1.0:
@@ -171,6 +185,3 @@ def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple
             factors = getattr(rope, name)
             if len(factors) != pairs or not all(0 < factor < LARGEST_FACTOR for factor in factors):
                 refuse(path, f"{key}.{name} is no list of {pairs} numbers above 0")
-    if kind == "yarn":
-        context = max(context, int(rope.original_max_position_embeddings * rope.factor))
-    return rope, context, int(context * rope.factor) if kind == "linear" else context
