@@ -177,12 +177,8 @@ def _as_meant(tensor: StoredTensor, conversion: str, shapes: tuple[tuple[int, ..
 
 def _of_folder(folder: Path, mtp: bool) -> ModelCard:
     path = folder / CONFIG
+    architecture, family = _family(folder, path)
     given = outer = read_json(path, dict[str, Any])
-    about = read_json(path, _About)
-    found = registry.find(about.architectures)
-    if found is None:
-        _refuse_unknown(folder, about)
-    architecture, family = found
     is_within = architecture in family.within
     if is_within:
         given = within.config(path, given, family.within[architecture])
@@ -239,6 +235,14 @@ def _of_folder(folder: Path, mtp: bool) -> ModelCard:
         reranker=made_for.reranker,
         vision=seeing,
     )
+
+
+def _family(folder: Path, path: Path) -> tuple[str, Family]:
+    """The architecture that its `config.json` names, and whose it is."""
+    about = read_json(path, _About)
+    if (found := registry.find(about.architectures)) is None:
+        _refuse_unknown(folder, about)
+    return found
 
 
 def _of_stages(stages: Iterable[Stage]) -> Iterator[TensorSpec]:
