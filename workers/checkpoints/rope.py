@@ -126,7 +126,7 @@ def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple
 
 
 def _spelt_out(path: Path, file: RopeKeys, key: str, partial: bool) -> tuple[str, dict[str, Any]]:
-    """The type that the file says, and the fields of a `Rope`: one spelling of each, with what is left out."""
+    """The type that the file says, and the fields of a `Rope`, those too that it leaves out."""
     given = dict(getattr(file, key) or {})
     kind = given.get("rope_type") or given.pop("type", "default")  # until 2024: `type`
     if not isinstance(kind, str):
