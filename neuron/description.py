@@ -165,7 +165,11 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
             context_length=context_length,
             in_blocks=bool(formats),
             kernels=kernels_of(
-                dtype, formats.values(), exact=settings.exact, kv_cache_dtype=settings.kv_cache_dtype
+                dtype,
+                formats.values(),
+                exact=settings.exact,
+                kv_cache_dtype=settings.kv_cache_dtype,
+                adapters=bool(adapters),
             ),
         ),
         defaults=_defaults(card.defaults, settings),

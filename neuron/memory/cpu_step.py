@@ -39,12 +39,14 @@ class CpuKernels(NamedTuple):
         attends: prompts attend in a kernel that needs results alone.
         exact: prompts attend to the same bits in any company (`workers.attention.cpu.ExactAttention`).
         copied: bytes of each number of their inputs that products have a copy of.
+        opens: the product that makes gates opens them as well.
     """
 
     compiled: bool = False
     attends: bool = False
     exact: bool = False
     copied: int = 0
+    opens: bool = False
 
 
 TORCH_ALONE = CpuKernels()
@@ -230,11 +232,12 @@ class CpuStep:
         is_compiled = self.kernels.compiled and shapes.activation in COMPILED_ACTIVATIONS
         opened = 1 if is_compiled or not shapes.gates else 2
         first = shapes.hidden_size
-        return max(
-            tokens * (1 + shapes.gates) * inner * size
-            + max(tokens * opened * inner * size, self._copied(first)),
-            tokens * (inner + first) * size + self._copied(inner),
-        )
+        if self.kernels.opens and is_compiled and shapes.gates:
+            made = tokens * inner * size + self._copied(first)
+        else:
+            made = tokens * (1 + shapes.gates) * inner * size
+            made += max(tokens * opened * inner * size, self._copied(first))
+        return max(made, tokens * (inner + first) * size + self._copied(inner))
 
     def _copied(self, columns: int) -> int:
         """Of what goes into a product."""

@@ -64,18 +64,20 @@ def kernels_of(
     *,
     exact: bool = False,
     kv_cache_dtype: KVCacheDtype | None = None,
+    adapters: bool = False,
 ) -> CpuKernels:
     """What a CPU like this one computes with, where weights have these formats, or none."""
     compiled = is_compiled(dtype)
     multiplies = dtype == "bfloat16" and compiled and _listed("flags") >= MULTIPLYING_CPUS
     laid = LAID.intersection(formats) if multiplies else set()
+    lays = multiplies and not formats and not exact and "amx_tile" not in _listed("flags")
     copied = 0
     if dtype != "float32" and any(name.startswith(WIDENED) for name in {*formats} - laid):
         copied = FLOAT
-    elif laid or (multiplies and not formats and not exact and "amx_tile" not in _listed("flags")):
+    elif laid or lays:
         copied = DTYPE_BYTES[dtype]
     attends = multiplies and not exact and kv_cache_dtype is None
-    return CpuKernels(compiled, attends, exact, copied)
+    return CpuKernels(compiled, attends, exact, copied, opens=lays and not adapters)
 
 
 def _listed(name: str) -> set[str]:

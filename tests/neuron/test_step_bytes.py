@@ -54,7 +54,7 @@ def test_a_head_is_booked_where_it_is_packed(monkeypatch):
             overhead = described(ModelSettings(id="demo", quantization=quantization), card).overhead
             booked[packs, quantization] = overhead.of_step("cpu", 512, 16)
     assert booked[True, None] - booked[False, None] == head
-    assert booked[True, "q8"] == booked[False, "q8"] == booked[False, None]
+    assert booked[True, "q8"] == booked[False, "q8"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -82,6 +82,9 @@ def test_a_plan_knows_which_products_copy_their_inputs(monkeypatch, multiplies):
         assert copied(name) == (0 if name in compiled.KINDS else 2 if laid else 4)
     assert not any(copied(name) for name in compiled.KINDS)
     assert copied() == 2 * multiplies
+    assert step_bytes.kernels_of("bfloat16").opens == multiplies
+    for unlike in ({"exact": True}, {"adapters": True}, {"formats": ["Q8_0"]}):
+        assert not step_bytes.kernels_of("bfloat16", **unlike).opens
     assert copied("INT8_128", dtype="float16") == 4
     assert copied("INT8_128", dtype="float32") == copied(exact=True) == 0
     flags |= {"amx_tile"}  # which multiplies what is plain
