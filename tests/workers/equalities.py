@@ -135,7 +135,7 @@ def short_of_memory(session: Session, runner: ModelRunner) -> Iterator[None]:
     step, rng = runner._step, random.Random(3)
 
     def unsteady(scheduled: list[Scheduled]) -> StepResult:
-        if len(scheduled) > 1 and session.scheduler._suspect is None and rng.random() < 0.3:
+        if len(scheduled) > 1 and not session.scheduler._suspects and rng.random() < 0.3:
             raise OutOfDeviceMemory("as a test wants it")
         return step(scheduled)
 

@@ -274,9 +274,11 @@ def test_states_come_back_to_the_bit_and_the_host_holds_no_more_than_was_planned
     assert host.nbytes == 2 * 4 * cache.arena.shape[1]
     cache.arena.view(torch.int32).random_()  # any bits, those of what is no number among them
     before = cache.arena.view(torch.int32).clone()
-    host.move([StateMove(4, 1, leaves=True), StateMove(0, 0, leaves=True)])
+    for move in (StateMove(4, 1, leaves=True), StateMove(0, 0, leaves=True)):
+        host.move(move)
     cache.arena.zero_()
-    host.move([StateMove(2, 0, leaves=False), StateMove(4, 1, leaves=False)])
+    for move in (StateMove(2, 0, leaves=False), StateMove(4, 1, leaves=False)):
+        host.move(move)
     assert torch.equal(cache.arena.view(torch.int32)[[2, 4]], before[[0, 4]])
     assert not cache.arena[[0, 1, 3]].any()
 

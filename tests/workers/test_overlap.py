@@ -107,7 +107,7 @@ def test_steps_that_get_no_memory_lose_none_of_those_before_them(runner, monkeyp
     step, rng = runner._step, random.Random(3)
 
     def unsteady(scheduled):
-        if len(scheduled) > 1 and session.scheduler._suspect is None and rng.random() < 0.2:
+        if len(scheduled) > 1 and not session.scheduler._suspects and rng.random() < 0.2:
             raise OutOfDeviceMemory("as a test wants it")
         return step(scheduled)
 

@@ -9,7 +9,7 @@ import pytest
 
 from ipc.errors import Code
 from ipc.worker_messages import PAGE_SIZE, Logprobs
-from tests.workers.simulation import END, Run, make_scheduler, submit
+from tests.workers.simulation import END, Run, group, make_scheduler, submit
 from workers.scheduling.page_pool import extend_hashes
 from workers.step.engine import Extra, StepResult
 from workers.step.pages import pages_for
@@ -374,3 +374,16 @@ def test_a_step_without_memory_forgets_what_nobody_uses():
     run.step(fails=True)
     assert run.scheduler.statistics()["pages_cached"] == 0
     assert not run.hashes
+
+
+def test_who_never_comes_further_than_where_memory_ran_out_ends_though_steps_before_go_well():
+    """With a state, whose steps all begin again, it would be in the way of the other one to its end."""
+    run = Run(make_scheduler(max_step_tokens=40, caches=[group("full"), group("state")], states=8))
+    run.scheduler.submit(submit(1, 5, max_tokens=200))
+    run.step()
+    run.scheduler.submit(submit(2, 200, max_tokens=3))
+    while not run.scheduler.is_empty:
+        run.step(fails=any(120 < 40 + each.num_computed <= 200 for each in run.scheduler.prefilling))
+    run.assert_nothing_is_held()
+    assert run.finish == {1: "length", 2: "error"}
+    assert run.scheduler.statistics()["out_of_memory"] < 6

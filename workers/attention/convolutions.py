@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -50,10 +48,3 @@ class ConvolvedInputs(RecurrentStates):
             y, before = convolve_each(x[row : row + 1], before, weight, silu=False)
             found.append(y)
         return torch.cat(found), seen
-
-    def adopt(self, right: Sequence[int]) -> None:
-        guesses, self._guesses = self._guesses, None
-        for layer, x in guesses.inputs.items():
-            inputs = self.cache.inputs[layer]
-            for first, state, count in zip(guesses.firsts, guesses.states, right, strict=True):
-                inputs[state] = torch.cat((inputs[state], x[first : first + count]))[count:]

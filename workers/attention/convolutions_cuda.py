@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from workers.attention.states_cuda import StateStep, TritonStates
-from workers.kernels import gated_delta_triton as kernels
 
 
 class TritonInputs(TritonStates):
@@ -21,7 +20,4 @@ class TritonInputs(TritonStates):
         return y
 
     def adopt(self, right: Sequence[int]) -> None:
-        guesses, self._guesses = self._guesses, None
-        places = self._places_of(guesses, right)
-        for layer, x in guesses.inputs.items():
-            kernels.keep_inputs(x, self.cache.inputs[layer], places)
+        self._adopt_inputs(self._guesses, self._places_of(self._guesses, right))

@@ -68,6 +68,8 @@ class StateBackend(Protocol):
     def adopt(self, right: Sequence[int]) -> None:
         """Let drafts of the last step that had some into the states of their sequences, in all layers.
 
+        Where that fails for want of memory, it goes on with what is left when it is called again.
+
         Args:
             right: how many of each segment with drafts, in their order.
         """
@@ -90,9 +92,8 @@ def states_of(segments: Sequence[Segment], group: int, zero: int) -> tuple[array
 
 
 class Guess(NamedTuple):
-    """What the rows of sequences with drafts bring into a layer."""
+    """What the rows of sequences with drafts bring into the matrices of a layer."""
 
-    mixed: Tensor  # [rows, channels], as in `Recur`
     y: Tensor  # [rows, channels] float32, after the convolution
     decay: Tensor  # [rows, heads] float32
     beta: Tensor  # the same
@@ -109,8 +110,9 @@ class Drafted:
     rows: slice  # of the step
     firsts: list[int]  # which of these are the first drafts of each sequence
     states: list[int]  # of each, the number of its state, which the token before its drafts left
-    layers: dict[int, Guess] = field(default_factory=dict)
-    inputs: dict[int, Tensor] = field(default_factory=dict)  # `[rows, channels]` of layers that are no more
+    # of each layer, until they are adopted
+    inputs: dict[int, Tensor] = field(default_factory=dict)  # `[rows, channels]`, as in `Recur`
+    layers: dict[int, Guess] = field(default_factory=dict)  # none, where it is a convolution alone
 
     @classmethod
     def of(cls, segments: Sequence[Segment], group: int) -> Drafted | None:
@@ -125,11 +127,12 @@ class Drafted:
 
     def keep(self, layer: int, mixed: Tensor, y: Tensor, decay: Tensor, beta: Tensor) -> None:
         """Of a step's rows, these. `y` has no others."""
-        rows = mixed[self.rows], y, decay[self.rows], beta[self.rows]
+        self.keep_inputs(layer, mixed)
+        rows = y, decay[self.rows], beta[self.rows]
         self.layers[layer] = Guess(*(each.clone(memory_format=torch.contiguous_format) for each in rows))
 
     def keep_inputs(self, layer: int, x: Tensor) -> None:
-        """The same of a layer that is a convolution alone."""
+        """What the rows of a step bring into its convolution."""
         self.inputs[layer] = x[self.rows].clone(memory_format=torch.contiguous_format)
 
 
@@ -220,15 +223,25 @@ class RecurrentStates:
 
     def adopt(self, right: Sequence[int]) -> None:
         """Draft after draft, as a step takes them."""
-        guesses, self._guesses = self._guesses, None
-        for layer, (mixed, y, decay, beta) in guesses.layers.items():
-            inputs, matrices = self.cache.inputs[layer], self.cache.matrices[layer]
-            for first, state, count in zip(guesses.firsts, guesses.states, right, strict=True):
-                for row in range(first, first + count):
+        guesses = self._guesses
+        states = torch.tensor(guesses.states, device=self.cache.device)
+        drafts = [slice(first, first + count) for first, count in zip(guesses.firsts, right, strict=True)]
+        for layer, mixed in [*guesses.inputs.items()]:
+            kept = self.cache.inputs[layer]
+            after = [
+                torch.cat((before, mixed[rows]))[rows.stop - rows.start :]
+                for before, rows in zip(kept[states], drafts, strict=True)
+            ]
+            kept[states] = torch.stack(after)
+            del guesses.inputs[layer]
+        for layer, (y, decay, beta) in [*guesses.layers.items()]:
+            matrices = self.cache.matrices[layer][states]
+            for state, rows in zip(matrices.split(1), drafts, strict=True):
+                for row in range(rows.start, rows.stop):
                     token = slice(row, row + 1)
-                    heads = heads_of(y[token], self.cache.delta)
-                    recur(matrices[state : state + 1], *heads, decay[token], beta[token])
-                inputs[state] = torch.cat((inputs[state], mixed[first : first + count]))[count:]
+                    recur(state, *heads_of(y[token], self.cache.delta), decay[token], beta[token])
+            self.cache.matrices[layer][states] = matrices
+            del guesses.layers[layer]
 
     def _decode(
         self, step: StateStep, layer: int, mixed: Tensor, weight: Tensor, decay: Tensor, beta: Tensor

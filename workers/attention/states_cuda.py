@@ -108,13 +108,19 @@ class TritonStates:
 
     def adopt(self, right: Sequence[int]) -> None:
         """All sequences at once, each from its first draft on."""
-        guesses, self._guesses = self._guesses, None
+        guesses = self._guesses
         places, delta = self._places_of(guesses, right), self.cache.delta
+        self._adopt_inputs(guesses, places)
         rows = guesses.rows.stop - guesses.rows.start
         unread = torch.empty(rows, delta.value_heads, delta.value_dim, device=self.cache.device)
-        for layer, (mixed, y, decay, beta) in guesses.layers.items():
-            kernels.keep_inputs(mixed, self.cache.inputs[layer], places)
+        for layer, (y, decay, beta) in [*guesses.layers.items()]:
             kernels.recur(y, decay, beta, self.cache.matrices[layer], unread, places, len(right), delta)
+            del guesses.layers[layer]
+
+    def _adopt_inputs(self, guesses: Drafted, places: Places) -> None:
+        for layer, mixed in [*guesses.inputs.items()]:
+            kernels.keep_inputs(mixed, self.cache.inputs[layer], places)
+            del guesses.inputs[layer]
 
     def _places_of(self, guesses: Drafted, right: Sequence[int]) -> Places:
         """Where the drafts that were right are, and the states that they get into."""

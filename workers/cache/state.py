@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -89,12 +89,11 @@ class HostStates:
     def nbytes(self) -> int:
         return self._host.nbytes
 
-    def move(self, moves: Iterable[StateMove]) -> None:
-        """Make these copies, in their order, before whatever the device is told next."""
-        for move in moves:
-            device, host = self._device[move.state], self._host[move.place]
-            to, source = (host, device) if move.leaves else (device, host)
-            to.copy_(source, non_blocking=self._locked)
+    def move(self, move: StateMove) -> None:
+        """Make this copy before whatever the device is told next."""
+        device, host = self._device[move.state], self._host[move.place]
+        to, source = (host, device) if move.leaves else (device, host)
+        to.copy_(source, non_blocking=self._locked)
 
     def close(self) -> None:
         """Unlock the memory, of which the device makes no use any more."""

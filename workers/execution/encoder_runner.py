@@ -116,7 +116,7 @@ class EncoderRunner:
         self.group.begin_step(plan.step)
         try:
             return self._step(plan.added)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if self.group.size > 1 or not is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -13,20 +13,39 @@ from workers.checkpoints.card import ModelCard
 from workers.execution.memory import TOLD_TOKENS
 from workers.models.decoder import Decoder
 from workers.models.stages import Stages
+from workers.sampling.inputs import fetched
 from workers.sampling.logprobs import logprobs
 from workers.step.batch import Segment, Slot
+
+
+class Pooled(NamedTuple):
+    """What a slot has of its hidden states, as `Slot` keeps it."""
+
+    slot: Slot
+    pooled: Tensor
+    vector: Callable[[], list[float]] | None
+
+    @classmethod
+    def of(cls, segment: Segment, found: Tensor) -> Pooled:  # [hidden] float64, of that segment
+        """With what earlier steps found; at the end of its prompt the vector is on its way."""
+        slot = segment.slot
+        mean = slot.new.pooling == "mean"
+        pooled = slot.pooled + found if mean else found
+        if segment.end < slot.new.prompt_len:
+            return cls(slot, pooled, None)
+        return cls(slot, pooled, fetched(pooled / slot.new.prompt_len if mean else pooled))
 
 
 class Findings(NamedTuple):
     """Those of one step, for the sequences that are asked for any."""
 
-    pooled: list[tuple[Slot, Tensor]]
+    pooled: list[Pooled]
     prompt_logprobs: list[tuple[Slot, list[Logprobs]]]
 
     def keep(self) -> None:
-        """Add them to what earlier steps found, once all of this one was sent."""
-        for slot, vector in self.pooled:
-            slot.pooled = slot.pooled + vector if slot.new.pooling == "mean" else vector
+        """Have slots know them, once all of the step was sent: this takes no memory of a device."""
+        for slot, pooled, vector in self.pooled:
+            slot.pooled, slot.vector = pooled, vector
         for slot, entries in self.prompt_logprobs:
             slot.prompt_logprobs += entries
 
@@ -40,8 +59,9 @@ def find(
         stages: behind its last layer, where files have no head to score by.
         hidden: `[tokens, hidden]`, before the last norm.
     """
+    pooling = [each for each in segments if each.slot.new.pooling]
     return Findings(
-        [(each.slot, _pool(model, stages, card, each, hidden)) for each in segments if each.slot.new.pooling],
+        [Pooled.of(each, _pool(model, stages, card, each, hidden)) for each in pooling],
         [(each.slot, _prompt_logprobs(model, each, hidden)) for each in segments if each.slot.tells],
     )
 

@@ -69,7 +69,7 @@ from workers.step.batch import Segment, Slot, Step, make_step
 from workers.step.engine import Loaded, OutOfDeviceMemory, StepResult
 from workers.step.gallery import Gallery
 from workers.step.pages import pages_for
-from workers.step.plan import NewSequence, Scheduled, StepPlan, drafts_of, verified
+from workers.step.plan import NewSequence, Scheduled, StateMove, StepPlan, drafts_of, verified
 from workers.vision.sight import Sight
 from workers.weights.blocks import Empty
 from workers.weights.loader import Shard, bytes_filled
@@ -111,6 +111,7 @@ class ModelRunner:
         self.decoded: Tensor | None = None  # [rows, vocabulary], the logits that recorded steps leave
         # whose drafts the last step checked, and how many tokens had been computed of it then
         self.checked: list[tuple[Slot, int]] = []
+        self.moves: deque[StateMove] = deque()  # that were planned, and not made yet
 
     def load(self, progress: Callable[[float, str], None]) -> Loaded:
         """Read this rank's weights, measure what a step takes, and make KV pages of the rest.
@@ -325,6 +326,7 @@ class ModelRunner:
             self._release(number)
         self.untold.clear()
         self.checked.clear()
+        self.moves.clear()
 
     def prove(self) -> int:
         """Sum a one over the ranks."""
@@ -342,7 +344,6 @@ class ModelRunner:
             self.threads.follow()
         if self.group.rank > 0:
             self._hear(plan.tokens, plan.drafts)
-        self._adopt()
         for number in plan.released:
             self._release(number)
         for new in plan.added:
@@ -350,22 +351,24 @@ class ModelRunner:
         for entry in plan.scheduled:
             for table, pages in zip(self.slots[entry.slot].tables, entry.new_pages, strict=False):
                 table.extend(pages)
-        if plan.moves:
-            self.host_states.move(plan.moves)
+        self.moves.extend(plan.moves)
         if plan.step % CHECKED_STEPS == CHECKED_STEPS - 1 and self._held() > self.most_bytes:
             trim(self.spec.device)  # free memory in pieces too small for anything
             self.most_bytes = max(self.most_bytes, self._held())  # the rest is in use
         try:
+            self._ready_states()
             seen = self.sight is not None and self.sight.look_on(plan.look)
             outcome = self._step(plan.scheduled)
             if self.sight is not None:
                 outcome.looked, outcome.seen = self.sight.end_step(plan.look), seen
             return outcome
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if self.group.size > 1 or not is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
         # here, because the error held what the step had: only now there is something to give back
+        for entry in plan.scheduled:  # tokens may have been chosen already, and be counted
+            self._forget_settings(entry.slot)
         if self.sight is not None:
             self.sight.end_step(None)
         if self.group.device.type == "cuda":
@@ -382,12 +385,16 @@ class ModelRunner:
             if not slot.new.pooling:
                 slot.know(known)
 
-    def _adopt(self) -> None:
-        """Let drafts that were right into the states of their sequences: before anybody begins with these."""
+    def _ready_states(self) -> None:
+        """Let drafts that were right into the states of their sequences, and move those that leave the device
+        or come back: before anybody begins with these. Where memory runs out the next step does the rest."""
         right = [slot.num_computed - before for slot, before in self.checked]
-        self.checked = []
         if any(right):
             self.states.adopt(right)
+        self.checked = []
+        while self.moves:
+            self.host_states.move(self.moves[0])
+            self.moves.popleft()
 
     def _held(self) -> int:
         """Bytes, without adapters, which come and go."""
@@ -450,9 +457,8 @@ class ModelRunner:
             self.grammars.add(new.slot, new.constraint, slot.output, new.params.stop_ids)
 
     def _release(self, number: int) -> None:
-        slot = self.slots.pop(number)
-        if slot.sampling:
-            self.sampler.remove(number)
+        self._forget_settings(number)
+        del self.slots[number]
         if self.grammars is not None:
             self.grammars.remove(number)
 
@@ -643,8 +649,14 @@ class ModelRunner:
         for number in numbers:
             slot = self.slots[number]
             if not slot.sampling:
-                self.sampler.add(number, slot.new.params, slot.prompt, slot.output)
                 slot.sampling = True
+                self.sampler.add(number, slot.new.params, slot.prompt, slot.output)
+
+    def _forget_settings(self, number: int) -> None:
+        """Let the sampler know nothing of a sequence, which may be half of what it is told of one."""
+        if self.slots[number].sampling:
+            self.sampler.remove(number)
+            self.slots[number].sampling = False
 
 
 def graph_device(device: torch.device) -> GraphDevice | None:

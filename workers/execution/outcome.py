@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ipc.errors import Code, CortexError
 from workers.sampling.grammar import Grammars
 from workers.sampling.sampler import Launched, Sampled
@@ -74,7 +76,7 @@ class Outcome:
 
 
 def _embedding(slot: Slot) -> Extra:
-    vector = slot.pooled / slot.new.prompt_len if slot.new.pooling == "mean" else slot.pooled
-    if not vector.isfinite().all():
+    vector = np.array(slot.vector())
+    if not np.isfinite(vector).all():
         return Extra("error", NOT_FINITE.code, NOT_FINITE.message)
-    return Extra(embedding=vector.float().cpu().numpy().astype("<f4").tobytes())
+    return Extra(embedding=vector.astype("<f4").tobytes())

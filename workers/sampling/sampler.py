@@ -173,8 +173,8 @@ class Sampler:
         return self._penalties.nbytes
 
     def remove(self, slot: int) -> None:
-        """A sequence left."""
-        del self._slots[slot]
+        """A sequence left, or an `add` of it failed."""
+        self._slots.pop(slot, None)
         self._penalties.remove(slot)
 
     def sample(self, logits: Tensor, slots: list[int], bitmask: Tensor | None = None) -> Sampled:

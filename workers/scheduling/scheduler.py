@@ -130,7 +130,8 @@ class Scheduler:
         self._untold_drafts: list[int] = []  # the same, of drafts that the engine made
         self._in_flight: deque[SentStep] = deque()
         self._glance: Glance | None = None  # whose tokens wait, or are fed: there is no other one meanwhile
-        self._suspect: Sequence | None = None  # preempted for memory, and not in a good step since
+        # preempted for memory, and what was computed of each then: it has not come further since
+        self._suspects: dict[Sequence, int] = {}
         self._reports: list[SequenceReport] = []
         self._counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "preemptions", "out_of_memory"), 0)
 
@@ -244,8 +245,8 @@ class Scheduler:
             self.decoding = [sequence for sequence in self.decoding if sequence.slot is not None]
         self._untold += result.tokens
         self._untold_drafts += result.drafts
-        if self._suspect is not None and any(self._suspect is each for each, _ in step.entries()):
-            self._suspect = None  # this step had it, and went well
+        if self._suspects:
+            self._suspects = {each: at for each, at in self._suspects.items() if each.num_certain <= at}
 
     def step_failed(self, reason: str) -> None:
         """The device had too little memory for the oldest step in flight, so nothing of it was computed.
@@ -253,7 +254,7 @@ class Scheduler:
         Nor was anything of the steps after it. Slots and pages are as the plans said. Where guesses were in
         it, it is done again without them. Else, where an image was looked at, that begins again. Else the
         sequence with most tokens in the step is preempted. One that was alone, or looked or was preempted
-        for this before and had no good step since, ends with "error". Where sequences have states, which may
+        for this before and came no further since, ends with "error". Where sequences have states, which may
         have changed half-way, all of the steps begin again from kept ones.
         """
         self._counts["out_of_memory"] += 1
@@ -284,8 +285,8 @@ class Scheduler:
         heaviest, _ = max(failed, key=lambda pair: (pair[1].num_tokens, self.queue.rank(pair[0])))
         if looking is not None:
             heaviest = looking
-        if (len(failed) > 1 or looking is not None) and heaviest is not self._suspect:
-            self._suspect = heaviest
+        if (len(failed) > 1 or looking is not None) and heaviest not in self._suspects:
+            self._suspects[heaviest] = heaviest.num_certain
             if looking is None:  # a look begins again by itself
                 self._preempt(heaviest)
             return
@@ -622,8 +623,7 @@ class Scheduler:
     def _end(self, sequence: Sequence) -> None:
         """The caller sees to the list that holds it."""
         del self._open[sequence.request_id]
-        if sequence is self._suspect:
-            self._suspect = None
+        self._suspects.pop(sequence, None)
         self.queue.leave(sequence)
         if sequence.slot is not None:
             self._release(sequence)

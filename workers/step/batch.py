@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -26,6 +26,7 @@ class Slot:
     sampling: bool = False  # the sampler knows it
     head_row: int = 0  # what a head of the model made of its last token (`HeadDrafts`), less `num_computed`
     pooled: Tensor | float = 0.0  # [hidden] float64: the last hidden state, or the sum of all so far
+    vector: Callable[[], list[float]] | None = None  # waits for what that came to, of the whole prompt
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
 
     @classmethod
