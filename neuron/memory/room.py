@@ -16,7 +16,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import msgspec
@@ -34,6 +34,7 @@ from neuron.memory.outlook import Outlook, Prospect
 from neuron.memory.parking import Parking
 from neuron.memory.step_bytes import UNMEASURED_BYTES
 from neuron.memory.text_memory import NAME, TextMemory
+from neuron.memory.wish import Place, Tenant, Wish
 
 log = logging.getLogger("neuron.memory.room")
 
@@ -41,46 +42,6 @@ LOOK_SECONDS = 0.5  # between looks while somebody waits: other programs come an
 GROWTH = 1 / 8  # of what a pool lacks, that it takes at least: less is not worth a pause between two steps
 PASSED_SHARE = 1 / 4  # of the time that a wish may wait, in which others may pass it
 SETTLE_SECONDS = 2.0  # until a driver has given back what a process held that ended
-
-
-class Tenant(Protocol):
-    """A model, as far as its memory goes."""
-
-    id: str
-    ready_at: float  # monotonic: when it was ready last, or went on to serve
-    reload_seconds: float  # that its next load should take; 0: not known
-
-    def need(self, runtime: Mapping[str, int]) -> Need:
-        """What a load asks of the devices; `runtime` is what a process takes without a model, by kind."""
-        ...
-
-    def holder(self, reserved: dict[str, int]) -> Holder:
-        """What it holds, and whether it can leave."""
-        ...
-
-    @property
-    def turn_ends(self) -> float | None:
-        """When it may be asked to leave, monotonic; None: not before it is ready."""
-        ...
-
-    @property
-    def seconds_to_leave(self) -> float:
-        """How long it would take to end, at a guess."""
-        ...
-
-    def give_way(self) -> None:
-        """Take nothing new, finish what runs, end, and `release`: another model needs its memory. Asked again
-        it does nothing."""
-        ...
-
-    def stay(self) -> None:
-        """Nobody needs its memory any more: take work again, unless it has begun to end."""
-        ...
-
-    def resize(self, pages: int) -> None:
-        """Have its pool take so many pages more, which are booked, or give so many up and call `resized`;
-        asked where its `Holder` has a pool that can."""
-        ...
 
 
 class Lender(Protocol):
@@ -95,33 +56,6 @@ class Lender(Protocol):
     def settle(self) -> None: ...
 
     def tend(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a wish stands: the first has `position` 1."""
-
-    position: int
-    holders: tuple[str, ...]  # that it waits for
-
-
-@dataclass(slots=True, eq=False)
-class Wish:
-    """One model's, for memory."""
-
-    tenant: Tenant
-    reuse: bool  # it takes over the waiting processes on its devices
-    spare: int  # bytes on each rank over what was planned
-    tell: Callable[[Place], None]
-    deadline: float
-    turn: float  # when it was made and what its load takes: its place in the line
-    granted: asyncio.Future[Fit]
-    leaving: tuple[str, ...] = ()  # who leaves for it in any case
-    looked_at: bool = False  # once it is, however late that comes
-    place: Place | None = None  # as it was told last
-    victims: tuple[str, ...] = ()  # as the log has it last
-    wanted_pages: int = 0  # that it would have taken, had others not shrunk their pools for it
-    settles: float = 0.0  # until then memory may come back that was given up for it
 
 
 class Room:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from neuron.memory.room import Place
+from neuron.memory.wish import Place
 from neuron.requests.progress import LoadProgress
 
 INTERVAL = 0.25  # seconds between two `Progress` of one load

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from ipc.errors import Code, CortexError
-from neuron.memory.room import Tenant
+from neuron.memory.wish import Tenant
 from neuron.models.awaited import Awaited, nobody_has_to_ask
 from neuron.models.life import Event
 from neuron.models.load_news import LoadNews

@@ -19,7 +19,8 @@ from neuron.description import ModelDescription
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse
 from neuron.memory.fit import Need
-from neuron.memory.room import Place, Room
+from neuron.memory.room import Room
+from neuron.memory.wish import Place
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
 
@@ -43,7 +44,7 @@ class Line(Protocol):
 
 
 class Adapter:
-    """One adapter, as the room sees it: a `neuron.memory.room.Tenant`.
+    """One adapter, as the room sees it: a `neuron.memory.wish.Tenant`.
 
     Args:
         number: among the adapters of its model, from 1.

@@ -9,7 +9,8 @@ from ipc.errors import CortexError
 from ipc.worker_messages import Ready
 from neuron.admission.request_queue import RequestQueue
 from neuron.memory.fit import Fit
-from neuron.memory.room import Place, Room, Tenant
+from neuron.memory.room import Room
+from neuron.memory.wish import Place, Tenant
 from neuron.processes.backoff import Backoff
 from neuron.tenancy.adapters import Adapters
 from neuron.tenancy.epochs import Epochs

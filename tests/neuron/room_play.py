@@ -15,7 +15,8 @@ from neuron.memory.devices import Inventory
 from neuron.memory.eviction import Holder, PoolShare, RecentUse
 from neuron.memory.fit import Need
 from neuron.memory.ledger import Ledger
-from neuron.memory.room import Room, Tenant
+from neuron.memory.room import Room
+from neuron.memory.wish import Tenant
 from tests.doubles import stands_for
 from tests.neuron.doubles import NoStandby
 

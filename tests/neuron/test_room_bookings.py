@@ -13,8 +13,9 @@ from neuron.memory.eviction import Holder
 from neuron.memory.fit import Fit, Need
 from neuron.memory.ledger import Ledger
 from neuron.memory.parking import Parking
-from neuron.memory.room import Lender, Room, Tenant
+from neuron.memory.room import Lender, Room
 from neuron.memory.step_bytes import UNMEASURED_BYTES
+from neuron.memory.wish import Tenant
 from tests.doubles import stands_for
 from tests.neuron.room_play import Untouched, play
 
