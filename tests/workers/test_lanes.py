@@ -19,7 +19,7 @@ from tests.workers.engines import DEVICES, GPU
 from tests.workers.test_loader import card_of
 from workers.parallel import RankGroup
 from workers.weights import parking
-from workers.weights.lanes import CudaTransfers, Lane, run
+from workers.weights.lanes import CudaTransfers, Lane, release_pinned, run
 from workers.weights.loader import Shard, Slice, WeightFiles
 
 
@@ -27,13 +27,15 @@ class Late:
     """A device whose copies are made when somebody waits for them, and not before."""
 
     def __init__(self) -> None:
-        self.made: list[torch.Tensor] = []  # memory that was asked for
+        self.made: list[weakref.ref[torch.Tensor]] = []  # memory that was asked for
         self.most = 0  # copies under way at once
         self.under_way = 0
+        self.released = False  # its memory, by whoever has it beside this one
 
     def memory(self, size: int) -> torch.Tensor:
-        self.made.append(torch.empty(size, dtype=torch.uint8))
-        return self.made[-1]
+        made = torch.empty(size, dtype=torch.uint8)
+        self.made.append(weakref.ref(made))
+        return made
 
     def copy(self, source: torch.Tensor, into: torch.Tensor) -> Copy:
         self.under_way += 1
@@ -55,12 +57,17 @@ def late(monkeypatch):
     """All tensors are on such a device; a list of those that threads have made."""
     devices: list[Late] = []
 
+    def nothing_is_left() -> None:
+        assert not any(memory() is not None for device in devices for memory in device.made)
+        for device in devices:
+            device.released = True
+
     def made(device: torch.device) -> Late:
         devices.append(mine := Late())
         return mine
 
     def always(jobs, device, progress) -> None:
-        run(jobs, torch.device("meta"), progress, made)
+        run(jobs, torch.device("meta"), progress, made, nothing_is_left)
 
     for module in (workers.weights.loader, parking):
         monkeypatch.setattr(module, "run", always)
@@ -91,6 +98,7 @@ def test_one_block_is_read_while_another_travels_and_none_is_written_over(late, 
     assert max(device.most for device in late) == 2
     assert all(device.under_way == 0 for device in late)
     assert all(len(device.made) <= 2 for device in late), "memory is used again"
+    assert all(device.released for device in late), "and is kept by nobody afterwards"
 
 
 def test_what_is_parked_needs_no_way_back_and_wakes_by_the_same_way(late, tmp_path):
@@ -172,7 +180,7 @@ def test_nothing_travels_any_more_once_a_failure_is_raised(late, monkeypatch):
 
     jobs = deque([job, job])
     with pytest.raises(InterruptedError, match="the second"):
-        run(jobs, torch.device("meta"), lambda size: None, made)
+        run(jobs, torch.device("meta"), lambda size: None, made, lambda: None)
     assert [device.under_way for device in late] == [0] * len(late)
 
 
@@ -196,3 +204,15 @@ def test_memory_for_copies_to_a_gpu_is_pinned(device):
     source.fill_(7)
     transfers.copy(source, into).synchronize()
     assert into.tolist() == [7] * 64
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda:0", marks=GPU)])
+def test_none_of_it_is_pinned_after_a_load(tmp_path: Path, device):
+    release_pinned()
+    before = torch.cuda.host_memory_stats()["allocated_bytes.current"]
+    tensor = torch.randn(64, 24)
+    save_file({"w": tensor}, tmp_path / "model.safetensors")
+    into = torch.zeros(64, 24, device=device)
+    WeightFiles(card_of(tmp_path)).load([Shard([Slice("w", (64, 24), into)])], lambda fraction: None)
+    assert torch.equal(into.cpu(), tensor)
+    assert torch.cuda.host_memory_stats()["allocated_bytes.current"] <= before

@@ -57,6 +57,15 @@ class CudaTransfers:
         return event
 
 
+def release_pinned() -> None:
+    """Give pinned memory that nobody uses back to the system: torch keeps it for whoever wants some next, and
+    that of all lanes is 400 MB."""
+    if hasattr(torch.accelerator, "empty_host_cache"):
+        torch.accelerator.empty_host_cache()
+    else:  # before 2.12
+        torch._C._host_emptyCache()
+
+
 class Lane:
     """Brings blocks to tensors, one after the other. One thread's.
 
@@ -130,11 +139,14 @@ def run(
     device: torch.device,
     progress: Callable[[int], None],
     transfers: Callable[[torch.device], Transfers] = CudaTransfers,
+    release: Callable[[], None] = release_pinned,
 ) -> None:
     """Do all jobs, of which none is kept once it is done.
 
     Args:
         progress: told the bytes of each job that was done, in this thread.
+        transfers: to a device that is not the CPU, of each lane.
+        release: called when no lane has memory of these any more.
 
     Raises:
         BaseException: one of a job, or of `progress`; no other job is begun then.
@@ -159,7 +171,7 @@ def run(
         finally:
             told.put(None)
 
-    number = threads_for(device)
+    number = max(1, min(threads_for(device), len(jobs)))
     with ThreadPoolExecutor(number, thread_name_prefix="weights") as threads:
         try:
             running = [threads.submit(work) for _ in range(number)]
@@ -171,8 +183,10 @@ def run(
                     progress(size)
         finally:
             jobs.clear()
-        for each in running:
-            each.result()
+    if device.type != "cpu":
+        release()
+    for each in running:
+        each.result()
 
 
 def _next(jobs: deque[Job]) -> Job | None:
