@@ -13,8 +13,6 @@ from contextlib import suppress
 from functools import partial
 from inspect import CORO_CREATED, getcoroutinestate
 
-from msgspec.structs import replace
-
 from ipc.errors import Code, CortexError
 from ipc.messages.catalogue import FleetCatalogue
 from ipc.messages.framing import PROTOCOL_MAJOR, PROTOCOL_MINOR
@@ -82,10 +80,9 @@ from neuron.requests.reranking import Reranking
 from neuron.text.answers import AnswerText
 from neuron.text.budget import QUICK_SECONDS, OverBudget
 from neuron.trace import traced, word
+from neuron.watches import Watches
 
 log = logging.getLogger("neuron.service")
-
-STATE_INTERVAL = 0.1  # seconds between two `State` of one watch, at least
 
 
 class Service:
@@ -118,11 +115,7 @@ class Service:
         self._open = OpenRequests()
         self._ended_log = EndedLog()
         self._tasks: dict[asyncio.Task[None], tuple[Peer, int]] = {}
-        self._watches: dict[tuple[Peer, int], bool] = {}  # and whether it has had a whole state
-        self._told: State | None = None  # to all of them, last
-        self._pushing: asyncio.TimerHandle | None = None
-        self._pushing_now = False
-        self._pushed = 0.0
+        self._watches = Watches(models, self._state)
         self._drains = Drains(self._is_idle)
         self._ending = False
         self._verbs: dict[type[Request], Callable] = {
@@ -162,7 +155,7 @@ class Service:
         for task, (owner, _) in list(self._tasks.items()):
             if owner is peer:
                 task.cancel()
-        self._watches = {watch: had for watch, had in self._watches.items() if watch[0] is not peer}
+        self._watches.leave(peer)
         for follower in self._recent_log.followers:
             if follower[0] is peer:
                 self._recent_log.leave(follower)
@@ -248,7 +241,7 @@ class Service:
         self._drains.check()
 
     def _cancel(self, peer: Peer, request: Cancel) -> None:
-        self._watches.pop((peer, request.id), None)
+        self._watches.drop(peer, request.id)
         if self._recent_log.leave((peer, request.id)):
             peer.send(Cancelled(id=request.id))
         opened = self._open.get(peer, request.id)
@@ -421,31 +414,15 @@ class Service:
     def _watch(self, peer: Peer, request: Watch) -> None:
         if self._ending:  # it would take us for one that serves
             self._refuse_new_work()
-        self._watches[peer, request.id] = False
-        if self._models.searched:  # a list that is not whole would say that the rest is not there
-            self._push()
+        self._watches.add(peer, request.id)
 
     def changed(self, now: bool = False) -> None:
-        """Something that `State` tells is not what it was: tell the watches, soon and together.
+        """Something that `State` tells is not what it was; see `Watches.changed`."""
+        self._watches.changed(now)
 
-        Args:
-            now: do not wait: a router must not send requests where their model has just left.
-        """
-        if not self._watches or not self._models.searched or self._pushing_now:
-            return
-        if now or self._pushing is None:
-            if self._pushing is not None:
-                self._pushing.cancel()
-            wait = 0.0 if now else max(0.0, self._pushed + STATE_INTERVAL - time.monotonic())
-            self._pushing = asyncio.get_running_loop().call_later(wait, self._push)
-            self._pushing_now = now
-
-    def _push(self) -> None:
-        if self._pushing is not None:
-            self._pushing.cancel()
-            self._pushing, self._pushing_now = None, False
-        self._pushed = time.monotonic()
-        state = State(
+    def _state(self) -> State:
+        """All that a watch is told, but for prefixes."""
+        return State(
             id=0,
             neuron=self._config.name,
             instance=self._instance,
@@ -456,15 +433,6 @@ class Service:
             parked_memory=self._models.parking.held,
             parking=self._models.parking.budget,
         )
-        prefixes = self._models.take_prefix_news()
-        news = _news(self._told, state, prefixes) if self._told is not None else None
-        self._told = state
-        if not all(self._watches.values()):
-            state = replace(state, prefixes=self._models.prefixes())
-        for (peer, request_id), had_whole in self._watches.items():
-            if (reply := news if had_whole else state) is not None:
-                peer.send(replace(reply, id=request_id))
-        self._watches = dict.fromkeys(self._watches, True)
 
     # --- tasks and the end ------------------------------------------------------------------------------
 
@@ -509,9 +477,7 @@ class Service:
         """
         self._ending = True
         error = CortexError(Code.SHUTTING_DOWN, "this neuron is shutting down", retry_after=5.0)
-        for peer, request_id in self._watches:  # first: who is refused then knows that we leave
-            peer.send(Failed.of(request_id, error))
-        self._watches.clear()
+        self._watches.end(error)  # first: who is refused then knows that we leave
         for opened in self._open:
             if not opened.begun:
                 opened.fail(error)
@@ -526,8 +492,6 @@ class Service:
         for peer, request_id in self._recent_log.followers:
             peer.send(Failed.of(request_id, error))
             self._recent_log.leave((peer, request_id))
-        if self._pushing is not None:
-            self._pushing.cancel()
 
 
 def _is_about_text(request: AnyRequest | Unread) -> bool:
@@ -539,16 +503,6 @@ def _is_about_text(request: AnyRequest | Unread) -> bool:
 
 def _kind(reply: Reply | Encoded) -> str:
     return reply.kind if isinstance(reply, Encoded) else type(reply).__name__
-
-
-def _news(before: State, now: State, prefixes: dict[str, dict[bytes, int]]) -> State | None:
-    """What is not as it was; None: nothing."""
-    known = {model.id: model for model in before.models}
-    models = [model for model in now.models if known.pop(model.id, None) != model]
-    same = (before.draining, before.devices) == (now.draining, now.devices)
-    if same and not models and not known and not prefixes:
-        return None
-    return replace(now, models=models, whole=False, gone=list(known), prefixes=prefixes)
 
 
 def _fail(opened: OpenRequest, error: Exception) -> None:

@@ -10,7 +10,7 @@ from ipc.messages.replies import State
 from ipc.messages.requests import Watch
 from ipc.messages.state import ModelState
 from ipc.server import Peer
-from neuron import service
+from neuron import watches
 from neuron.config import NeuronConfig
 from neuron.memory.parking import Parking
 from neuron.memory.room import Room
@@ -61,7 +61,7 @@ async def turn() -> None:
 
 
 def test_a_watch_is_told_all_once_then_what_changed_a_status_at_once_and_nothing_twice(monkeypatch):
-    monkeypatch.setattr(service, "STATE_INTERVAL", 3600.0)
+    monkeypatch.setattr(watches, "STATE_INTERVAL", 3600.0)
 
     async def main():
         models = Models({"a": "ready", "b": "unloaded"})
