@@ -74,8 +74,11 @@ async def parsed(
         return await parse(data, context)
     waiting = [data]  # until a thread takes it: whoever is cancelled before leaves nothing behind
     try:
-        return await asyncio.wrap_future(
-            _threads.submit(context.account, lambda: asyncio.run(parse(waiting.pop(), context)))
-        )
+        return await in_turn(lambda: asyncio.run(parse(waiting.pop(), context)), context.account)
     finally:
         waiting.clear()
+
+
+async def in_turn(work: Callable[[], T], account: str) -> T:
+    """What `work` gives, done by a thread once `account` has its turn."""
+    return await asyncio.wrap_future(_threads.submit(account, work))

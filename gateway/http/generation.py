@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any
 
 import falcon.asgi
@@ -11,6 +12,7 @@ from gateway.access.principal import Principal
 from gateway.dialects import Parse, ParseOne, Renderer, RequestContext
 from gateway.dialects.event_streams import send
 from gateway.dialects.parsing import parsed
+from gateway.dialects.rendering import rendered
 from gateway.fetching.images import Images
 from gateway.fleet.exchange import EXCHANGE, Exchange
 from gateway.fleet.view import Fleet
@@ -76,5 +78,6 @@ class GenerationResource(ExchangeResource):
             # Unstreamed, a neuron says `Started` only where the prompt's ids were asked for.
             started = exchange.started or Started(id=0, prompt_tokens=finished.usage.prompt_tokens)
             resp.content_type = "application/json"
-            resp.data = answer.whole(started, finished)
+            account = exchange.account.principal.account
+            resp.data = await rendered(partial(answer.whole, started, finished), finished, account)
             exchange.account.on_ready()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import falcon.asgi
 
 from gateway.dialects import AskedOnce, ReplyRenderer
+from gateway.dialects.rendering import rendered
 from gateway.fleet.exchange import Exchange
 from gateway.http.generation import ExchangeResource
 
@@ -18,5 +21,6 @@ class ReplyResource(ExchangeResource):
         await exchange.send(request)
         reply = await exchange.one()
         resp.content_type = "application/json"
-        resp.data = answer.whole(reply)
+        account = exchange.account.principal.account
+        resp.data = await rendered(partial(answer.whole, reply), reply, account)
         exchange.account.on_ready()

@@ -115,9 +115,11 @@ class EmbeddingRenderer:
         self._as_text = fields.encoding_format == "base64"
 
     def whole(self, reply: Embeddings) -> bytes:
-        data = [Vector(self._written(vector), index) for index, vector in enumerate(reply.vectors)]
         usage = UsageOut(reply.prompt_tokens, reply.prompt_tokens)
-        return encode(EmbeddingList(data, self._model, usage))
+        before, _, after = encode(EmbeddingList([], self._model, usage)).partition(b"[]")
+        # Each by itself: between two of them other threads have their turn.
+        vectors = [encode(Vector(self._written(vector), index)) for index, vector in enumerate(reply.vectors)]
+        return b"".join((before, b"[", b",".join(vectors), b"]", after))
 
     def in_client_words(self, error: CortexError) -> CortexError:
         """An error of the neuron, with the field called as the client calls it."""
