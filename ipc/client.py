@@ -448,6 +448,7 @@ class NeuronClient:
             self._pump.check()  # the socket leaves the old queue and takes the new one, then sends
             return
         self._pump.check()  # replies that came before the news of the end
+        was_connected = self._connected
         self._connected = self.alive = False
         self._late_cancels.clear()
         if event in _REFUSED:
@@ -455,8 +456,13 @@ class NeuronClient:
             text = f"no connection to the neuron at {self.endpoint}: {self._refusal}"
             self._fail(self._calls, Code.NEURON_LOST, text)
         else:
-            sent = self._calls.keys() - self._unsent.keys()
-            self._fail(sent, Code.NEURON_LOST, f"the connection to the neuron at {self.endpoint} was lost")
+            # What was about to be sent need not wait for the next connection: others may have one.
+            lost = [
+                number
+                for number, call in self._calls.items()
+                if number not in self._unsent or (was_connected and not call.patient)
+            ]
+            self._fail(lost, Code.NEURON_LOST, f"the connection to the neuron at {self.endpoint} was lost")
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._between_looks, self._tick)

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import struct
 import time
 
 import pytest
+import zmq
 
 from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
@@ -64,6 +66,18 @@ def test_ask_gives_the_terminal_reply_and_raises_a_failure_whole():
             error = caught.value
             assert (error.code, error.message, error.param) == (Code.INSUFFICIENT_MEMORY, "no room", "model")
             assert (error.retry_after, error.details) == (1.5, {"free": 1})
+
+    asyncio.run(main())
+
+
+def test_a_request_that_waits_for_others_is_lost_with_the_connection():
+    async def main():
+        async with connected() as (_, model, client):
+            await client.ask(ListModels(id=0), SECONDS)
+            call = client.open(Generate(id=0, model="m", stream=True))
+            client._on_event([struct.pack("=HI", zmq.EVENT_DISCONNECTED, 0)])
+            assert [reply.code for reply in await everything(call)] == [Code.NEURON_LOST]
+            assert not any(isinstance(request, Generate) for _, request in model.requests)
 
     asyncio.run(main())
 
