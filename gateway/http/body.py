@@ -47,19 +47,23 @@ class Bodies:
             SentAside: it is dear to read.
         """
         req.scope[HELD] = req.context.principal.account, 0
+        is_coming = not _expects_word(req)
         try:
             _check_headers(req)
             length = req.content_length
             if length is not None and length > self._limit:
                 raise self._too_large()
+            is_coming = True
             chunk = await req.stream.read(CHUNK)
             self.hold(req.scope, len(chunk))
             if len(chunk) < CHUNK and len(chunk) <= self._limit:
+                _check_length(req, len(chunk))
                 return chunk
             return await self._read_on(req, chunk)
         except falcon.HTTPError:
             self.release(req.scope)
-            await _discard(req, self._limit)
+            if is_coming:
+                await _discard(req, self._limit)
             raise
 
     async def _read_on(self, req: falcon.asgi.Request, chunk: bytes) -> bytearray:
@@ -72,9 +76,7 @@ class Bodies:
                     raise self._too_large()
                 chunk = await req.stream.read(CHUNK)
                 self.hold(req.scope, len(chunk))
-            if len(body) < (req.content_length or 0):  # gunicorn waits a minute for the next piece
-                text = f"the body ended after {len(body)} of {req.content_length} bytes or paused"
-                raise falcon.HTTPError(falcon.HTTP_408, description=text)
+            _check_length(req, len(body))
         except falcon.HTTPError:
             body.clear()  # the error refers to this frame
             raise
@@ -130,6 +132,18 @@ def _is_json(content_type: str | None) -> bool:
         return True
     kind = (content_type or "").partition(";")[0].strip().lower()
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _check_length(req: falcon.asgi.Request, length: int) -> None:
+    """See that a body is all there."""
+    if length < (req.content_length or 0):
+        text = f"the body ended after {length} of {req.content_length} bytes or paused"
+        raise falcon.HTTPError(falcon.HTTP_408, description=text)
+
+
+def _expects_word(req: falcon.asgi.Request) -> bool:
+    """Whether the client sends no body before it is told to go on, which comes of reading it."""
+    return (req.get_header("expect") or "").strip().lower() == "100-continue"
 
 
 async def _discard(req: falcon.asgi.Request, most: int) -> None:

@@ -75,6 +75,29 @@ class Worker(gasgi.ASGIWorker):
                 await asyncio.wait_for(self.lifespan.shutdown(), QUICK_SECONDS)
 
 
+class Reading:
+    """What the application reads of a request, as ASGI has it.
+
+    gunicorn would take a pause for the end of a body; how long a body may take, the connection's timer says.
+    And the application would not begin before a piece of the body is there, which a client that expects to be
+    told to go on does not send: the first piece of such a one is empty.
+    """
+
+    def __init__(self, receiver: Any) -> None:
+        self._receiver, self._is_awaited = receiver, receiver.expect_continue
+
+    async def receive(self) -> dict[str, Any]:
+        """The next piece, or word that the client is gone."""
+        if self._is_awaited:
+            self._is_awaited = False
+            return {"type": "http.request", "body": b"", "more_body": True}
+        event = await self._receiver.receive()
+        while self._receiver._body_wait_expired:
+            self._receiver._body_wait_expired = False
+            event = await self._receiver.receive()
+        return event
+
+
 class Connection(ASGIProtocol):
     """One client's connection. What it says is in `ASGIProtocol`; here is when it ends."""
 
@@ -159,7 +182,7 @@ class Connection(ASGIProtocol):
         answer = HttpAnswer(self, closes)
         scope = self._build_http_scope(request, sockname, peername)
         try:
-            await self.app(scope, self._body_receiver.receive, answer.send)
+            await self.app(scope, Reading(self._body_receiver).receive, answer.send)
         except asyncio.CancelledError:  # the client left
             return False
         except Exception:

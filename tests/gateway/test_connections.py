@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gateway.http.connections import Worker
+from gateway.http.connections import Reading, Worker
 from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, eventually
 
 BODY = json.dumps({"model": "echo", "prompt": "one two"}).encode()
@@ -116,6 +116,50 @@ def test_half_a_body_is_refused_in_time(strict: GatewayProcess, framing: bytes) 
     with connected(strict, POST + framing) as client:
         assert answer(client)[2]["error"]["code"] == "request_timeout"
     assert time.monotonic() - began > SECONDS * 0.9
+
+
+def test_a_pause_is_not_the_end_of_a_body() -> None:
+    class Receiver:
+        """gunicorn's, that waited for as long as it does."""
+
+        expect_continue, _body_wait_expired = False, False
+        events = ["http.disconnect", "http.disconnect", "http.request"]
+
+        async def receive(self) -> dict[str, Any]:
+            kind = self.events.pop(0)
+            self._body_wait_expired = kind == "http.disconnect"
+            return {"type": kind}
+
+    assert asyncio.run(Reading(Receiver()).receive()) == {"type": "http.request"}
+
+
+EXPECTING = b"content-length: %d\r\nexpect: 100-continue\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "status"),
+    [
+        (POST + EXPECTING % (1 << 40), 413),
+        (POST.replace(b"json", b"xml") + EXPECTING % 5, 415),
+        (POST.replace(b"/v1/", b"/v9/") + EXPECTING % 5, 404),
+    ],
+)
+def test_who_asks_before_it_sends_a_body_is_refused_without_one(
+    gateway: GatewayProcess, start: bytes, status: int
+) -> None:
+    with connected(gateway, start) as client:
+        assert answer(client)[0] == status
+        assert client.recv(1) == b""
+
+
+def test_who_asks_before_it_sends_a_body_is_told_to_go_on(gateway: GatewayProcess) -> None:
+    with connected(gateway, POST + EXPECTING % len(BODY)) as client:
+        told = b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert client.recv(len(told), socket.MSG_WAITALL) == told
+        client.sendall(BODY)
+        assert answer(client)[0] == 200
+        client.sendall(GET)
+        assert answer(client)[0] == 200
 
 
 def test_half_a_header_that_came_with_the_last_request_is_refused_in_time(strict: GatewayProcess) -> None:
