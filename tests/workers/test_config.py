@@ -422,6 +422,31 @@ def test_how_the_queries_of_a_ministral_3_grow_stands_among_its_rotary_settings(
     )
 
 
+def test_names_and_keys_that_stand_in_published_files_are_no_obstacle(tmp_path):
+    coder = {"use_qk_norm": True, "qkv_bias": False, "shared_expert_intermediate_size": 0}
+    assert written(tmp_path, architectures=["Qwen3MoeForCausalLM"], **coder).experts.count == 128
+    assert "use_qk_norm" in refusal(
+        tmp_path, architectures=["Qwen3MoeForCausalLM"], **coder | {"use_qk_norm": False}
+    )
+    written(tmp_path, architectures=["PhiMoEForCausalLM"], intermediate_size=64)
+    written(tmp_path, architectures=["Gemma2ForCausalLM"], sliding_window=24, sliding_window_size=24)
+    micro = {"num_experts_per_tok": 0, "num_local_experts": 0, "shared_intermediate_size": 64}
+    hybrid = {"architectures": ["GraniteMoeHybridForCausalLM"], "layer_types": ["attention"] * 2}
+    assert written(tmp_path, **hybrid, **micro).experts is None
+    assert "num_experts_per_tok is 0" in refusal(tmp_path, **hybrid, **micro | {"num_local_experts": 8})
+    three = {"architectures": ["InternLM3ForCausalLM"], "bias": False, "qkv_bias": False}
+    written(tmp_path, **three, rope_scaling={"rope_type": "dynamic", "factor": 6.0})
+    assert "qkv_bias True" in refusal(tmp_path, **three | {"qkv_bias": True})
+
+
+def test_a_yarn_of_deepseek_s_multiplies_what_others_have(tmp_path):
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    rope = written(tmp_path, rope_scaling=yarn | {"attn_factor": 0.8782488562869419}).rope
+    assert attention_factor(rope) == pytest.approx(1.0)
+    for more in ({"attn_factor": "much"}, {"attn_factor": 0.9, "mscale": 1.0}):
+        assert "attn_factor" in refusal(tmp_path, rope_scaling=yarn | more)
+
+
 def test_a_granite_4_with_a_state_is_refused_by_it(tmp_path):
     said = {"architectures": ["GraniteMoeHybridForCausalLM"], "shared_intermediate_size": 64}
     for key in ("layer_types", "layers_block_type"):  # as transformers has written it, and did before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from array import array
 from dataclasses import replace
@@ -26,7 +27,7 @@ from workers.checkpoints.families.qwen3_next import DELTA_OUTPUT
 from workers.checkpoints.gguf import architectures, unread
 from workers.checkpoints.gguf.header import Gguf, read_header
 from workers.checkpoints.reading import read_card
-from workers.layers.rotary import frequencies
+from workers.layers.rotary import attention_factor, frequencies
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.weights.dequantise import dequantise
@@ -358,6 +359,16 @@ def test_what_is_no_head_is_refused_and_one_of_another_family_is_left_aside(tiny
     with pytest.raises(CortexError, match="speculation mtp needs a head"):
         read_card(path, mtp=True)
     assert layers == 2
+
+
+@pytest.mark.parametrize("key", ["attn_factor", "yarn_attn_factor"])
+def test_a_yarn_of_deepseek_s_multiplies_what_others_have_in_a_file_too(tiny, tmp_path, key):
+    folder = tiny("qwen3_yarn").folder
+    rope = read_card(folder).config.rope
+    plain = 0.1 * math.log(rope.factor) + 1.0
+    more = {f"qwen3.rope.scaling.{key}": 1 / plain}
+    card = read_card(gguf_files.write(tmp_path / "model.gguf", folder, more=more))
+    assert attention_factor(card.config.rope) == pytest.approx(1.0)
 
 
 def keys_of_llama_cpp() -> set[str]:

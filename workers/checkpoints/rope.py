@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -157,6 +158,8 @@ def _spelt_out(path: Path, file: RopeKeys, key: str, partial: bool) -> tuple[str
         given = {"rope_type": "default", "rope_theta": given["rope_theta"]}
     if kind == "proportional" and partial:
         refuse(path, f"{key}.rope_type proportional is not supported beside partial_rotary_factor")
+    if kind == "yarn" and "attn_factor" in given:
+        given["attention_factor"] = _times(path, key, given)
     for name in given.keys() - set(Rope.__struct_fields__) | given.keys() & NOT_READ:
         refuse(path, f"{key}: {name} is not understood")
     return kind, given
@@ -185,3 +188,14 @@ def _check(path: Path, key: str, kind: str, rope: Rope, rotary_dim: int) -> None
             factors = getattr(rope, name)
             if len(factors) != pairs or not all(0 < factor < LARGEST_FACTOR for factor in factors):
                 refuse(path, f"{key}.{name} is no list of {pairs} numbers above 0")
+
+
+def _times(path: Path, key: str, given: dict[str, Any]) -> float:
+    """What cosines and sines of a yarn are multiplied with, where a file of DeepSeek's says by how much more
+    than others are: as vLLM and llama.cpp have it, where transformers leaves that key out."""
+    times, factor = given.pop("attn_factor"), given["factor"]
+    others = ("attention_factor", "mscale", "mscale_all_dim")
+    beside = "".join(f" beside {name}" for name in others if given.get(name) is not None)
+    if beside or not isinstance(times, int | float) or not isinstance(factor, int | float) or factor < 1:
+        refuse(path, f"{key}: attn_factor {times!r} is not supported{beside}")
+    return times * (0.1 * math.log(factor) + 1.0)

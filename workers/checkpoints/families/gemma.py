@@ -63,6 +63,7 @@ class GemmaFile(ConfigFile, kw_only=True):
     final_logit_softcapping: Positive | None = None
     attn_logit_softcapping: Positive | None = None
     use_bidirectional_attention: bool | None = None
+    sliding_window_size: Any = None  # once more what sliding_window is, which is what its code has read
     rope_local_base_freq: float | None = None
     sliding_window_pattern: Annotated[int, Meta(ge=1)] | None = None
     written_pattern: int | None = msgspec.field(default=None, name="_sliding_window_pattern")  # beside types

@@ -19,7 +19,6 @@ from workers.checkpoints.families.granite import GraniteFile, scales_of
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family, in_causal
 from workers.checkpoints.files import refuse
-from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.stacked import unstacked_rows
 
@@ -36,7 +35,7 @@ class GraniteMoeFile(GraniteFile, kw_only=True):
     """The keys of such a `config.json`."""
 
     num_local_experts: Annotated[int, Meta(ge=0)] = 8
-    num_experts_per_tok: Size = 2
+    num_experts_per_tok: Annotated[int, Meta(ge=0)] = 2
     shared_intermediate_size: Annotated[int, Meta(ge=0)] = 0
     position_embedding_type: Literal["rope", "nope"] | None = None
     normalization_function: Literal["rmsnorm"] | None = None
@@ -58,6 +57,8 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
             refuse(path, "layer_types has layers with a state (mamba), which is not supported")
     if count:
         config.refuse_above(path, file, "num_experts_per_tok", "num_local_experts")
+        if not chosen:
+            refuse(path, f"num_experts_per_tok is 0, and there are {count} experts")
     shared = file.shared_intermediate_size
     if not count and not shared:
         refuse(path, "num_local_experts and shared_intermediate_size are both 0")

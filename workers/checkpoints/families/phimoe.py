@@ -73,4 +73,6 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     return msgspec.structs.replace(model, rope=msgspec.structs.replace(model.rope, **scales))
 
 
-PHIMOE = Family("phimoe", ("PhimoeForCausalLM",), read, dense_tensors, usual_name=usual_name)
+# As transformers has it, and as the files of Microsoft.
+ARCHITECTURES = ("PhimoeForCausalLM", "PhiMoEForCausalLM")
+PHIMOE = Family("phimoe", ARCHITECTURES, read, dense_tensors, usual_name=usual_name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from workers.checkpoints import config, rope
 from workers.checkpoints.config import ConfigFile, ModelConfig
@@ -31,6 +31,7 @@ class Qwen3MoeFile(ConfigFile, kw_only=True):
     norm_topk_prob: bool = False
     decoder_sparse_step: Size = 1
     mlp_only_layers: list[int] | None = None
+    use_qk_norm: Literal[True] = True  # said of Qwen3-Coder; all have them
     router_aux_loss_coef: float | None = None  # of training, as the next one
     router_jitter_noise: float | None = None
 

@@ -144,7 +144,7 @@ def _rope_scaling(keys: Keys) -> Json | None:
             "rope_type": "yarn",
             "factor": factor,
             "original_max_position_embeddings": original,
-            "attention_factor": keys.get("rope.scaling.yarn_attn_factor", attention),
+            **_yarn_scale(keys.get("rope.scaling.yarn_attn_factor"), attention),
             "beta_fast": keys.get("rope.scaling.yarn_beta_fast"),
             "beta_slow": keys.get("rope.scaling.yarn_beta_slow"),
         }
@@ -163,6 +163,14 @@ def _rope_scaling(keys: Keys) -> Json | None:
     if attention not in (None, 0, 1):
         refuse(keys.path, f"rope.scaling.attn_factor {attention} of such a rope is not supported")
     return {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1.0 else None
+
+
+def _yarn_scale(absolute: float | None, times: float | None) -> Json:
+    """A converter writes both of what `config.json` may say under the first of these; what is absolute is 1
+    or more."""
+    if times is None and absolute is not None and absolute < 1:
+        absolute, times = None, absolute
+    return {"attention_factor": absolute, "attn_factor": None if times in (0, 1) else times}
 
 
 # --- what is their own --------------------------------------------------------------------------------------
