@@ -13,10 +13,11 @@ from gateway.aliases import naming_both
 from gateway.fleet import prompts, router
 from gateway.fleet.account import Account, Asked, OneReply
 from gateway.fleet.breaker import FAULTS
+from gateway.fleet.neuron import Neuron
 from gateway.fleet.patience import NOT_THERE, waited_too_long
 from gateway.fleet.prompts import NOTHING
 from gateway.fleet.transcript import Transcript
-from gateway.fleet.view import Fleet, Neuron
+from gateway.fleet.view import Fleet
 from gateway.refusals import STATUSES, shown
 from gateway.telemetry import metrics
 from ipc.client import Call

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from gateway.aliases import naming_both
 from gateway.catalogue import Cost
 from gateway.fleet import router
-from gateway.fleet.view import Fleet, Neuron
+from gateway.fleet.neuron import Neuron
+from gateway.fleet.view import Fleet
 from ipc.errors import CortexError
 from ipc.messages.state import ModelState, ModelStatus
 

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.config import NeuronSettings
 from gateway.dialects.admin import logs
-from gateway.fleet.view import Neuron
+from gateway.fleet.neuron import Neuron
 from ipc.client import Call, NeuronClient
 from ipc.messages.replies import LogLines
 from ipc.messages.requests import Logs

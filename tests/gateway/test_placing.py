@@ -11,8 +11,9 @@ import pytest
 from gateway.config import GatewayConfig, NeuronSettings
 from gateway.fleet import quotes
 from gateway.fleet.exchange import Exchange
+from gateway.fleet.neuron import Neuron
 from gateway.fleet.quotes import Quotes
-from gateway.fleet.view import Fleet, Neuron
+from gateway.fleet.view import Fleet
 from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
 from ipc.messages.conversation import Message

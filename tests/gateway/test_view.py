@@ -10,7 +10,7 @@ import pytest
 from gateway.config import NeuronSettings
 from gateway.fleet.breaker import FAILURES
 from gateway.fleet.exchange import Exchange
-from gateway.fleet.view import SILENT_SECONDS, Neuron
+from gateway.fleet.neuron import SILENT_SECONDS, Neuron
 from gateway.telemetry import metrics
 from ipc.errors import Code, CortexError
 from ipc.messages.answers import Usage

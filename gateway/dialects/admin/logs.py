@@ -13,7 +13,7 @@ from gateway.dialects.admin import progress
 from gateway.dialects.admin.fields import LogsFields
 from gateway.dialects.admin.resources import AdminResource
 from gateway.dialects.event_streams import KEEP_ALIVE_SECONDS
-from gateway.fleet.view import Neuron
+from gateway.fleet.neuron import Neuron
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import Failed, LogLines
 from ipc.messages.requests import Logs

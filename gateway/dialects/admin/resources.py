@@ -14,7 +14,7 @@ from gateway.dialects.admin import progress
 from gateway.dialects.admin.fields import LoadFields, ModelFields, NeuronFields, PinFields, UnloadFields
 from gateway.dialects.fields import bad_request, decode, keep_alive
 from gateway.fleet import router
-from gateway.fleet.view import Neuron
+from gateway.fleet.neuron import Neuron
 from gateway.refusals import FORBIDDEN, shown
 from ipc.errors import CortexError
 from ipc.messages.replies import Quoted

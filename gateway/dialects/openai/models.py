@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway.fleet.listing import ListedModel
-from gateway.fleet.view import Neuron
+from gateway.fleet.neuron import Neuron
 from ipc.messages.state import ModelState
 
 
