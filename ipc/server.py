@@ -24,6 +24,7 @@ from ipc.messages.replies import TERMINAL, Cancelled, Failed, Heartbeat, Reply
 from ipc.messages.requests import (
     AnyRequest,
     Cancel,
+    Logs,
     Watch,
     misread,
 )
@@ -36,6 +37,8 @@ logger = logging.getLogger("ipc.server")
 HEARTBEAT_SECONDS = 1.0
 RETRY_SECONDS = 0.02  # between tries to send to a peer whose queue is full
 STALL_SECONDS = 10.0  # a peer that takes nothing for so long is given up
+MAX_OPEN = 1 << 16  # requests of one peer that are open,
+MAX_FOLLOWED = 16  # and of these such as are told of every change
 MAX_BACKLOG = 100_000  # replies that wait for one peer, before it is given up
 MAX_ID = (1 << 64) - 1
 PROTOCOL_1 = b"cx\x01"  # how messages of it begin; they had two frames, header and body
@@ -53,6 +56,7 @@ class _Envelope(msgspec.Struct):
 _VERBS = frozenset(request.__struct_config__.tag for request in AnyRequest.__args__)
 
 
+_FOLLOWING = frozenset((Watch, Logs))
 _decode = msgspec.msgpack.Decoder(AnyRequest).decode
 _Several = Annotated[list[msgspec.Raw], Meta(max_length=MOST_TOGETHER)]
 _decode_several = msgspec.msgpack.Decoder(_Several).decode
@@ -262,6 +266,8 @@ class Server:
         if peer is not None and request.id in peer._open and type(request) is not Cancel:
             # Answered under id 0: under its own id it would read as the end of the request that is open.
             raise CortexError(Code.DUPLICATE_ID, f"request {request.id} is still open on this connection")
+        if peer is not None and type(request) is not Cancel:
+            _check_room(peer, request)
         return request
 
     def _read_large(self, head: bytes, body: memoryview) -> AnyRequest | Unread:
@@ -461,6 +467,16 @@ def _bodies(frames: list[bytes | memoryview]) -> Sequence[memoryview]:
         return list(map(memoryview, _decode_several(body)))
     except (msgspec.DecodeError, RecursionError) as error:
         raise CortexError(Code.BAD_FRAME, f"the body is no array of requests: {error}") from error
+
+
+def _check_room(peer: Peer, request: AnyRequest | Unread) -> None:
+    """QUEUE_FULL where a peer has as many requests open as it may."""
+    has, most = len(peer._open), MAX_OPEN
+    if type(request) in _FOLLOWING:
+        has, most = sum(verb in _FOLLOWING for verb in peer._open.values()), MAX_FOLLOWED
+    if has >= most:
+        text = f"this connection has {has} such requests open, as many as it may"
+        raise CortexError(Code.QUEUE_FULL, text, details={"id": request.id})
 
 
 def _no_request(error: Exception) -> CortexError:

@@ -64,6 +64,7 @@ from ipc.worker_messages import PAGE_SIZE
 from neuron.config import NeuronConfig
 from neuron.models.managed import ManagedModel
 from neuron.models.manager import ModelManager
+from neuron.preparation.held import HeldBodies
 from neuron.preparation.preparation import Preparation
 from neuron.preparation.prompt import is_quick, validate_prompt
 from neuron.preparation.tokens import count_tokens
@@ -113,6 +114,7 @@ class Service:
         self._started = time.monotonic()
         self._keys = itertools.count(1)
         self._open = OpenRequests()
+        self._bodies = HeldBodies()
         self._ended_log = EndedLog()
         self._tasks: dict[asyncio.Task[None], tuple[Peer, int]] = {}
         self._watches = Watches(models, self._state)
@@ -211,26 +213,30 @@ class Service:
     async def _prepare(self, opened: OpenRequest, peer: Peer, request: Generate | Embed | Unread) -> None:
         """The way of the first request of a model, and of what takes long: with files and processes."""
         try:
-            model = await self._models.obtain(request.model, request.account, opened.progress)
-            self._refuse_drained(model)
-            try:
-                with model.expecting():
-                    text = await model.text()
-                    if opened.outcome is not None or self._prepare_now(model, text, opened):
-                        return
-                    args = text, model.description, model.context_length
-                    prepared = await self._preparation.prepare(request, *args)
-                    if opened.outcome is None:
-                        if model.text_now is not text:
-                            raise replaced(model.id)
-                        opened.accept(prepared, text, model.description)
-                        model.admit(opened)
-            finally:
-                self._drains.check()
+            with self._bodies.hold(request.account, _unread_bytes(request)):
+                await self._prepare_and_admit(opened, request)
         except asyncio.CancelledError:  # answered here: its id may be another's when this task has ended
             opened.cancel()
         except Exception as error:
             _fail(opened, error)
+
+    async def _prepare_and_admit(self, opened: OpenRequest, request: Generate | Embed | Unread) -> None:
+        model = await self._models.obtain(request.model, request.account, opened.progress)
+        self._refuse_drained(model)
+        try:
+            with model.expecting():
+                text = await model.text()
+                if opened.outcome is not None or self._prepare_now(model, text, opened):
+                    return
+                args = text, model.description, model.context_length
+                prepared = await self._preparation.prepare(request, *args)
+                if opened.outcome is None:
+                    if model.text_now is not text:
+                        raise replaced(model.id)
+                    opened.accept(prepared, text, model.description)
+                    model.admit(opened)
+        finally:
+            self._drains.check()
 
     def _ended(self, peer: Peer, opened: OpenRequest) -> None:
         self._open.remove(peer, opened)
@@ -306,9 +312,10 @@ class Service:
 
     async def _reply_with_text(self, peer: Peer, request: Tokenize | Detokenize | Unread) -> Encoded:
         """What is read or written in a text process, and needs no worker."""
-        model = await self._models.open(request.model)
-        text = await model.text()
-        return await self._preparation.answer(request, text, model.description, model.context_length)
+        with self._bodies.hold(request.account, _unread_bytes(request)):
+            model = await self._models.open(request.model)
+            text = await model.text()
+            return await self._preparation.answer(request, text, model.description, model.context_length)
 
     async def _cached_pages(self, peer: Peer, request: CachedPages) -> Reply:
         model = await self._models.open(request.model)
@@ -492,6 +499,11 @@ class Service:
         for peer, request_id in self._recent_log.followers:
             peer.send(Failed.of(request_id, error))
             self._recent_log.leave((peer, request_id))
+
+
+def _unread_bytes(request: AnyRequest | Unread) -> int:
+    """What is held of a large request until it is prepared."""
+    return len(request.body) if isinstance(request, Unread) else 0
 
 
 def _is_about_text(request: AnyRequest | Unread) -> bool:

@@ -345,6 +345,27 @@ def test_a_second_request_with_an_open_id_is_refused_and_the_first_goes_on():
     asyncio.run(main())
 
 
+def test_a_connection_may_have_so_many_requests_open(monkeypatch):
+    monkeypatch.setattr(server_module, "MAX_OPEN", 4)
+    monkeypatch.setattr(server_module, "MAX_FOLLOWED", 2)
+
+    async def main():
+        async with serving(clients=2) as (_, desk, client, other):
+            await client.send(Watch(id=1), Logs(id=2, follow=True), Watch(id=3), Load(id=4, model="m"))
+            await client.send(Load(id=5, model="m"), Load(id=6, model="m"))
+            for number in (3, 6):
+                refusal = await client.receive()
+                assert (refusal.id, refusal.code) == (number, Code.QUEUE_FULL)
+            assert await other.quiet()
+            await client.send(Cancel(id=1))
+            assert (await client.receive()).id == 1
+            await client.send(Load(id=7, model="m"))
+            while (await desk.next())[1].id != 7:
+                pass
+
+    asyncio.run(main())
+
+
 def test_a_client_of_protocol_1_is_refused_in_the_two_frames_that_it_understands():
     async def main():
         async with serving() as (_, _desk, client):
