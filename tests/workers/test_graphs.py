@@ -7,9 +7,13 @@ import logging
 import pytest
 import torch
 
+from tests.workers import seeing
+from tests.workers.adapters import write_adapter
 from tests.workers.engines import GPU, Session, make_runner, request, serve
 from tests.workers.recorded import FixedAttention, Recorder
+from tests.workers.test_adapters import read, with_adapter
 from tests.workers.test_model_runner import unlike_requests
+from tests.workers.test_speculation import replace_id
 from workers.execution import model_runner
 from workers.execution.graphs import MOST_GRAPHS, Graphs, Kind, sizes
 from workers.sampling.draws import FILTERED, PLAIN, choose
@@ -211,6 +215,46 @@ def test_what_a_graph_cannot_hold_is_computed_as_it_comes(runner, recorder):
     assert all(len(answer.prompt_logprobs) == 2 for answer in answers[:3])
     assert answers[3].embedding
     assert recorder.captured == recorder.replayed == 0
+
+
+def test_steps_with_an_adapter_are_computed_and_those_without_are_replayed_beside_it(
+    tiny, recorder, tmp_path
+):
+    folder, oracle = tiny("qwen3_tied")
+    write_adapter(tmp_path / "adapter", oracle)
+    runner = make_runner(folder, [tmp_path / "adapter"], **LIMITS)
+    runner.load(lambda fraction, message: None)
+    read(runner, 1)
+    plain = [request(number, [5, number, 7], 9 + 8 * number, temperature=1.0, seed=9) for number in range(3)]
+    submits = [*plain, *(with_adapter(replace_id(each), 1) for each in plain)]
+    expected = eagerly(runner, submits, max_sequences=8)
+    assert expected[:3] != expected[3:]
+    recorder.captured = recorder.replayed = 0
+    assert serve(runner, submits, max_sequences=8, **LIMITS) == expected
+    assert recorder.captured == 0, "one has an adapter to the end"
+    assert serve(runner, [*submits[:3], *submits[3:4]], max_sequences=8, **LIMITS) == expected[:4]
+    assert recorder.replayed > 5
+    runner.close()
+
+
+def test_answers_to_images_are_replayed_and_the_images_are_not(recorder, tmp_path):
+    seeing.write(tmp_path)
+    parts = [(5, seeing.picture(3, 2), 7), (2, seeing.picture(2, 5, 1), 4)]
+    with seeing.loaded(tmp_path, **LIMITS | {"context_length": 160}) as runner:
+        found = []
+        for runner.graphs.paused in (True, False):
+            answers, _ = seeing.serve(runner, [(each, 12) for each in parts], **LIMITS)
+            found.append([answer.token_ids for answer in answers])
+    assert found[0] == found[1]
+    assert recorder.replayed > 5
+
+
+def test_nothing_is_recorded_where_states_cannot_be(tiny, recorder):
+    runner = make_runner(tiny("lfm2").folder, **LIMITS)
+    runner.load(lambda fraction, message: None)
+    [tokens] = serve(runner, [request(1, [5, 6], 10)], **LIMITS)
+    assert (runner.graphs, recorder.captured, len(tokens)) == (None, 0, 10)
+    runner.close()
 
 
 def test_nothing_is_recorded_where_attention_cannot_be(tiny, monkeypatch):
