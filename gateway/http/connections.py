@@ -1,9 +1,9 @@
 """gunicorn's asgi worker, with what it leaves out.
 
-It waits for ever for a header that does not come, closes an idle connection while a request is in the socket
-already, waits for idle ones when the process is to stop, does not let the application end what it has open
-when it is to stop at once, and says what it refuses in plain text, which a reset of the connection may
-overtake.
+It waits for ever for a header that does not come, and for a client that does not read; closes an idle
+connection while a request is in the socket already, waits for idle ones when the process is to stop, does not
+let the application end what it has open when it is to stop at once, and says what it refuses in plain text,
+which a reset of the connection may overtake.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Worker(gasgi.ASGIWorker):
         connections: that are open.
         header_seconds: until a header has to be there.
         header_limit: bytes of a whole one.
-        body_seconds: until a body has to be there, after its header.
+        body_seconds: until a body has to be there, after its header; and that a client may take nothing of
+            what waits for it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -104,6 +105,7 @@ class Connection(ASGIProtocol):
     def __init__(self, worker: Worker) -> None:
         super().__init__(worker)
         self._timer: Any = None  # runs while a header or a body is waited for, but on an idle connection
+        self._unread: Any = None  # a timer that runs while the client does not take what waits for it
         self._header_bytes = 0  # that came, of one that is not complete
         self._idle_since = 0.0  # by the loop's clock
         self._answering = False  # whether the answer to the last request has begun
@@ -120,7 +122,22 @@ class Connection(ASGIProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.worker.connections.discard(self)
         self._stop_timer()
+        self._stop_unread()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.worker.loop.call_later(self.worker.body_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_unread()
+        super().resume_writing()
+
+    def _stop_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def data_received(self, data: bytes) -> None:
         if not self._refused:

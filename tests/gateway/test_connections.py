@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -298,6 +299,23 @@ def test_a_page_that_may_ask_reads_why_its_request_is_no_http(
 def test_a_header_of_a_page_with_many_cookies_is_taken(gateway: GatewayProcess) -> None:
     with connected(gateway, GET[:-2] + b"cookie: " + b"c" * 16_000 + b"\r\n\r\n") as client:
         assert answer(client)[0] == 200
+
+
+def test_a_client_that_does_not_read_is_given_up(strict: GatewayProcess) -> None:
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(PATIENCE)
+        client.connect(("127.0.0.1", strict.port))
+        ends = f":{strict.port:04X}", f":{client.getsockname()[1]:04X}"
+
+        def is_served() -> bool:
+            lines = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+            states = [state for _, ours, theirs, state, *_ in lines if (ours[-5:], theirs[-5:]) == ends]
+            return states == ["01"]  # established
+
+        eventually(is_served, "the connection is there")
+        client.sendall(GET.replace(b"/ready", b"/openapi.json") * 500)
+        eventually(lambda: not is_served(), "the connection is given up")
 
 
 def test_bodies_that_are_held_at_once_have_a_bound(strict: GatewayProcess) -> None:
