@@ -80,7 +80,7 @@ ROPE_REFUSED = {
     "long_factor": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 7},
     "short_factor": {"rope_type": "longrope", "short_factor": [0.0] * 8, "long_factor": [1.0] * 8},
     "factor": {"rope_type": "yarn"},
-    "high_freq_factor": LLAMA3 | {"high_freq_factor": 1.0},
+    "high_freq_factor": LLAMA3 | {"high_freq_factor": 0.5},
     "partial_rotary_factor": {"partial_rotary_factor": 0.25},
     "beta_fast": YARN | {"beta_fast": "fast"},
     "beta_fast -1": YARN | {"beta_fast": -1.0},
@@ -436,6 +436,8 @@ def test_names_and_keys_that_stand_in_published_files_are_no_obstacle(tmp_path):
     assert "num_experts_per_tok is 0" in refusal(tmp_path, **hybrid, **micro | {"num_local_experts": 8})
     three = {"architectures": ["InternLM3ForCausalLM"], "bias": False, "qkv_bias": False}
     written(tmp_path, **three, rope_scaling={"rope_type": "dynamic", "factor": 6.0})
+    written(tmp_path, activation="swiglu")
+    assert "activation" in refusal(tmp_path, activation="gelu")
     assert "qkv_bias True" in refusal(tmp_path, **three | {"qkv_bias": True})
 
 

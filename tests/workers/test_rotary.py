@@ -22,6 +22,7 @@ ROPES = {
     "default": {"rope_type": "default"},
     "linear": {"rope_type": "linear", "factor": 3.0},
     "llama3": LLAMA3,
+    "llama3 at once": LLAMA3 | {"high_freq_factor": 1.0},
     "llama3 narrow": LLAMA3 | {"factor": 32.0, "high_freq_factor": 1.5},
     "yarn": YARN,
     "yarn exact": YARN | {"truncate": False, "beta_fast": 16.0, "beta_slow": 2.0},

@@ -180,8 +180,9 @@ def _check(path: Path, key: str, kind: str, rope: Rope, rotary_dim: int) -> None
             refuse(path, f"{key}.{name} {getattr(rope, name)} is not supported")
     if kind == "longrope" and rope.original_max_position_embeddings < 2:
         refuse(path, f"{key}.original_max_position_embeddings is {rope.original_max_position_embeddings}")
-    if kind == "llama3" and not 0 < rope.low_freq_factor < rope.high_freq_factor:
-        refuse(path, f"{key}.high_freq_factor {rope.high_freq_factor} is not above low_freq_factor")
+    if kind == "llama3" and not 0 < rope.low_freq_factor <= rope.high_freq_factor:
+        low = f"low_freq_factor {rope.low_freq_factor}"
+        refuse(path, f"{key}.high_freq_factor {rope.high_freq_factor} is below {low}, or that is not above 0")
     if kind == "longrope":
         pairs = rotary_dim // 2
         for name in ("short_factor", "long_factor"):

@@ -118,11 +118,13 @@ def attention_factor(rope: Rope) -> float:
 
 
 def _llama3(rope: Rope, plain: Tensor) -> Tensor:
-    """Slow pairs are stretched by `factor`, fast ones are kept, those between are blended."""
+    """Slow pairs are stretched by `factor`, fast ones are kept, any between (none in Llama 4) are blended."""
     context, low, high = rope.original_max_position_embeddings, rope.low_freq_factor, rope.high_freq_factor
     wavelengths = 2 * math.pi / plain
-    blend = (context / wavelengths - low) / (high - low)
     stretched = torch.where(wavelengths > context / low, plain / rope.factor, plain)
+    if low == high:
+        return stretched
+    blend = (context / wavelengths - low) / (high - low)
     blended = (1 - blend) * stretched / rope.factor + blend * stretched
     between = (wavelengths >= context / high) & (wavelengths <= context / low)
     return torch.where(between, blended, stretched)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.config import ConfigFile, ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.family import Family, TensorSpec
 
@@ -140,9 +140,15 @@ def mlp_tensors(
         yield TensorSpec(prefix + "down_proj.bias", (hidden,), "none")
 
 
+class LlamaFile(ConfigFile, kw_only=True):
+    """The keys of Llama's `config.json`."""
+
+    activation: Literal["swiglu"] | None = None  # of Falcon 3, which says so what all are
+
+
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Llama has no windows, but for those who ask for them by `use_sliding_window` or `layer_types`."""
-    file = config.read(path, given)
+    file = config.read(path, given, LlamaFile)
     windows = config.windows_of(path, file, first=file.max_window_layers or 0)
     return config.model_config(path, file, windows, mlp_bias=file.mlp_bias)
 
