@@ -67,6 +67,7 @@ class GroupStep:
     opened: list[int]  # pages that get their first tokens, and are not full after the step
     window: int  # tokens that a token sees, itself included; 0: all
     num_decode: int  # sequences with one token, which come first
+    compiled: bool  # keys are written, and these attend, by a compiled kernel
     shown: tuple[
         Tensor, Tensor, Tensor
     ]  # their pages, and of each its sequence and the tokens seen from it on
@@ -190,6 +191,7 @@ class PagedAttention:
             opened=opened,
             window=window,
             num_decode=sum(not self._is_chunk(segment) for segment in segments),
+            compiled=compiled,
             shown=shown,
             runs=[] if compiled else self._runs(kv, window, *shown),
             chunks=chunks,
@@ -221,23 +223,21 @@ class PagedAttention:
         step, kv = prepared[self.cache.group_of[layer]], self.cache.layers[layer]
         scale = q.shape[-1] ** -0.5 if self._scale is None else self._scale
         of_scores = scale, self._cap, None if sinks is None else sinks.float()
-        scores = Scores(*of_scores)
         value_dim = self._value_dim or kv.shape[-1]
-        compiled = kernels.takes_cache(kv, value_dim)
         if keys is not None:
-            self._write(layer, step, keys, values, compiled)
-        seen = self.cache.keys(layer), self.cache.values(layer, value_dim)
+            self._write(layer, step, keys, values)
+        if step.compiled and not step.chunks:
+            return kernels.attention(q, kv, value_dim, step.shown, step.window, *of_scores)
+        scores, seen = Scores(*of_scores), (self.cache.keys(layer), self.cache.values(layer, value_dim))
         out = q.new_empty(*q.shape[:2], value_dim)
         if step.num_decode:
             rows = q[: step.num_decode]
-            if compiled:
+            if step.compiled:
                 attended = kernels.attention(rows, kv, value_dim, step.shown, step.window, *of_scores)
             else:
                 attended = attend_decode(rows, *seen, step.runs, scores)
-            if not step.chunks:
-                return attended
             out[: step.num_decode] = attended
-        compiled = compiled and self._exact is None and kernels.takes_chunk(q, kv, value_dim)
+        compiled = step.compiled and self._exact is None and kernels.takes_chunk(q, kv, value_dim)
         for chunk in step.chunks:
             rows = q[chunk.tokens]
             if compiled:
@@ -248,16 +248,14 @@ class PagedAttention:
             out[chunk.tokens] = attend(rows, *seen, chunk, scores)
         return out
 
-    def _write(
-        self, layer: int, step: GroupStep, keys: Tensor, values: Tensor | None, compiled: bool
-    ) -> None:
+    def _write(self, layer: int, step: GroupStep, keys: Tensor, values: Tensor | None) -> None:
         kv, scales = self.cache.layers[layer], self.cache.scales.get(layer)
         clear(kv, step.opened)
         if scales is not None:
             clear(scales, step.opened)
             write_codes(kv, scales, keys, values, step.pages, step.places)
             return
-        write = kernels.write if compiled and keys.dtype == kv.dtype else write_kv
+        write = kernels.write if step.compiled and keys.dtype == kv.dtype else write_kv
         write(kv, keys, values, step.pages, step.places)
 
 

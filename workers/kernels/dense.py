@@ -69,12 +69,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         RuntimeError: memory is short, as torch says it.
     """
     x = x.contiguous()
-    rows, columns = weight.shape
-    y = x.new_empty(len(x), rows)
+    (rows, columns), tokens = weight.shape, x.shape[0]  # the length of a tensor is asked for in Python
+    y = x.new_empty(tokens, rows)
     wide = None if bias is None else bias.float()
     failed = compiled.library().dense_product(
         *(weight.data_ptr(), rows, columns, weight.stride(0)),
-        *(x.data_ptr(), y.data_ptr(), compiled.TYPES.index(x.dtype), len(x)),
+        *(x.data_ptr(), y.data_ptr(), compiled.TYPES.index(x.dtype), tokens),
         None if wide is None else wide.data_ptr(),
         torch.get_num_threads(),
         level(),

@@ -118,9 +118,10 @@ def takes_cache(kv: Tensor, value_dim: int) -> bool:
 
 def write(kv: Tensor, keys: Tensor, values: Tensor | None, pages: Tensor, places: Tensor) -> None:
     """As `workers.cache.paged.write_kv`."""
-    for block, x in zip(kv, (keys, values), strict=False):
+    for number, x in enumerate((keys, values)):
         if x is None:
             continue
+        block = kv[number]
         if x.stride()[1:] != (x.shape[2], 1):
             x = x.contiguous()
         library().step_write(
@@ -159,7 +160,7 @@ def attention(
     failed = library().step_attention(
         *(q.data_ptr(), q.stride(0), kv[0].data_ptr(), kv[-1].data_ptr(), kv.stride(1)),
         *(y.data_ptr(), TYPES.index(q.dtype)),
-        *(pages.data_ptr(), rows.data_ptr(), seen.data_ptr(), len(pages)),
+        *(pages.data_ptr(), rows.data_ptr(), seen.data_ptr(), pages.shape[0]),
         *(kv_heads, q.shape[1] // kv_heads, q.shape[2], value_dim),
         *(window, scale, cap or 0.0, None if sinks is None else sinks.data_ptr()),
         torch.get_num_threads(),

@@ -138,11 +138,11 @@ class Linear:
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         if isinstance(self.weight, Blocks):
             return product(x if self.order is None else x[:, self.order], self.weight, self.bias)
-        if len(x) <= self._most_rows and dense.takes(self.weight):
+        if x.shape[0] <= self._most_rows and dense.takes(self.weight):
             return dense.product(x, self.weight, self.bias)
         if dense.takes_many(self.weight):  # here are more than `dense.FEW` rows
             return dense.many(x, self.weight, self.bias)
-        if len(x) < WIDE_ROWS or has_kernels(x.dtype, x.device):
+        if x.shape[0] < WIDE_ROWS or has_kernels(x.dtype, x.device):
             return F.linear(x, self.weight, self.bias)
         return widened(x, self.weight, self.bias)
 
@@ -150,7 +150,9 @@ class Linear:
         """The first half of the product, activated, times the second, where one kernel makes that of it."""
         if self._counts is not None or self.beside is not None or not isinstance(self.weight, Tensor):
             return None
-        if len(x) <= self._most_rows or activation not in ACTIVATIONS or not dense.takes_many(self.weight):
+        if x.shape[0] <= self._most_rows or activation not in ACTIVATIONS:
+            return None
+        if not dense.takes_many(self.weight):
             return None
         return dense.many(x, self.weight, self.bias, activation)
 

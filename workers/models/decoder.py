@@ -339,9 +339,9 @@ class Attention:
         attend: Callable[..., Tensor],  # see `Attend`
         wanted: Tensor | None = None,
     ) -> Tensor:  # [tokens, or wanted ones, hidden]
-        heads, kv_heads = self.num_heads, self.num_kv_heads
-        qkv = self.qkv(x).view(len(x), heads + 2 * kv_heads, self.head_dim)
-        qk, values = qkv.split((heads + kv_heads, kv_heads), dim=1)
+        heads, kv_heads, tokens = self.num_heads, self.num_kv_heads, x.shape[0]
+        qkv = self.qkv(x).view(tokens, heads + 2 * kv_heads, self.head_dim)
+        qk, values = qkv.split_with_sizes((heads + kv_heads, kv_heads), dim=1)
         norm, turn = self.qk_norm, []
         if self._fuses(qkv):
             of_norm = (None, 0.0, self.eps or 0.0) if norm is None else (norm.weights, norm.offset, norm.eps)
@@ -359,9 +359,9 @@ class Attention:
                     qk = qk * over_rms(qk, self.eps)
             if self.qk_norm and self.turns_first:
                 qk = self.qk_norm(qk.float())
-        q, keys = qk.to(x.dtype).split((heads, kv_heads), dim=1)
+        q, keys = qk.to(x.dtype).split_with_sizes((heads, kv_heads), dim=1)
         sinks = None if self.sinks is None else self.sinks.weight
-        attended = only(attend(q, keys, values, sinks, *turn).view(len(x), -1), wanted)
+        attended = only(attend(q, keys, values, sinks, *turn).view(tokens, -1), wanted)
         if self.gate is not None:
             attended = attended * activated(self.gate(only(x, wanted)), "sigmoid", self.exact)
         return self.output(attended)
