@@ -103,3 +103,13 @@ def test_a_device_computes_pairs_as_the_reference_does(kind, tokens, device):
     found = found.to(device)
     grouped.product(x.to(device), there, bias.to(device), Pairs.of(numbers.to(device), experts, 2), found)
     assert (found.float().cpu() - expected.float()).norm() / expected.float().norm() < 0.004
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton")
+@pytest.mark.parametrize(("kind", "capability"), [("Q4_K", 90), ("FP8_128", 90), ("FP8_128", 120)])
+def test_all_that_a_step_loads_for_one_token_is_on_its_way_before_its_first_product(kind, capability):
+    from benchmarks.kernels import compile_skinny
+
+    loop = compile_skinny(capability, kind, 1).loop
+    assert "LDG" in loop
+    assert "LDG" not in loop[loop.index("HMMA") :]
