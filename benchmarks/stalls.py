@@ -125,7 +125,7 @@ DEAR: dict[str, Callable[[], Request | dict[str, Any]]] = {
     "10,000 choices": lambda: chat(structured=Structured(choice=CHOICES)),
     "128 answers": lambda: drawn(max_tokens=20, n=128),
     "template arguments of 60 KB": lambda: chat(template_args={"a": [[]] * 60_000}),
-    "template arguments of 10,000 keys": lambda: chat(template_args=dict.fromkeys(map(str, range(9_000)), 0)),
+    "template arguments of 9,000 keys": lambda: chat(template_args=dict.fromkeys(map(str, range(9_000)), 0)),
     "5,000 turns in 60 KB": lambda: raw(messages=[{"role": "user"}] * 5_000),
     "1,024 tools in 60 KB": lambda: chat(tools=[Tool.function(name="f")] * 1024),
     "16 chats in one message": lambda: [
@@ -133,9 +133,7 @@ DEAR: dict[str, Callable[[], Request | dict[str, Any]]] = {
     ],
     "a hello of 1 MiB": lambda: raw(verb="hello", unknown=[0] * ((1 << 20) - 100)),
     "a catalogue of 1 MiB": catalogue,
-    "1,000,000 tokens written": lambda: chat(
-        messages=None, prompt="a", written=[[300] * 1_000_000], stream=True
-    ),
+    "131,072 tokens written": lambda: chat(messages=None, prompt="a", written=[[300] * 131_072], stream=True),
     "ids of 1,000,000 tokens": lambda: chat(messages=None, prompt=[300] * 1_000_000, return_token_ids=True),
     "1,000,000 tokens to read": lambda: Detokenize(id=ID, model=MODEL, token_ids=[300] * 1_000_000),
     "a text to tokenise": lambda: Tokenize(id=ID, model=MODEL, prompt="word " * 500_000, return_bytes=True),
@@ -143,8 +141,8 @@ DEAR: dict[str, Callable[[], Request | dict[str, Any]]] = {
     "log-probabilities of 64 answers": lambda: answered(
         prompt=["word"] * 64, logprobs=20, max_tokens=600, ignore_eos=True
     ),
-    "2,000 tokens written": lambda: answered(prompt=["a"] * 128, written=[[300] * 2000] * 128),
-    "2,000 tokens written, with tools": lambda: answered(
+    "64 times 2,000 tokens written": lambda: answered(prompt=["a"] * 64, written=[[300] * 2000] * 64),
+    "1,500 tokens written, with tools": lambda: answered(
         prompt=None, messages=users(1, ""), tools=tools(1, {}), written=[[300] * 1500]
     ),
     "128 answers, streamed": lambda: answered(
