@@ -34,6 +34,7 @@ from workers.execution.model_runner import ModelRunner
 from workers.kernels.launch import Launcher
 from workers.models.mtp import MtpHead
 from workers.models.registry import MODELS
+from workers.models.stages import Stages
 from workers.parallel import RankGroup
 from workers.sampling.sampler import Sampler
 from workers.vision.sight import tower
@@ -220,10 +221,10 @@ def on_a_gpu(card: ModelCard, **limits: Any) -> Iterator[ModelRunner]:
         config, dtype = card.config.at_context(spec.context_length), getattr(torch, spec.dtype)
         formats = card.formats(1, spec.quantization)
         runner.model = MODELS[card.family](config, runner.group, dtype, formats)
+        empty = Empty(dtype, runner.group.device, formats)
+        runner.stages = Stages(card.stages, config.norm_eps, empty)
         if config.mtp:
-            runner.mtp = MtpHead(
-                runner.model, config, runner.group, Empty(dtype, runner.group.device, formats)
-            )
+            runner.mtp = MtpHead(runner.model, config, runner.group, empty)
         for shard in runner._parts():
             shard.finish()
         runner.sampler = Sampler(config.vocab_size, runner.group.device)

@@ -22,11 +22,13 @@ from workers.execution.overlap import LatestTokens
 from workers.kernels import grouped
 from workers.kernels.fused import INTERPRETED
 from workers.models.registry import MODELS
+from workers.models.stages import Stages
 from workers.parallel import RankGroup
 from workers.sampling.draws import FILTERED, PLAIN, choose
 from workers.sampling.inputs import Wishes
 from workers.sampling.sampler import Sampler
 from workers.step.plan import UNKNOWN, NewSequence, Scheduled, StepPlan
+from workers.weights.blocks import Empty
 
 SETTINGS = [
     {"temperature": 0.0},
@@ -62,6 +64,7 @@ def empty_runner(folder: str) -> ModelRunner:
     runner = make_runner(folder)
     config, pages = runner.card.config, PAGES * len(SETTINGS)
     runner.model = MODELS[runner.card.family](config, RankGroup(), torch.float32)
+    runner.stages = Stages((), config.norm_eps, Empty(torch.float32))
     runner.sampler = Sampler(config.vocab_size)
     runner.sampler.looks = False
     groups = runner.card.cache_groups(1, "float32")
