@@ -171,7 +171,7 @@ def test_a_failure_with_id_0_ends_what_is_open():
 def test_a_neuron_that_says_nothing_is_lost_and_told_to_stop():
     async def main():
         async with puppet(silence=0.3) as (neuron, client):
-            call = client.open(Generate(id=0, model="m"))
+            call = client.open(Generate(id=0, model="m"), patient=True)  # until it is connected
             assert (await neuron.request())["verb"] == "generate"
             (reply,) = await everything(call)
             assert (type(reply), reply.code) == (Failed, Code.NEURON_LOST)
