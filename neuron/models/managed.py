@@ -551,8 +551,11 @@ class ManagedModel:
 
     def _restart(self, error: CortexError | None) -> None:
         """Begin another epoch, once the dead one is gone."""
-        self._lose_workers(error)
-        self._passage.bring_up_again(error)
+        self._tenancy.lose_workers(error)
+        self._passage.bring_up_again(
+            error
+        )  # first: a request that fails may have been all that kept the model
+        self.requests.lose_worker(error)
 
     def _finish(self, error: CortexError | None) -> None:
         """Let what runs end; all else waits for the next load."""
@@ -562,7 +565,8 @@ class ManagedModel:
 
     def _lose_and_end(self, error: CortexError | None) -> None:
         """It died while it drained."""
-        self._lose_workers(error)
+        self._tenancy.lose_workers(error)
+        self.requests.lose_worker(error)
         self._end(None)
 
     def _end(self, error: CortexError | None) -> None:
@@ -599,10 +603,6 @@ class ManagedModel:
     def _on_steps(self) -> None:
         self.requests.on_steps(self._tenancy.statistics.sequences_waiting)
         self._changed()
-
-    def _lose_workers(self, error: CortexError) -> None:
-        self._tenancy.lose_workers(error)
-        self.requests.lose_worker(error)
 
     def _fail_waiting(self, error: CortexError) -> None:
         self._passage.up.fail(error)

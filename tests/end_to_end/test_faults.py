@@ -87,8 +87,8 @@ def has_gone_on(stream, before):
 
 
 def test_a_killed_gateway_process_is_replaced_and_what_it_asked_for_cancelled(cortex):
+    before = cortex.quiet("demo").cancelled  # what other tests left has ended, too
     stream = long_stream(cortex, "demo")
-    before = cortex.model("demo").cancelled
     master, process = cortex.family("gunicorn")
     process.kill()
     process.wait(PATIENCE)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 from dataclasses import replace
 
 import msgspec
@@ -205,6 +207,24 @@ def test_a_load_of_a_model_that_retires_ends_and_the_model_leaves():
                 await loading
             await unloading
             await until(lambda: not model.in_use)
+
+    run(scenario())
+
+
+def test_a_model_that_retires_and_whose_worker_dies_with_its_last_request_leaves():
+    async def scenario():
+        tasks = asyncio.all_tasks()
+        async with owning() as model:
+            client = Client(model, 1, max_tokens=2000)
+            await until(lambda: model.status == "ready" and len(client.replies) > 3)
+            client.generation.request.replicated = (
+                True  # it goes on elsewhere, and does not wait for a restart
+            )
+            model.retire()
+            os.kill(model.ranks()[0].pid, signal.SIGKILL)
+            assert (await client.last()).code == Code.WORKER_DIED
+            await until(lambda: not model.in_use and asyncio.all_tasks() == tasks)
+            assert (model.status, model.error) == ("unloaded", None)
 
     run(scenario())
 
