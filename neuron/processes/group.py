@@ -159,6 +159,7 @@ class WorkerGroup:
                 self.spec, self.epoch, self._resources, self._borrow
             )
         except OSError as error:
+            self.was_killed = isinstance(error, ConnectionError)  # before it read its order
             failure = CortexError(
                 Code.MODEL_LOAD_FAILED, f"the worker processes of {self.spec.model} did not start: {error}"
             )

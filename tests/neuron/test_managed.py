@@ -26,6 +26,7 @@ from neuron.memory.room import Room
 from neuron.models.life import TRANSITIONS, Event
 from neuron.models.managed import ManagedModel
 from neuron.processes.backoff import Backoff
+from neuron.processes.worker import Worker
 from neuron.requests.generation import Generation
 from neuron.tenancy.launcher import Launcher
 from neuron.text.parser import AnswerParser
@@ -551,6 +552,24 @@ def test_a_rank_that_is_killed_in_its_first_load_is_tried_again():
             os.kill(pid[0], signal.SIGKILL)
             assert isinstance(await client.last(), Finished)
             assert model.state().epoch == 2
+
+    run(scenario())
+
+
+def test_so_is_one_that_is_killed_before_it_reads_what_to_do(monkeypatch):
+    order, orders = Worker.order, []
+
+    def unread(worker, spec):
+        orders.append(spec)
+        if len(orders) == 1:
+            raise BrokenPipeError("the other end is gone")
+        order(worker, spec)
+
+    async def scenario():
+        monkeypatch.setattr(Worker, "order", unread)
+        async with owning() as model:
+            await load(model)
+        assert len(orders) == 2
 
     run(scenario())
 
