@@ -21,16 +21,18 @@ from tests.gateway.fake_neuron import FakeNeuron
 
 
 @asynccontextmanager
-async def fleet_of(*neurons: FakeNeuron, lost_wait_seconds: float = 0.0) -> AsyncIterator[Fleet]:
-    """A fleet of those neurons, which are started here."""
+async def fleet_of(
+    *neurons: FakeNeuron, lost_wait_seconds: float = 0.0, **settings: object
+) -> AsyncIterator[Fleet]:
+    """A fleet of those neurons, which are started here; `settings` are of a gateway's file."""
     for neuron in neurons:
         neuron.start()
-    settings = GatewayConfig(
-        gateway=Listeners(lost_wait_seconds=lost_wait_seconds),
-        eviction=EvictionPolicy(strategy="priority", defrag_after_cycles=7),
-        neurons=[NeuronSettings(name=neuron.name, endpoint=neuron.endpoint) for neuron in neurons],
-    )
-    fleet = Fleet(settings)
+    usual = {
+        "gateway": Listeners(lost_wait_seconds=lost_wait_seconds),
+        "eviction": EvictionPolicy(strategy="priority", defrag_after_cycles=7),
+        "neurons": [NeuronSettings(name=neuron.name, endpoint=neuron.endpoint) for neuron in neurons],
+    }
+    fleet = Fleet(GatewayConfig(**usual | settings))
     try:
         await fleet.start(patience=10)
         yield fleet

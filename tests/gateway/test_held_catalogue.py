@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from gateway.config import GatewayConfig, NeuronSettings
+from gateway.config import GatewayConfig
 from gateway.fleet import held_catalogue, listing
 from gateway.fleet.view import Fleet
 from gateway.telemetry import metrics_directory
 from ipc.logs import JSONLines
 from ipc.settings import ConfigError
 from tests.gateway.fake_neuron import FakeNeuron
-from tests.gateway.fleets import eventually, run
+from tests.gateway.fleets import eventually, fleet_of, run
 
 COST = {"input": 0, "output": 2}
 
@@ -38,21 +37,6 @@ def write(tmp_path: Path):
     return write
 
 
-@asynccontextmanager
-async def fleet_of(path: Path, *neurons: FakeNeuron, **settings: object):
-    for neuron in neurons:
-        neuron.start()
-    places = [NeuronSettings(name=neuron.name, endpoint=neuron.endpoint) for neuron in neurons]
-    fleet = Fleet(GatewayConfig(neurons=places, models_config=str(path), **settings))
-    try:
-        await fleet.start(patience=10)
-        yield fleet
-    finally:
-        await fleet.stop()
-        for neuron in neurons:
-            neuron.close()
-
-
 def test_each_neuron_is_told_what_is_about_it(write) -> None:
     path = write(
         {
@@ -67,7 +51,7 @@ def test_each_neuron_is_told_what_is_about_it(write) -> None:
 
     async def scenario() -> None:
         a, b = FakeNeuron(name="a"), FakeNeuron(name="b")
-        async with fleet_of(path, a, b, aliases={"mine": "slow"}) as fleet:
+        async with fleet_of(a, b, aliases={"mine": "slow"}, models_config=str(path)) as fleet:
             await eventually(lambda: a.catalogues and b.catalogues)
             [at_a], [at_b] = a.catalogues, b.catalogues
             assert [(each.id, each.ranks) for each in at_a.models] == [("echo", 2), ("slow", 1)]
@@ -89,7 +73,7 @@ def test_a_change_is_told_and_its_names_count_without_a_restart(write, caplog) -
 
     async def scenario() -> None:
         neuron = FakeNeuron()
-        async with fleet_of(path, neuron) as fleet:
+        async with fleet_of(neuron, models_config=str(path)) as fleet:
             await eventually(lambda: len(neuron.catalogues) == 1)
             write({"id": "slow", "aliases": ["x"]}, {"id": "echo", "priority": 7})
             await eventually(lambda: len(neuron.catalogues) == 2)
@@ -112,7 +96,7 @@ def test_a_file_that_cannot_be_used_changes_nothing_and_says_why(write) -> None:
 
     async def scenario() -> None:
         neuron = FakeNeuron()
-        async with fleet_of(path, neuron) as fleet:
+        async with fleet_of(neuron, models_config=str(path)) as fleet:
             await eventually(lambda: neuron.catalogues)
             path.write_text("models:\n- id: echo\n- id: slow\n  contxt: 5\n")
             await eventually(lambda: fleet.catalogue.told()["error"])
@@ -134,11 +118,11 @@ def test_a_process_that_starts_while_the_file_is_no_good_goes_on_with_the_last_g
 
     async def scenario() -> None:
         neuron = FakeNeuron()
-        async with fleet_of(path, neuron):
+        async with fleet_of(neuron, models_config=str(path)):
             await eventually(lambda: neuron.catalogues)
         path.write_text("models: [")
         second = FakeNeuron()
-        async with fleet_of(path, second) as fleet:
+        async with fleet_of(second, models_config=str(path)) as fleet:
             await eventually(lambda: second.catalogues)
             assert second.catalogues[0].version == neuron.catalogues[0].version
             assert "line 1" in fleet.catalogue.told()["error"]
@@ -158,7 +142,7 @@ def test_a_neuron_that_follows_another_gateway_or_its_own_file_is_told_of_in_one
         own = FakeNeuron(
             name="b", makes_of_catalogues={"own": {"slow": ["ranks"]}, "refused": {"echo": "no"}}
         )
-        async with fleet_of(path, other, own) as fleet:
+        async with fleet_of(other, own, models_config=str(path)) as fleet:
             await eventually(lambda: all(each.catalogue.reply for each in fleet.neurons))
             at_a, at_b = (each.catalogue.told() for each in fleet.neurons)
             assert (at_a["version"], at_a["origin"]) == ("9", "there:/m.yaml")
@@ -175,7 +159,7 @@ def test_a_neuron_that_comes_back_is_told_again(write) -> None:
 
     async def scenario() -> None:
         neuron = FakeNeuron()
-        async with fleet_of(path, neuron) as fleet:
+        async with fleet_of(neuron, models_config=str(path)) as fleet:
             await eventually(lambda: neuron.catalogues)
             neuron.close()
             await eventually(lambda: not fleet.neurons[0].healthy)
