@@ -39,6 +39,7 @@ CONNECT_TIMEOUT_MS = 3000
 RECONNECT_MS = 100  # first pause; it doubles
 RECONNECT_MAX_MS = 2000
 TURNS = 4  # of the loop, at most, that a request waits for others to go with it
+ENOUGH = 4  # requests that go without that wait, where the neuron has no more of ours than wait
 
 _TERMINAL = frozenset(TERMINAL)
 _decode = msgspec.msgpack.Decoder(list[AnyReply]).decode
@@ -278,7 +279,10 @@ class NeuronClient:
             self._check_silence()  # this process may have stood still, and its connection be no more
         call = self._calls[request.id] = Call(self, request.id, patient)
         self._unsent[request.id] = body
-        if self._sending is None:
+        waiting = len(self._unsent)
+        if waiting >= ENOUGH and waiting * 2 >= len(self._calls):
+            self._send_unsent()  # the neuron works on these while others are still being made here
+        elif self._sending is None:
             self._sending = self._loop.call_soon(self._gather, 0, TURNS)
         return call
 

@@ -9,7 +9,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from ipc.client import NeuronClient
+from ipc.client import ENOUGH, NeuronClient
 from ipc.errors import Code
 from ipc.messages.framing import BYTES_TOGETHER, HEADER, MOST_TOGETHER
 from ipc.messages.replies import Done, Failed, Heartbeat
@@ -95,6 +95,24 @@ def test_requests_of_one_turn_travel_together_to_a_neuron_that_takes_that():
     asyncio.run(main())
 
 
+def test_a_neuron_with_less_than_waits_for_it_gets_several_at_once():
+    async def main():
+        async with puppet() as (neuron, client):
+            call = client.open(Health(id=0))
+            await neuron.request()
+            await neuron.reply(Done(id=call.id))
+            await everything(call)
+            for _ in range(3 * ENOUGH):
+                client.open(Health(id=0))
+            # The last ones are fewer than what the neuron has by then: they wait for others.
+            assert [len(await neuron.request()) for _ in range(3)] == [ENOUGH, ENOUGH, ENOUGH]
+            for _ in range(ENOUGH + 1):
+                client.open(Health(id=0))
+            assert len(await neuron.request()) == ENOUGH + 1
+
+    asyncio.run(main())
+
+
 def test_more_than_one_message_holds_travels_in_several():
     async def main():
         async with puppet() as (neuron, client):
@@ -102,6 +120,11 @@ def test_more_than_one_message_holds_travels_in_several():
             await neuron.request()
             await neuron.reply(Done(id=call.id))
             await everything(call)
+            for _ in range(2 * MOST_TOGETHER):  # of which so many are with the neuron that what follows waits
+                client.open(Health(id=0))
+            sent = 0
+            while sent < 2 * MOST_TOGETHER:
+                sent += len(await neuron.request())
             for _ in range(MOST_TOGETHER + 1):
                 client.open(Health(id=0))
             client.open(Generate(id=0, model="m", prompt="x" * BYTES_TOGETHER))
