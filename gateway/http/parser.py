@@ -1,13 +1,26 @@
 """gunicorn's parser of requests, which takes a line or a whole header at once where nothing is wrong with it.
 
-By itself it looks at each byte in Python, which costs more the more a client says of itself.
+By itself it looks at each byte in Python, which costs more the more a client says of itself. It also takes an
+address in full for a path, where a client sends that as to a proxy, and does not miss the host that HTTP/1.1
+asks for.
 """
 
 from __future__ import annotations
 
 import re
 
-from gunicorn.asgi.parser import InvalidHeader, PythonProtocol
+from gunicorn.asgi.parser import (
+    InvalidHeader,
+    InvalidHeaderName,
+    InvalidHTTPVersion,
+    InvalidRequestLine,
+    InvalidRequestMethod,
+    ParseError,
+    PythonProtocol,
+    UnsupportedTransferCoding,
+)
+
+from gateway.refusals import shown
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110, 5.6.2
 _is_token = re.compile(_TOKEN).fullmatch
@@ -16,6 +29,15 @@ _request_line = re.compile(rb"([A-Z]{3,20}) (/[\x21-\x7e]*) HTTP/1\.1\r\n").matc
 # A name, and a value with the white space around it. It is looked for where a line begins and nowhere else: a
 # long line that is no field would take the square of its length.
 _fields = re.compile(rb"^(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n", re.MULTILINE).findall
+# An address in full, as a client has it that takes us for a proxy: RFC 9112, 3.2.2.
+_whole_address = re.compile(rb"https?://([^/?#@]+)([/?#].*)?", re.IGNORECASE).fullmatch
+# What gunicorn says only the offending word of.
+_WRONG: dict[type[ParseError], str] = {
+    InvalidRequestMethod: "{} is no method of HTTP",
+    InvalidHTTPVersion: "{} is not spoken here, HTTP/1.1 is",
+    InvalidHeaderName: "{} cannot be the name of a header",
+    UnsupportedTransferCoding: "the transfer coding {} is not supported, chunked is",
+}
 MOST_DIGITS = 18  # of a length
 MOST_SEARCHED = 1 << 18  # bytes of a request that is refused
 _VERSION = (1, 1)
@@ -25,6 +47,12 @@ class Parser(PythonProtocol):
     """The same parser. What it does not take at once it leaves to its base, which also says what is wrong."""
 
     __slots__ = ()
+
+    def feed(self, data: bytes) -> None:
+        try:
+            super().feed(data)
+        except tuple(_WRONG) as error:
+            raise type(error)(_WRONG[type(error)].format(shown(str(error)))) from None
 
     def _parse_request_line(self) -> bool:
         line = _request_line(self._buffer)
@@ -61,10 +89,28 @@ class Parser(PythonProtocol):
         return next((value.strip().decode("latin-1") for key, value in fields if key.lower() == name), None)
 
     def _finalize_headers(self) -> None:
+        has_host = False
         for name, value in self._headers_list:
-            if len(value) > MOST_DIGITS and name == b"content-length":  # Python takes no thousands of them
+            if name == b"host":
+                has_host = True
+            elif len(value) > MOST_DIGITS and name == b"content-length":  # Python takes no thousands of them
                 raise InvalidHeader("Invalid Content-Length value")
+        if not has_host and self.http_version == _VERSION:
+            raise InvalidHeader("there is no Host header, which HTTP/1.1 asks for")
+        if b"://" in self.path and not self.path.startswith(b"/"):
+            self._take_whole_address()
         super()._finalize_headers()
+
+    def _take_whole_address(self) -> None:
+        """Of an address in full its path is the path, and its host counts, whatever the header says."""
+        address = _whole_address(self.path)
+        if address is None:
+            raise InvalidRequestLine(f"{shown(self.path.decode())} is no address of HTTP")
+        host, path = address[1], address[2] or b"/"
+        self.path = path if path.startswith(b"/") else b"/" + path
+        others = [field for field in self._headers_list if field[0] != b"host"]
+        repeated = len(self._headers_list) - len(others) or 1  # which the base refuses
+        self._headers_list = [*others, *[(b"host", host)] * repeated]
 
     def _is_valid_token(self, data: bytes) -> bool:
         return _is_token(data) is not None

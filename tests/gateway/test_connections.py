@@ -296,6 +296,23 @@ def test_a_page_that_may_ask_reads_why_its_request_is_no_http(
         assert ("retry-after" in headers.get("access-control-expose-headers", "")) == (origin is not None)
 
 
+def test_an_address_in_full_is_answered_as_its_path_and_a_page_cannot_hide_its_host_behind_one(
+    gateway: GatewayProcess,
+) -> None:
+    for address, host, status in (
+        (b"http://localhost/v1/models", b"x", 200),
+        (b"http://localhost/v1/models", b"example.org", 200),
+        (b"http://example.org/v1/models", b"localhost", 403),
+        (b"http://localhost/v1/no-such-thing", b"x", 404),
+    ):
+        with connected(gateway, b"GET %s HTTP/1.1\r\nhost: %s\r\n\r\n" % (address, host)) as client:
+            assert answer(client)[0] == status
+    with connected(gateway, b"GET /v1/models HTTP/1.1\r\n\r\n") as client:
+        refused(client, 400, "http_error")
+    with connected(gateway, b"GET /v1/models HTTP/1.0\r\n\r\n") as client:
+        assert answer(client)[0] == 200
+
+
 def test_a_header_of_a_page_with_many_cookies_is_taken(gateway: GatewayProcess) -> None:
     with connected(gateway, GET[:-2] + b"cookie: " + b"c" * 16_000 + b"\r\n\r\n") as client:
         assert answer(client)[0] == 200
