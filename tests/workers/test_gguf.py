@@ -24,7 +24,7 @@ from tests.workers.predicting import Head
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.families.qwen3_next import DELTA_OUTPUT
-from workers.checkpoints.gguf import architectures, unread
+from workers.checkpoints.gguf import architectures, config, unread
 from workers.checkpoints.gguf.header import Gguf, read_header
 from workers.checkpoints.reading import read_card
 from workers.layers.rotary import attention_factor, frequencies
@@ -404,7 +404,7 @@ def test_a_key_that_changes_numbers_is_followed_or_refused(tiny, tmp_path, name)
 def outcome(file: Gguf) -> dict[str, Any] | str:
     """What its config would be, or why it is refused."""
     try:
-        return architectures.config_json(file, architectures.find(file))
+        return config.config_json(file, architectures.find(file))
     except CortexError as error:
         return error.message
 

@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 
 from workers.checkpoints.config import ModelConfig
-from workers.checkpoints.gguf import architectures, delta_net, names, pooling, splits, text
+from workers.checkpoints.gguf import architectures, names, pooling, splits, text
 from workers.checkpoints.gguf.architectures import Architecture
+from workers.checkpoints.gguf.config import config_json
+from workers.checkpoints.gguf.families import delta_net
 from workers.checkpoints.gguf.header import ALIGNMENT, Gguf
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.text import TextFormat
@@ -104,7 +106,7 @@ def read(path: Path) -> GgufCheckpoint:
     """
     file = splits.read(path)
     architecture = architectures.find(file)
-    config = architectures.config_json(file, architecture)
+    config = config_json(file, architecture)
     tensors = {
         usual: part
         for name, tensor in file.tensors.items()

@@ -1,0 +1,46 @@
+"""DeepSeek V2 and V3 as llama.cpp has them, and their kin: latent attention, and experts in groups."""
+
+from __future__ import annotations
+
+from workers.checkpoints.files import refuse
+from workers.checkpoints.gguf.keys import Json, Keys
+from workers.checkpoints.gguf.unread import SIGMOID, SOFTMAX
+
+LAYER = {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "attn_k_b": "self_attn.k_b_proj",
+    "attn_v_b": "self_attn.v_b_proj",
+}
+
+
+def config(keys: Keys) -> Json:
+    """Scores of V3 and its kin are sigmoids, those of V2 a softmax, which old files do not name."""
+    gating = keys.number("expert_gating_func", SOFTMAX)
+    normalised, groups = keys.get("expert_weights_norm", False), keys.number("expert_group_count", 1)
+    if gating not in (SOFTMAX, SIGMOID) or (gating == SOFTMAX and normalised):
+        refuse(keys.path, f"expert_gating_func {gating}, expert_weights_norm {normalised} is not supported")
+    turning = keys.size("rope.dimension_count")
+    key = keys.size("attention.key_length_mla", keys.head_dim())
+    return {
+        "architectures": ["DeepseekV3ForCausalLM" if gating == SIGMOID else "DeepseekV2ForCausalLM"],
+        "topk_method": None if gating == SIGMOID or groups == 1 else "group_limited_greedy",
+        "q_lora_rank": keys.get("attention.q_lora_rank") or None,
+        "kv_lora_rank": keys.size("attention.kv_lora_rank"),
+        "qk_rope_head_dim": turning,
+        "qk_nope_head_dim": key - turning,
+        "v_head_dim": keys.size("attention.value_length_mla", keys.get("attention.value_length")),
+        "n_routed_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "n_shared_experts": keys.number("expert_shared_count", 0),
+        "first_k_dense_replace": keys.number("leading_dense_block_count", 0),
+        "routed_scaling_factor": keys.number("expert_weights_scale", 1.0),
+        "norm_topk_prob": normalised,
+        "n_group": groups,
+        "topk_group": keys.number("expert_group_used_count", 1),
+    }

@@ -1,0 +1,143 @@
+"""Decoders with experts as llama.cpp has them: what of `config.json` is each one's own."""
+
+from __future__ import annotations
+
+from workers.checkpoints.files import refuse
+from workers.checkpoints.gguf import rope
+from workers.checkpoints.gguf.families import dense
+from workers.checkpoints.gguf.keys import WINDOW, Json, Keys, pattern
+from workers.checkpoints.gguf.unread import SIGMOID
+
+
+def llama(keys: Keys) -> Json:
+    """One with experts is a Mixtral."""
+    if keys.get("expert_count"):
+        return {
+            "architectures": ["MixtralForCausalLM"],
+            "num_local_experts": keys.number("expert_count"),
+            "num_experts_per_tok": keys.number("expert_used_count"),
+        }
+    return {}
+
+
+def qwen3_moe(keys: Keys) -> Json:
+    """Weights of the experts that a token goes to add up to 1."""
+    return {
+        "num_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "norm_topk_prob": True,
+    }
+
+
+def mellum(keys: Keys) -> Json:
+    """Layers with a window do not stretch their positions."""
+    theta = keys.number("rope.freq_base", 10_000.0)
+    return qwen3_moe(keys) | {
+        "sliding_window": keys.get(WINDOW) or None,
+        "layer_types": pattern(keys, 4),
+        "rope_scaling": None,
+        "rope_parameters": {
+            "full_attention": {"rope_theta": theta} | (rope.scaling(keys) or {}),
+            "sliding_attention": {"rope_theta": keys.number("rope.freq_base_swa", theta)},
+        },
+    }
+
+
+def qwen2_moe(keys: Keys) -> Json:
+    """One of its experts is for all tokens."""
+    return qwen3_moe(keys) | {
+        "norm_topk_prob": False,  # llama.cpp does so, whatever the config said that was converted
+        "shared_expert_intermediate_size": keys.number("expert_shared_feed_forward_length"),
+        "qkv_bias": keys.has("blk.0.attn_q.bias"),
+    }
+
+
+def glm4_moe(keys: Keys) -> Json:
+    """Its first layers have no experts."""
+    keys.get("rope.dimension_sections")  # of one that sees; of text all of them have one position
+    return {
+        "n_routed_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "n_shared_experts": keys.number("expert_shared_count", 0),
+        "first_k_dense_replace": keys.number("leading_dense_block_count", 0),
+        "routed_scaling_factor": keys.number("expert_weights_scale", 1.0),
+        "norm_topk_prob": keys.get("expert_weights_norm", False),
+        "n_group": keys.number("expert_group_count", 1),
+        "topk_group": keys.number("expert_group_used_count", 1),
+        "use_qk_norm": keys.has("blk.0.attn_q_norm.weight"),
+    }
+
+
+def llama4(keys: Keys) -> Json:
+    """What llama.cpp has for all of them, without keys; one with 128 experts has no norms of queries."""
+    if not (count := keys.number("expert_count", 0)) or keys.get(WINDOW) == 0:
+        refuse(keys.path, "is a Llama 4 without experts or without chunks, which is not supported in GGUF")
+    for name, known in (
+        ("attention.chunk_size", 8192),
+        (WINDOW, 8192),
+        ("attention.sliding_window_pattern", 4),
+    ):
+        if (value := keys.get(name, known)) != known:
+            refuse(keys.path, f"{keys.file.architecture}.{name} {value} is not supported; {known} is")
+    return {
+        "intermediate_size": keys.size("expert_feed_forward_length"),
+        "intermediate_size_mlp": keys.size("feed_forward_length"),
+        "num_local_experts": count,
+        "num_experts_per_tok": keys.size("expert_used_count"),
+        "interleave_moe_layer_step": keys.size("interleave_moe_layer_step"),
+        "no_rope_layer_interval": 4,
+        "attention_chunk_size": 8192,
+        "floor_scale": 8192,
+        "attn_scale": 0.1,
+        "use_qk_norm": count != 128,
+    }
+
+
+def gpt_oss(keys: Keys) -> Json:
+    """Every second layer sees all tokens."""
+    scaling = rope.scaling(keys)
+    return {
+        "num_local_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "intermediate_size": keys.number("expert_feed_forward_length"),
+        "sliding_window": keys.get(WINDOW) or None,
+        "layer_types": pattern(keys, 2),
+        "rope_parameters": {"rope_theta": keys.number("rope.freq_base")}
+        | ({"rope_type": "default"} if scaling is None else scaling | {"truncate": False}),
+        "rope_scaling": None,
+    }
+
+
+def ernie4_5_moe(keys: Keys) -> Json:
+    """Not all layers have experts."""
+    return dense.ernie4_5(keys) | {
+        "moe_num_experts": keys.number("expert_count"),
+        "moe_k": keys.number("expert_used_count"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "moe_num_shared_experts": keys.number("expert_shared_count", 0),
+        "moe_layer_start_index": keys.number("leading_dense_block_count", 0),
+        "moe_layer_interval": keys.number("interleave_moe_layer_step", 1),
+    }
+
+
+def olmoe(keys: Keys) -> Json:
+    """Files say the size of an expert as that of an MLP."""
+    return {
+        "num_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "norm_topk_prob": False,  # llama.cpp does so
+        "clip_qkv": keys.get("attention.clamp_kqv") or None,
+    }
+
+
+def minimax_m2(keys: Keys) -> Json:
+    """All of its layers have experts, whose scores are sigmoids."""
+    if (gating := keys.number("expert_gating_func", SIGMOID)) != SIGMOID:
+        refuse(keys.path, f"expert_gating_func {gating} is not supported; {SIGMOID} is")
+    return {
+        "intermediate_size": keys.number("expert_feed_forward_length"),
+        "num_local_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+    }
