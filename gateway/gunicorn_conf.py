@@ -40,7 +40,7 @@ if _gateway.log_format == "json":
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": "ipc.logs.JSONLines"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+        "handlers": {"stderr": {"class": "ipc.logs.Lines", "formatter": "json"}},
         "loggers": {"gunicorn.error": {"handlers": ["stderr"], "propagate": False}},
         "root": {},
     }

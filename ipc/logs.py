@@ -28,6 +28,8 @@ GATHER_SECONDS = 0.1
 AT_ONCE = select.PIPE_BUF  # bytes: a pipe takes them whole, whoever else writes to it
 ESCAPED = 10  # bytes that may stand for a character that stderr cannot write (`\U0001f600`)
 
+_SECRET = "sk-cortex-"  # begins API keys, and clients send these for addresses and for ids, too
+_KEY = re.compile(rf"({_SECRET})[\w-]+")
 _NAMED = re.compile(r"(\w+)=%[-#0+]*\d*(?:\.\d+)?[sdrgfxei](?=\s|$)")
 
 
@@ -70,7 +72,7 @@ class Event(logging.LogRecord):
 
 
 class Lines(logging.StreamHandler):
-    """Writes each event at once, and those that come `together` with few writes.
+    """Writes each event at once, and those that come `together` with few writes. Nobody's API key is in them.
 
     What cannot be written is `handleError`'s, whenever that turns out.
     """
@@ -84,6 +86,8 @@ class Lines(logging.StreamHandler):
         except Exception:
             self.handleError(record)
             return
+        if _SECRET in text:
+            text = _KEY.sub(r"\1***", text)
         if self._held is None:
             self._write(text, record)
             return

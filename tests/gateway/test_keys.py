@@ -202,6 +202,9 @@ def test_what_was_used_is_known_by_key_and_model(guarded: GatewayProcess, keys: 
 def test_the_secret_stands_nowhere(guarded: GatewayProcess, keys: Keys) -> None:
     key = keys.create("leo")
     assert ask(guarded, key).status_code == 200
+    get(guarded, f"/v1/models/{key}", key)  # and where it does not belong
+    ask(guarded, key, model=key)
+    httpx.get(f"{guarded.base}/v1/models?api_key={key}", headers={"x-request-id": key}, trust_env=False)
     named = f"key={listed(keys, 'leo')[0]['id']}"
     eventually(lambda: named in guarded.log.read_text(), "the request is in the log")
     for path in guarded.log.parent.iterdir():
@@ -316,6 +319,26 @@ def test_a_gateway_whose_visitors_are_administrators_says_so_at_its_start(gatewa
 @pytest.mark.parametrize("expires", ["yesterday", "0d", "2020-01-01", "99999999999999d", "-1d"])
 def test_time_that_is_none_or_past_is_refused(tmp_path: Path, expires: str) -> None:
     assert "--expires" in Keys(tmp_path)("create", "x", f"--expires={expires}", ok=False)
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        ("--priority", str(1 << 64)),  # no message to a neuron has room for it
+        ("--requests-per-minute", str(1 << 63)),
+        ("--tokens-per-day", "-1"),
+        ("--model", ""),
+        ("--endpoint", "v1/chat/*"),
+    ],
+)
+def test_terms_that_no_request_can_meet_are_refused(tmp_path: Path, terms: tuple[str, str]) -> None:
+    keys = Keys(tmp_path)
+    assert terms[0] in keys("create", "ann", *terms, ok=False)
+    assert not keys.store.exists()
+
+
+def test_usage_of_days_that_no_calendar_has_is_refused(tmp_path: Path) -> None:
+    assert "--days" in Keys(tmp_path)("usage", "--days", str(1 << 40), ok=False)
 
 
 def test_store_is_for_nobody_else_and_a_list_makes_none(tmp_path: Path) -> None:

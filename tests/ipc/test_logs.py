@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gateway.access import api_key
 from ipc.logs import Event, Gathered, JSONLines, Lines, TextLines
 
 
@@ -93,6 +94,17 @@ def test_an_event_has_the_names_that_formats_of_others_have() -> None:
 
 def event(message: str, *args: object) -> logging.LogRecord:
     return logging.LogRecord("x", logging.INFO, "f.py", 1, message, args, None)
+
+
+def test_an_api_key_is_in_no_line_wherever_a_client_sends_it() -> None:
+    key, stream = api_key.make().text, io.StringIO()
+    handler = Lines(stream)
+    for formatter in (TextLines("%(message)s"), JSONLines()):
+        handler.setFormatter(formatter)
+        handler.handle(event("refused path=%r trace=%s", f"/v1/{key}/x", key))
+    said = stream.getvalue()
+    assert key.removeprefix(api_key.PREFIX) not in said
+    assert said.startswith("refused path='/v1/sk-cortex-***/x' trace=sk-cortex-***\n{")
 
 
 @pytest.mark.parametrize("filling", ["x" * 1600, "é" * 160, "\U0001f600" * 160, "\udc80" * 160])
