@@ -17,6 +17,7 @@ import typer
 from ipc.errors import CortexError
 from ipc.farewell import leave_modules_alone
 from ipc.lifeline import die_with_parent
+from ipc.saying import saying
 from ipc.settings import ConfigError
 from ipc.version import version
 from neuron.config import NeuronConfig, load
@@ -225,7 +226,8 @@ def main() -> None:
     """Entry point of the `neuron` command."""
     leave_modules_alone()
     try:
-        app()
+        with saying("neuron"):
+            app()
     except ModuleNotFoundError as error:
         sys.exit(
             f"neuron: {error.name} is not installed; a GPU host needs the extra: pip install '.[neuron]'"

@@ -21,6 +21,7 @@ from gateway.commands.up_plan import UpError, make_plan
 from ipc import keys
 from ipc.errors import CortexError
 from ipc.farewell import leave_modules_alone
+from ipc.saying import saying
 from ipc.version import version
 
 app = typer.Typer(
@@ -215,4 +216,5 @@ def keygen(
 
 def main() -> None:
     leave_modules_alone()
-    app()
+    with saying("cortex"):
+        app()

@@ -20,7 +20,7 @@ from gateway.commands.failure import fail
 from gateway.commands.options import ConfigOption, JsonOption
 from gateway.store import key_store
 from gateway.store.database import Work
-from gateway.store.key_store import Key, KeyStore, Terms, UsageRow
+from gateway.store.key_store import MAX_INT, Key, KeyStore, Terms, UsageRow
 from ipc.errors import CortexError
 from ipc.settings import ConfigError
 
@@ -28,6 +28,7 @@ app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 
 SERVICE = Path("/etc/cortex")  # where the configuration of the service is
 SERVICE_STATE = Path("/var/lib/cortex")  # what systemd gives the service
+MAX_DAYS = 3660  # that usage is looked at
 _AGO = re.compile(r"(\d+)([smhdw])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -98,11 +99,16 @@ def create(
         list[str] | None, typer.Option(help="A path that it allows, such as '/v1/chat/*', as often.")
     ] = None,
     admin: Annotated[bool, typer.Option("--admin", help="It may change the fleet.")] = False,
-    requests_per_minute: Annotated[int | None, typer.Option(min=0)] = None,
-    requests_per_day: Annotated[int | None, typer.Option(min=0)] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option(min=0, help="Of prompts and answers.")] = None,
-    tokens_per_day: Annotated[int | None, typer.Option(min=0)] = None,
-    priority: Annotated[int, typer.Option(help="Of its requests at least; a smaller one is sooner.")] = 0,
+    requests_per_minute: Annotated[int | None, typer.Option(min=0, max=MAX_INT)] = None,
+    requests_per_day: Annotated[int | None, typer.Option(min=0, max=MAX_INT)] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(min=0, max=MAX_INT, help="Of prompts and answers.")
+    ] = None,
+    tokens_per_day: Annotated[int | None, typer.Option(min=0, max=MAX_INT)] = None,
+    priority: Annotated[
+        int,
+        typer.Option(min=-MAX_INT, max=MAX_INT, help="Of its requests at least; a smaller one is sooner."),
+    ] = 0,
     expires: Annotated[str | None, typer.Option(help="30d, 12h or 2027-01-31 (UTC). Default: never.")] = None,
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
@@ -110,6 +116,11 @@ def create(
     """Make a key and show it, this once."""
     if not name.isprintable() or not 0 < len(name) <= 100:
         fail("keys", "NAME: Expected 1 to 100 characters that can be printed")
+    if "" in (model or ()):
+        fail("keys", "--model: Expected the name of a model")
+    for path in endpoint or ():
+        if not path.startswith(("/", "*")):  # it would allow nothing
+            fail("keys", f"--endpoint {path}: Expected a path, such as /v1/chat/*")
     try:
         until = moment(expires, time.time()) if expires is not None else None
     except (ValueError, OverflowError, OSError):  # the last two of a year that is none
@@ -180,7 +191,9 @@ def revoke(
 
 @app.command()
 def usage(
-    days: Annotated[int, typer.Option(min=1, help="Today and the days before it, of UTC.")] = 30,
+    days: Annotated[
+        int, typer.Option(min=1, max=MAX_DAYS, help="Today and the days before it, of UTC.")
+    ] = 30,
     config_file: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 from gateway.commands.clients import KEY_VARIABLE
+from gateway.commands.options import LOCAL
 
 ANSWER_SECONDS = 30.0  # of a gateway that is there, on a busy host, until it says something
 
@@ -31,7 +32,7 @@ def fetch(endpoint: str, path: str = "/health", option: str = "--endpoint") -> b
     Raises:
         Unreachable: nothing answers there, or with an error.
     """
-    request = urllib.request.Request(_url(endpoint, path))
+    request = _request(endpoint, path, option=option)
     with _open(endpoint, request, option) as response, _reading(endpoint):
         return response.read()
 
@@ -73,13 +74,22 @@ def _reading(endpoint: str) -> Iterator[None]:
         raise Unreachable(f"what answers at {endpoint} is no gateway: {error}") from error
 
 
-def _url(endpoint: str, path: str) -> str:
-    return f"{endpoint.rstrip('/')}{path}"
+def _request(
+    endpoint: str, path: str, body: bytes | None = None, option: str = "--endpoint"
+) -> urllib.request.Request:
+    try:
+        request = urllib.request.Request(f"{endpoint.rstrip('/')}{path}", body)
+    except ValueError:
+        request = None
+    if request is None or request.type not in ("http", "https") or not request.host:
+        raise Unreachable(f"{option}: Expected an address such as {LOCAL}, not {endpoint!r}")
+    return request
 
 
 def _posted(endpoint: str, path: str, body: dict[str, Any]) -> urllib.request.Request:
-    headers = {"Content-Type": "application/json"}
-    return urllib.request.Request(_url(endpoint, path), json.dumps(body).encode(), headers)
+    request = _request(endpoint, path, json.dumps(body).encode())
+    request.add_header("Content-Type", "application/json")
+    return request
 
 
 def _open(

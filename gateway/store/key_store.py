@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 
 from gateway.store.database import Database, Kind
 
+MAX_INT = (1 << 63) - 1  # that a message to a neuron has room for
 Count = Annotated[int, Meta(ge=0)]
 
 KEYS = Kind(

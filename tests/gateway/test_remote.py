@@ -88,6 +88,22 @@ def test_what_is_no_key_is_told_and_not_shown(monkeypatch: pytest.MonkeyPatch, k
     assert "sec" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "endpoint", ["beast", "127.0.0.1:31313", "http://", "http://[::1", "file:///etc", "ftp://beast"]
+)
+def test_what_is_no_address_is_told_and_not_opened(endpoint: str) -> None:
+    for ask in (
+        lambda: remote.fetch(endpoint),
+        lambda: remote.post(endpoint, "/admin/models/unload", {}),
+        lambda: list(remote.follow(endpoint, "/admin/models/load", {})),
+    ):
+        with pytest.raises(remote.Unreachable, match="--endpoint: Expected an address") as caught:
+            ask()
+        assert repr(endpoint) in str(caught.value)
+    with pytest.raises(remote.Unreachable, match="--url: Expected an address"):
+        remote.fetch(endpoint, "/v1/models", "--url")
+
+
 @pytest.mark.parametrize("body", [b"<html>", b"\xff"])
 def test_what_is_no_gateway_is_told(serve: Callable[[Answer], str], body: bytes) -> None:
     endpoint = serve(says(body))
