@@ -32,6 +32,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 _NAMES = {
     "pages_total": "pages",
     "memory_total": "memory",
+    "waiting": "queue_depth",
     "max_sequences": "max_in_flight",
     "prefill_rate": "prefill_tokens_per_second",
     "progress": "load_progress",
@@ -60,7 +61,6 @@ _MODEL_COUNTERS = {
     "failed": "Requests that failed, as the neuron counts them.",
     "restarts": "Restarts of its worker group after a fault.",
     "epoch": "Worker groups that were started for it.",
-    "evictions": "Times that it left for another model.",
     "wakes": "Loads whose weights came from the host's memory.",
     "steps": "Engine steps.",
     "prompt_tokens": "Tokens of prompts that the worker began.",
@@ -203,7 +203,11 @@ def neuron_metrics(neurons: Sequence[Neuron]) -> list[Metric]:
     in_flight = GaugeMetricFamily(
         "cortex_model_in_flight", "Requests in the worker and in the queue.", labels=["model", "neuron"]
     )
+    evictions = CounterMetricFamily(
+        "cortex_evictions", "Times that the model left for another one.", labels=["model", "neuron"]
+    )
     for labels, model in models:
+        evictions.add_metric(labels, model.evictions)
         status.add_metric([*labels, model.status], 1.0)
         in_flight.add_metric(labels, model.running + model.waiting)
         for rank, seconds in enumerate(model.collective_seconds):
@@ -214,6 +218,7 @@ def neuron_metrics(neurons: Sequence[Neuron]) -> list[Metric]:
         draining,
         status,
         in_flight,
+        evictions,
         waited,
         *_families(GaugeMetricFamily, "cortex_neuron_", ["neuron"], _NEURON_GAUGES, hosts),
         *_families(GaugeMetricFamily, "cortex_model_", ["model", "neuron"], _MODEL_GAUGES, models),

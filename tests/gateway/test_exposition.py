@@ -189,6 +189,26 @@ def names_in(exposed: str) -> set[str]:
     return {f"{name}{end}" for name in kinds for end in ("", "_total", "_bucket")}
 
 
+# What dashboards of the system before this one ask for, but for what Prometheus would not have in a name.
+KNOWN = {
+    "counter": """requests_total request_errors_total cold_starts_total prompt_tokens_total
+        completion_tokens_total cached_prompt_tokens_total evictions_total spend_tokens_total
+        spend_prompt_tokens_total spend_completion_tokens_total model_rejections_total""",
+    "histogram": "request_duration_seconds time_to_first_token_seconds tokens_per_second",
+    "gauge": "model_in_flight model_queue_depth model_max_in_flight",
+}
+
+
+def test_names_that_dashboards_know_are_there(exposed: str) -> None:
+    kinds = dict(line.split()[2:4] for line in exposed.splitlines() if line.startswith("# TYPE "))
+    there = kinds | {f"{family.name}_total": family.type for family in REGISTRY.collect()}
+    there |= {family.name: family.type for family in REGISTRY.collect()}
+    for kind, names in KNOWN.items():
+        assert {name: there.get(f"cortex_{name}") for name in names.split()} == dict.fromkeys(
+            names.split(), kind
+        )
+
+
 def test_all_that_the_documentation_names_is_there(exposed: str) -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     rows = re.findall(r"^\| (`cortex_.*?) \|", page, re.M)
