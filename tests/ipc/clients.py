@@ -10,7 +10,7 @@ from ipc.messages.answers import Usage
 from ipc.messages.replies import Cancelled, Delta, Progress
 from ipc.messages.requests import Cancel, Generate, Load
 from ipc.server import Server
-from tests.ipc.test_server import SECONDS, Desk, finished
+from tests.ipc.serving import SECONDS, Desk, finished
 from tests.ports import free_port
 
 DELTAS = 5

@@ -9,7 +9,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages.replies import Finished
 from ipc.messages.requests import CountTokens, Generate, ListModels, Load
 from tests.ipc.clients import free_endpoint
-from tests.ipc.test_server import SECONDS
+from tests.ipc.serving import SECONDS
 
 STREAM = """
 import asyncio

@@ -16,7 +16,7 @@ from ipc.messages.requests import Cancel, Generate, ListModels, Load, Resume
 from ipc.server import Server
 from ipc.sockets import MAX_MESSAGE
 from tests.ipc.clients import DELTAS, connected, everything, free_endpoint
-from tests.ipc.test_server import SECONDS
+from tests.ipc.serving import SECONDS
 
 
 def test_a_stream_gives_its_replies_in_order_and_ends():

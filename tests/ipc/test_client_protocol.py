@@ -15,7 +15,7 @@ from ipc.messages.framing import BYTES_TOGETHER, HEADER, MOST_TOGETHER
 from ipc.messages.replies import Done, Failed, Heartbeat
 from ipc.messages.requests import Generate, Health, ListModels, Load
 from tests.ipc.clients import everything, serve
-from tests.ipc.test_server import SECONDS
+from tests.ipc.serving import SECONDS
 
 
 class Puppet:

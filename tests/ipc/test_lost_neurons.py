@@ -10,7 +10,7 @@ from ipc.messages.replies import Done, Failed
 from ipc.messages.requests import Generate, ListModels
 from tests.ipc.clients import connected, everything, serve
 from tests.ipc.links import Link
-from tests.ipc.test_server import SECONDS
+from tests.ipc.serving import SECONDS
 
 
 def test_a_neuron_that_is_killed_ends_open_calls_at_once_and_is_found_again_when_it_is_back(spawn):

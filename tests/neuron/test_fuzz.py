@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ipc.messages.framing import HEADER
 from ipc.messages.replies import TERMINAL, AnyReply, Failed, HealthReply
 from ipc.messages.requests import AnyRequest, Health
-from tests.ipc.test_server import ONE_OF_EACH
+from tests.ipc.one_of_each import ONE_OF_EACH
 from tests.neuron.harness import PATIENCE, Neuron, simulated
 
 MODEL = "sim"

@@ -1,0 +1,63 @@
+"""A request of each verb but `cancel`, with what a client may say in it."""
+
+from ipc.messages.catalogue import FleetCatalogue
+from ipc.messages.conversation import Message, Tool
+from ipc.messages.requests import (
+    CachedPages,
+    CheckCatalogue,
+    CountTokens,
+    Detokenize,
+    Discover,
+    Drain,
+    Embed,
+    Eviction,
+    Generate,
+    Health,
+    Hello,
+    ListModels,
+    Load,
+    Logs,
+    Pin,
+    Quote,
+    Rerank,
+    Resume,
+    SetCatalogue,
+    Tokenize,
+    Unload,
+    Watch,
+)
+from ipc.messages.sampling import Sampling
+
+ONE_OF_EACH = [
+    Hello(id=1, client="test", eviction=Eviction(strategy="priority", defrag_after_cycles=3)),
+    Discover(id=2),
+    Health(id=3),
+    Watch(id=4),
+    ListModels(id=5),
+    Load(id=6, model="demo"),
+    Unload(id=7, model="demo", force=True),
+    Generate(
+        id=8,
+        model="demo",
+        messages=[Message(role="user", content="héllo")],
+        tools=[Tool.function(name="f", parameters={"type": "object"})],
+        template_args={"enable_thinking": True},
+        sampling=Sampling(temperature=0.5, seed=(1 << 64) - 1, stop=["x"]),
+        stream=True,
+    ),
+    Generate(id=9, model="demo", prompt=[1, 2, 3], return_token_ids=True),
+    Generate(id=14, model="demo", prompt=["a", [1, 2]]),
+    CountTokens(id=10, model="demo", prompt="hello"),
+    Tokenize(id=16, model="demo", prompt="hello", return_bytes=True),
+    Detokenize(id=17, model="demo", token_ids=[1, 2]),
+    Embed(id=11, model="demo", input=["a", "b"]),
+    Rerank(id=18, model="demo", input=["a", "b"], query="c"),
+    CachedPages(id=13, model="m"),
+    Quote(id=15, model="m"),
+    Pin(id=19, model="m", pinned=False),
+    SetCatalogue(id=20, catalogue=FleetCatalogue(version="1", origin="here", modified=1.5)),
+    CheckCatalogue(id=21, catalogue=FleetCatalogue(version="1", origin="here", modified=1.5)),
+    Logs(id=22, lines=5, request="r", follow=True),
+    Drain(id=12, model="m"),
+    Resume(id=(1 << 64) - 1),
+]
