@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ipc.worker_messages import PAGE_SIZE
 from workers.cache.paged import KVCache, write_kv
+from workers.execution import model_runner
 from workers.step.batch import Segment
 
 T = TypeVar("T")
@@ -172,3 +174,15 @@ class FixedAttention:
             hidden |= places <= position - window
         weights = scores.masked_fill(hidden[:, None, None], -torch.inf).softmax(-1)
         return (weights @ all_values).flatten(1, 2)
+
+
+def record_steps(patch: pytest.MonkeyPatch) -> Recorder:
+    """Have engines that are loaded while `patch` holds record their steps of single tokens, as on a GPU.
+
+    Returns:
+        What records them.
+    """
+    recorder = Recorder()
+    patch.setattr(model_runner, "graph_device", lambda device: recorder)
+    patch.setattr(model_runner, "attention_over", FixedAttention)
+    return recorder

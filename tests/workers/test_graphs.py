@@ -10,7 +10,7 @@ import torch
 from tests.workers import seeing
 from tests.workers.adapters import write_adapter
 from tests.workers.engines import GPU, Session, make_runner, request, serve
-from tests.workers.recorded import FixedAttention, Recorder
+from tests.workers.recorded import Recorder, record_steps
 from tests.workers.test_adapters import read, with_adapter
 from tests.workers.test_model_runner import unlike_requests
 from tests.workers.test_speculation import replace_id
@@ -27,10 +27,7 @@ LIMITS = {"context_length": CONTEXT, "max_step_tokens": 64}
 @pytest.fixture
 def recorder(monkeypatch) -> Recorder:
     """In place of the device that steps are recorded on."""
-    recorder = Recorder()
-    monkeypatch.setattr(model_runner, "graph_device", lambda device: recorder)
-    monkeypatch.setattr(model_runner, "attention_over", FixedAttention)
-    return recorder
+    return record_steps(monkeypatch)
 
 
 @pytest.fixture(params=["qwen3_untied_biased"])

@@ -22,12 +22,11 @@ from tests.workers.checkpoints import deepseek_v3, fill, glm4_moe, qwen3_5, qwen
 from tests.workers.engines import Session, make_runner, prompt_of, request
 from tests.workers.equalities import WORDS
 from tests.workers.predicting import Head, following
-from tests.workers.recorded import FixedAttention, Recorder
+from tests.workers.recorded import record_steps
 from tests.workers.test_equalities import assert_equal
 from tests.workers.test_speculation import SIZES, answers_of, of_all_kinds, replace_id
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.reading import refusal
-from workers.execution import model_runner
 from workers.step.plan import MOST_AHEAD
 
 MODELS = {
@@ -171,8 +170,7 @@ def known(written):
         folder, _ = written(KNOWN[kind], known=True)
         with pytest.MonkeyPatch.context() as patch:
             if kind == "recorded":
-                patch.setattr(model_runner, "graph_device", lambda device: Recorder())
-                patch.setattr(model_runner, "attention_over", FixedAttention)
+                record_steps(patch)
             runner = make_runner(folder, **SIZES, speculation="mtp", host_states=24)
             runner.in_flight = int(kind == "recorded")
             runner.load(lambda fraction, message: None)

@@ -14,9 +14,8 @@ from ipc.errors import Code
 from tests.workers import equalities
 from tests.workers.checkpoints import fill, qwen3
 from tests.workers.engines import GPU, Session, make_runner, request, serve
-from tests.workers.recorded import FixedAttention, Recorder
+from tests.workers.recorded import record_steps
 from tests.workers.test_graphs import LIMITS, requests
-from workers.execution import model_runner
 from workers.process.loop import Flight
 from workers.step.engine import OutOfDeviceMemory
 
@@ -28,8 +27,7 @@ def runner(request, tiny):
     """With a step in flight, as on a GPU; also where steps are recorded."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "recorded":
-            patch.setattr(model_runner, "graph_device", lambda device: Recorder())
-            patch.setattr(model_runner, "attention_over", FixedAttention)
+            record_steps(patch)
         device = "cpu" if request.param == "recorded" else request.param
         runner = make_runner(tiny("qwen3_untied_biased").folder, device=device, **LIMITS)
         runner.in_flight = 1

@@ -11,7 +11,7 @@ import torch
 from ipc.worker_messages import SamplingParams, Submit
 from tests.workers.engines import Answer, Session, make_runner, prompt_of
 from tests.workers.guessing import Knows
-from tests.workers.recorded import FixedAttention, Recorder
+from tests.workers.recorded import record_steps
 from tests.workers.shortage import Shortage, assert_nothing_is_held, assert_right, short_of_memory
 from tests.workers.test_model_runner import unlike_requests
 from tests.workers.test_speculation import of_all_kinds, replace_id
@@ -31,8 +31,7 @@ FAILURES = [(5, 613), (101, 709), (377, 811)]
 def runner(request, tiny):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "recorded":
-            patch.setattr(model_runner, "graph_device", lambda device: Recorder())
-            patch.setattr(model_runner, "attention_over", FixedAttention)
+            record_steps(patch)
         runner = make_runner(tiny("qwen3_untied_biased").folder, **LIMITS)
         runner.in_flight = int(request.param != "cpu")
         runner.load(lambda fraction, message: None)

@@ -19,12 +19,11 @@ from tests.workers.checkpoints import fill, lfm2, qwen3, qwen3_5
 from tests.workers.engines import Answer, Session, make_runner, make_spec, prompt_of, request
 from tests.workers.equalities import VOCABULARY
 from tests.workers.guessing import Knows
-from tests.workers.recorded import FixedAttention, Recorder
+from tests.workers.recorded import record_steps
 from tests.workers.simulation import END, STORM_STEPS, Run, Shape, Storm, group, make_scheduler, submit
 from tests.workers.test_equalities import assert_equal
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.reading import read_card
-from workers.execution import model_runner
 from workers.process.loop import make_scheduler as make_worker_scheduler
 from workers.sampling.sampler import Sampler
 from workers.scheduling import drafts
@@ -297,8 +296,7 @@ def runner(request, tiny):
     """On the CPU, and as on a GPU: with a step in flight, and steps that are recorded."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "recorded":
-            patch.setattr(model_runner, "graph_device", lambda device: Recorder())
-            patch.setattr(model_runner, "attention_over", FixedAttention)
+            record_steps(patch)
         runner = make_runner(tiny("qwen3_untied_biased").folder, **SIZES)
         runner.in_flight = int(request.param == "recorded")
         runner.load(lambda fraction, message: None)
