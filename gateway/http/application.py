@@ -75,8 +75,9 @@ class Gateway:
         fleet = Fleet(settings)
         listen = settings.gateway.metrics_listen
         self._metrics_port = split_address(listen)[1] if listen is not None else None
-        self._metrics = Exposition(fleet.neurons, fleet.knows)
         ours = settings.gateway
+        browsers = Browsers(ours.cors_origins, ours.hosts)
+        self._metrics = Exposition(fleet.neurons, fleet.knows, browsers.leads_here)
         self._bodies = bodies = Bodies(ours.body_limit, ours.body_memory, sends_aside)
         store = _store(settings.store)
         history = History()
@@ -104,7 +105,6 @@ class Gateway:
             routes |= own
             refuse |= dict.fromkeys(own, dialect.refuse)
         aside = Aside(settings)
-        browsers = Browsers(ours.cors_origins, ours.hosts)
         self._falcon = falcon.asgi.App(
             request_type=Request,
             middleware=[

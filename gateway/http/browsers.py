@@ -48,7 +48,7 @@ class Browsers:
 
     async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         host, server = req.get_header("host") or "", req.scope["server"]
-        if server is not None and not self._is_ours(host) and is_loopback(server[0]):
+        if server is not None and not self.leads_here(host, server[0]):
             raise falcon.HTTPForbidden(
                 description=f"host: {shown(host)} is no name of this gateway; "
                 "if it is one, add it to gateway.hosts in its configuration"
@@ -79,11 +79,19 @@ class Browsers:
             origin: what is known of these two headers; None: it is not there, or did not come that far.
             server: the address at which the request came.
         """
-        if host is not None and not self._is_ours(host) and is_loopback(server):
+        if host is not None and not self.leads_here(host, server):
             return []
         if origin is None:
             return _readable_by(ANY) if ANY in self._origins else []
         return _readable_by(origin) if self._may_ask(origin.lower(), (host or "").lower()) else []
+
+    def leads_here(self, host: str, server: str) -> bool:
+        """Whether a request is meant for us: on loopback its host is a name of ours.
+
+        Args:
+            server: the address at which it came.
+        """
+        return self._is_ours(host) or not is_loopback(server)
 
     def _is_ours(self, host: str) -> bool:
         return _is_private(host) or _name(host) in self._hosts

@@ -84,6 +84,7 @@ _DEVICE_GAUGES = {
     "temperature": "Degrees Celsius.",
 }
 
+_TEXT = "text/plain; charset=utf-8"
 HEALTH_SECONDS = 1.0  # for a neuron to say how it is; of one that does not, these series are missing
 
 
@@ -114,16 +115,26 @@ class Exposition:
 
     Args:
         knows: whether some neuron has, or had, the model of a name; of others no series is shown.
+        leads_here: whether a request for the host in its header, which came at an address, is meant for us.
     """
 
-    def __init__(self, neurons: Sequence[Neuron], knows: Callable[[str], bool]) -> None:
-        self._neurons, self._knows = neurons, knows
+    def __init__(
+        self,
+        neurons: Sequence[Neuron],
+        knows: Callable[[str], bool],
+        leads_here: Callable[[str, str], bool],
+    ) -> None:
+        self._neurons, self._knows, self._leads_here = neurons, knows, leads_here
 
     async def __call__(self, scope: dict[str, Any], receive: object, send: Send) -> None:
-        if scope["path"] != "/metrics" or scope["method"] not in ("GET", "HEAD"):
-            await _answer(send, 404, "text/plain; charset=utf-8", b"there is only GET /metrics here\n")
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        if not self._leads_here(headers.get(b"host", ""), scope["server"][0]):
+            await _answer(send, 403, _TEXT, b"that host is no name of this gateway (gateway.hosts)\n")
             return
-        accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
+        if scope["path"] != "/metrics" or scope["method"] not in ("GET", "HEAD"):
+            await _answer(send, 404, _TEXT, b"there is only GET /metrics here\n")
+            return
+        accept = headers.get(b"accept", "")
         encoder, content_type = choose_encoder(accept)
         registry = CollectorRegistry()
         forget_gone()

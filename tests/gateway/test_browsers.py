@@ -100,6 +100,16 @@ def test_a_name_that_somebody_pointed_here_is_refused(http: httpx.Client, host: 
     assert "gateway.hosts" in answer.json()["error"]["message"]
 
 
+def test_nor_are_metrics_for_such_a_name(gateway: GatewayProcess) -> None:
+    def asked(host: str) -> httpx.Response:
+        address = f"http://127.0.0.1:{gateway.metrics_port}/metrics"
+        return httpx.get(address, headers={"host": host}, trust_env=False)
+
+    assert asked("evil.example.org:31314").status_code == 403
+    assert "cortex_" not in asked("evil.example.org").text
+    assert "cortex_neuron_up" in asked("localhost:31314").text
+
+
 def test_a_page_whose_name_was_pointed_here_is_not_of_our_own_origin(http: httpx.Client) -> None:
     headers = {"host": "evil.example.org:31313", "origin": "http://evil.example.org:31313"}
     assert http.post(CHAT, json=json.loads(BODY), headers=headers).status_code == 403
