@@ -155,6 +155,7 @@ def pull(
     from neuron.inspection import size_of
     from neuron.pulling import hub
 
+    hub.silence_library(bars=sys.stderr.isatty())
     here = config or next((Path(place) for place in DEFAULT_PATHS if Path(place).is_file()), None)
     own = _read(here).hf_cache if here is not None else None
     cache = Path(own).expanduser() if own else default_cache()

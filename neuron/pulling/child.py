@@ -80,11 +80,10 @@ def main() -> None:
     fd, parent, level, text = sys.argv[1:]
     die_with_parent(int(parent))
     leave_modules_alone()
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # before the library is imported
+    hub.silence_library(bars=False)
     log_to_stderr(level)
     for library in ("httpx", "httpx2"):
         logging.getLogger(library).setLevel(logging.WARNING)  # each of its requests would be a line
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns with addresses, signed ones too
     with open(int(fd), "wb", buffering=0) as out:
         try:
             _perform(msgspec.json.decode(text, type=HubTask), out)

@@ -8,6 +8,7 @@ compared with the hub's checksums.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import glob
 import hashlib
@@ -34,10 +35,16 @@ from workers.checkpoints.safetensors import INDEX
 USEFUL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "vocab.txt", "merges.txt", "chat_template*")
 # The same weights once more, in another layout.
 DOUBLE = ("consolidated*",)
+NO_NAME = "that is no name of a repository, which are ORGANISATION/NAME"
+NO_REVISION = "it has no such revision"
 CHUNK = 1 << 20  # bytes that are looked at at once
 ROOM = 1 << 30  # bytes that stay free on the disk
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
+# What its library raises where something answers that is no hub.
+_NO_HUB = (ValueError, KeyError, TypeError, AttributeError)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # What of an address is nobody else's business: who asks, and with what signature.
 _USER = re.compile(r"(https?://)[^\s/@'\"]+@")
 _QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
@@ -66,6 +73,15 @@ class _Index(Struct):
     weight_map: dict[str, str]  # files of tensors
 
 
+def silence_library(bars: bool) -> None:
+    """Have the hub's library write nothing itself, but bars where these are wanted: its warnings have
+    addresses, signed ones too. It asks once, when it is imported, and not what loggers were told before.
+    """
+    os.environ["HF_HUB_VERBOSITY"] = "critical"
+    if not bars:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
 def look(model_id: str, cache: Path, revision: str | None = None) -> Chosen:
     """What has to be fetched for `model_id`: `org/name`, or `org/name:Q4_K_M` of several GGUF models.
 
@@ -76,10 +92,18 @@ def look(model_id: str, cache: Path, revision: str | None = None) -> Chosen:
     from huggingface_hub import HfApi, hf_hub_download
 
     repository, _, label = model_id.removeprefix(HUB).partition(":")
+    if "/" in label:
+        raise _refused(model_id, NO_NAME)
+    if revision is not None and not {"", ".", ".."}.isdisjoint(revision.split("/")):
+        raise _refused(repository, NO_REVISION)
     with _hub_errors(repository):
         found = HfApi().model_info(repository, revision=revision, files_metadata=True)
+    if not isinstance(found.sha, str) or not _COMMIT.fullmatch(found.sha):  # a folder is named by it
+        raise _refused(repository, f"the hub says no commit of it, but {found.sha!r}")
     there = {
-        each.rfilename: Remote(each.size or 0, _checksum(each.lfs.sha256) if each.lfs is not None else "")
+        each.rfilename: Remote(
+            max(each.size or 0, 0), _checksum(each.lfs.sha256) if each.lfs is not None else ""
+        )
         for each in found.siblings or ()
         if not {"", ".", ".."}
         & set(each.rfilename.split("/"))  # the library gives up all for one that climbs
@@ -243,7 +267,7 @@ def _download(chosen: Chosen, cache: Path) -> Path:
         return bring(chosen.files)
     except (errors.HTTPError, errors.HFValidationError):
         raise
-    except (RuntimeError, ValueError) as error:  # as its library for chunked storage (Xet) does
+    except (RuntimeError, *_NO_HUB) as error:  # the first as its library for chunked storage (Xet) does
         raise _refused(chosen.repository, f"{type(error).__name__}: {error}") from error
 
 
@@ -335,14 +359,22 @@ def _hub_errors(repository: str) -> Iterator[None]:
         why = f"{hub} has no such repository, or not for us: a private one needs HF_TOKEN"
         raise _refused(repository, why, Code.MODEL_NOT_FOUND) from error
     except errors.RevisionNotFoundError as error:
-        raise _refused(repository, "it has no such revision") from error
+        raise _refused(repository, NO_REVISION) from error
     except errors.HFValidationError as error:
-        raise _refused(repository, "that is no name of a repository, which are ORGANISATION/NAME") from error
+        raise _refused(repository, NO_NAME) from error
     except errors.OfflineModeIsEnabled as error:
         raise _refused(repository, "HF_HUB_OFFLINE is set, so no hub is asked") from error
     except (OSError, errors.HTTPError) as error:  # what it raises where no hub answers is either
         if isinstance(error, OSError) and error.filename is not None:
             raise _refused(repository, f"{error.filename} cannot be written: {error.strerror}") from error
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise _refused(repository, f"what comes cannot be written: {error.strerror}") from error
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         said = _QUERY.sub(r"\1", _USER.sub(r"\1", said))
         raise _refused(repository, f"{hub} does not give it: {said}") from error
+    except UnicodeEncodeError as error:
+        raise _refused(repository, "HF_TOKEN has letters that no token has") from error
+    except _NO_HUB as error:
+        raise _refused(
+            repository, f"what answers at {hub} is no hub: {type(error).__name__}: {error}"
+        ) from error

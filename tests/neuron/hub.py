@@ -24,6 +24,7 @@ class Repository:
     large: tuple[str, ...] = (".safetensors", ".gguf")
     token: str = ""  # that is needed
     gated: bool = False  # its owner asks for consent
+    says: bytes | None = None  # of itself, in place of what it has
     said: dict[str, int] = field(default_factory=dict)  # sizes of files that are said wrongly
     damaged: set[str] = field(default_factory=set)  # files that come with another first byte
     cut: dict[str, int] = field(default_factory=dict)  # bytes after which the connection breaks, once
@@ -69,6 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(403, "GatedRepo")
         elif found[2] not in (None, "main", COMMIT):
             self._refuse(404, "RevisionNotFound")
+        elif info and repository.says is not None:
+            self._send(repository.says, {"Content-Type": "application/json"}, head)
         elif info:
             said = _tree(repository) if "/tree/" in path else _info(found[1], repository)
             self._send(json.dumps(said).encode(), {"Content-Type": "application/json"}, head)

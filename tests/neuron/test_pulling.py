@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
+import sys
 import sysconfig
 import threading
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import msgspec
 import pytest
 
 from ipc.errors import CortexError
@@ -20,6 +23,7 @@ from neuron.catalogue.catalogue import Catalogue
 from neuron.config import NeuronConfig
 from neuron.pulling import hub as pulling
 from neuron.pulling import resumed
+from neuron.pulling.child import Complete, HubTask
 from neuron.pulling.hub import choose, read_index
 from tests.neuron.harness import wait_until
 from tests.neuron.hub import COMMIT, Hub, Repository, serving
@@ -251,6 +255,7 @@ def test_no_error_has_a_signature_or_a_password_in_it() -> None:
 
 def test_what_is_not_for_us_says_what_to_do(hub: Hub, tmp_path: Path) -> None:
     assert "needs HF_TOKEN" in refusal(hub, tmp_path, "org/private")
+    assert "no token has" in refusal(hub, tmp_path, "org/private", HF_TOKEN="hf_sécret")
     assert pull(hub, tmp_path, "org/private", HF_TOKEN="hf_secret").returncode == 0
     assert "consent" in refusal(hub, tmp_path, "org/gated")
     assert "no such revision" in refusal(hub, tmp_path, "org/demo", "--revision", "v9")
@@ -260,6 +265,64 @@ def test_what_is_not_for_us_says_what_to_do(hub: Hub, tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE" in refusal(hub, tmp_path, "org/demo", HF_HUB_OFFLINE="1")
     said = refusal(hub, tmp_path, "org/demo", HF_ENDPOINT="http://127.0.0.1:9")
     assert "http://127.0.0.1:9 does not give it" in said
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        (b"<html>Please log in</html>", "is no hub: JSONDecodeError"),
+        (b"[]", "is no hub"),
+        (b"{}", "is no hub: KeyError"),
+        (b'{"id": "org/demo", "sha": "../../../elsewhere", "siblings": []}', "no commit"),
+        (b'{"id": "org/demo", "siblings": []}', "no commit"),
+    ],
+)
+def test_what_answers_as_no_hub_does_is_told(hub: Hub, tmp_path: Path, says: bytes, told: str) -> None:
+    hub.repositories["org/demo"].says = says
+    ended = pull(hub, tmp_path, "org/demo")
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert told in ended.stderr
+
+
+def test_a_name_or_revision_that_leads_elsewhere_is_none(tmp_path: Path) -> None:
+    with pytest.raises(CortexError, match="ORGANISATION/NAME"):
+        pulling.look("https://hub.example/org", tmp_path)
+    for revision in ("", "..", "refs/../pr/1"):
+        with pytest.raises(CortexError, match="no such revision"):
+            pulling.look("org/demo", tmp_path, revision)
+
+
+def test_a_disk_that_is_full_is_not_the_hubs_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pulling, "_download", fill)
+    with pytest.raises(CortexError, match="org/m: what comes cannot be written: No"):
+        pulling.fetch(pulling.Chosen("org/m", "c" * 40, {}), tmp_path)
+
+
+def test_nothing_of_what_its_library_says_is_written(hub: Hub, tmp_path: Path) -> None:
+    """It warns with addresses, which may be signed; and in a file there are no bars."""
+    hub.repositories["org/demo"].cut = {"config.json": 3}
+    ended = pull(hub, tmp_path, "org/demo")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+    hub.repositories["org/quants"].cut = {"m-Q8_0.gguf": 3}
+    task = HubTask(source="org/quants:Q8_0", cache=str(tmp_path / "hub"), fetch=True)
+    read, write = os.pipe()
+    command = [sys.executable, "-m", "neuron.pulling.child", str(write), str(os.getpid()), "INFO"]
+    ended = subprocess.run(
+        [*command, msgspec.json.encode(task).decode()],
+        env=environment(hub, tmp_path),
+        pass_fds=(write,),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    os.close(write)
+    with open(read, "rb") as told:
+        assert told.read().splitlines()[-1] == msgspec.json.encode(Complete())
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_the_index_says_which_files_there_are() -> None:
