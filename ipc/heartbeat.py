@@ -50,6 +50,7 @@ class HeartbeatPage:
 
     @classmethod
     def create(cls, ranks: int) -> HeartbeatPage:
+        """A new page for so many ranks, of which none has beaten yet."""
         return cls(SharedMemory.create("cortex-heartbeat", ranks * SLOT_WORDS * WORD), ranks)
 
     @classmethod
@@ -62,6 +63,7 @@ class HeartbeatPage:
 
     @property
     def fd(self) -> int:
+        """Its descriptor, for a child to inherit."""
         return self._memory.fd
 
     def beat(

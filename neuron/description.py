@@ -80,6 +80,7 @@ class ModelDescription:
 
     @property
     def bytes_weights(self) -> int:
+        """Of all ranks together."""
         return sum(self.rank_bytes)
 
     def need(self, settings: ModelSettings, runtime: Mapping[str, int] = UNMEASURED_BYTES) -> Need:

@@ -22,7 +22,9 @@ _NO_TERMS = Terms()
 class Ledger(Protocol):
     """Where usage is noted."""
 
-    def note(self, key_id: str, model: str, usage: Usage) -> None: ...
+    def note(self, key_id: str, model: str, usage: Usage) -> None:
+        """Add what one request of that key came to."""
+        ...
 
 
 class Principal:

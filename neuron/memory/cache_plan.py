@@ -26,6 +26,7 @@ class CachePlan:
 
     @property
     def page_bytes(self) -> int:
+        """Bytes of one page on one rank, which is as large in each group."""
         return page_bytes(self.groups)
 
     @property

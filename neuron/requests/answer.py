@@ -27,7 +27,9 @@ class News:
 class Owner(Protocol):
     """Whoever is told of an answer's progress."""
 
-    def on_news(self, answer: Answer, news: News) -> None: ...
+    def on_news(self, answer: Answer, news: News) -> None:
+        """Told what a report added to it."""
+        ...
 
     def on_report(self, answer: Answer, report: SequenceReport) -> bool:
         """Told first of each report; False when the answer has nothing to take from it."""
