@@ -6,6 +6,7 @@ libzmq asks over an in-process socket for each connection; nobody gets in while 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 
 import zmq
@@ -15,12 +16,20 @@ from ipc.sockets import NOBLOCK, NOBLOCK_MORE, Pump
 
 logger = logging.getLogger("ipc.zap")
 
+TELL_SECONDS = 1.0  # between two lines: whoever is let in by nobody may come as often as he likes
+
 
 class Gatekeeper:
-    """Lets in exactly the holders of the `allowed` public keys (Z85), on all sockets of `context`."""
+    """Lets in exactly the holders of the `allowed` public keys (Z85), on all sockets of `context`.
+
+    Attributes:
+        refused: connections, so far.
+    """
 
     def __init__(self, context: zmq.Context, allowed: Sequence[str]) -> None:
         self._allowed = frozenset(z85.decode(key) for key in allowed)
+        self.refused = 0
+        self._told, self._tell_at = 0, 0.0  # of these, and when the next one may be told (monotonic)
         self._socket = context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind("inproc://zeromq.zap.01")
@@ -34,11 +43,18 @@ class Gatekeeper:
         else:
             status, text, user = b"400", b"unknown key", b""
             key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else "none"
-            logger.warning("connection refused address=%s key=%s", address.decode(), key)
+            self._refuse(address.decode(), key)
         for frame in (version, request_id, status, text, user):
             self._socket.send(frame, NOBLOCK_MORE)
         self._socket.send(b"", NOBLOCK)
         self._pump.check_soon()
+
+    def _refuse(self, address: str, key: str) -> None:
+        self.refused += 1
+        if (now := time.monotonic()) >= self._tell_at:
+            others = self.refused - self._told - 1
+            logger.warning("connection refused address=%s key=%s others=%d", address, key, others)
+            self._told, self._tell_at = self.refused, now + TELL_SECONDS
 
     def close(self) -> None:
         self._pump.close()

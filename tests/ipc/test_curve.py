@@ -8,11 +8,13 @@ import contextlib
 import pytest
 import zmq
 
+from ipc import zap
 from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import Failed
 from ipc.messages.requests import AnyRequest, Load
 from ipc.server import Peer, Server
+from tests.gateway.fleets import eventually
 from tests.ipc.links import Link
 
 SECONDS = 60  # how long a test waits for what must come
@@ -110,3 +112,37 @@ def test_who_has_not_the_right_keys_gets_nothing_and_no_request_of_his_is_seen(w
             assert len(asked.requests) == 1
 
     asyncio.run(main())
+
+
+def test_strangers_who_come_again_and_again_fill_no_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (ours, _), (theirs, their_secret) = keys(), keys()
+    asked, context = Asked(secret=their_secret, allowed=[ours]), zmq.Context()
+
+    def come() -> zmq.Socket:
+        socket = context.socket(zmq.DEALER)
+        public, secret = zmq.curve_keypair()
+        socket.curve_publickey, socket.curve_secretkey = public, secret
+        socket.curve_serverkey, socket.linger = theirs.encode(), 0
+        socket.connect(asked.server.endpoint)
+        return socket
+
+    async def main() -> None:
+        asked.server.start()
+        gatekeeper = asked.server._gatekeeper
+        try:
+            monkeypatch.setattr(zap, "TELL_SECONDS", 1000.0)
+            strangers = [come() for _ in range(10)]
+            await eventually(lambda: gatekeeper.refused == 10)
+            gatekeeper._tell_at = 0.0
+            strangers.append(come())
+            await eventually(lambda: gatekeeper.refused == 11)
+        finally:
+            for stranger in strangers:
+                stranger.close()
+            asked.server.close()
+
+    asyncio.run(main())
+    told = [line.getMessage() for line in caplog.records if line.name == "ipc.zap"]
+    assert [line.rpartition(" ")[2] for line in told] == ["others=0", "others=9"]
