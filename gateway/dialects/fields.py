@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 from gateway.refusals import shown
 from ipc.errors import Code, CortexError
 from ipc.messages.values import MAX_NAME
+from ipc.model_settings import MAX_MODEL_ID
 from ipc.periods import parse_period
 
 T = TypeVar("T")
@@ -29,6 +30,7 @@ Int = Annotated[int, Meta(ge=-MAX_INT - 1, le=MAX_INT)]
 NonNegative = Annotated[int, Meta(ge=0, le=MAX_INT)]
 Count = Annotated[int, Meta(ge=1, le=MAX_INT)]
 Name = Annotated[str, Meta(min_length=1)]
+Model = Annotated[str, Meta(min_length=1, max_length=MAX_MODEL_ID)]
 Short = Annotated[str, Meta(max_length=MAX_NAME)]
 ShortName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]

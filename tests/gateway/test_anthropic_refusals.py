@@ -38,6 +38,7 @@ def source(**fields: Any) -> dict[str, Any]:
     [
         ({"model": ""}, "model"),
         ({"model": 1}, "model"),
+        ({"model": "x" * 1025}, "model"),
         ({"messages": []}, "messages"),
         ({"messages": "x"}, "messages"),
         ({"messages": [{"role": "system", "content": ""}]}, "messages"),

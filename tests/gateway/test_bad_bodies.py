@@ -18,6 +18,7 @@ from gateway.dialects import RequestContext
 from gateway.dialects.openai import chat, completions, embeddings
 from gateway.dialects.vllm import rerank, tokens
 from ipc.errors import Code, CortexError
+from ipc.model_settings import MAX_MODEL_ID
 from tests.gateway.parsing import TOOL, USER
 
 PARSE: dict[str, Callable[[bytes, RequestContext], Any]] = {
@@ -143,6 +144,13 @@ def test_of_a_key_that_comes_twice_the_last_one_counts(path: str) -> None:
     request, _ = asyncio.run(PARSE[path](twice, RequestContext("r")))
     assert request.model == "m"
     assert outcome(path, body[:-1] + b',"model":5}').param == "model"
+
+
+@PATHS
+def test_a_name_that_no_neuron_would_read_is_refused_here(path: str) -> None:
+    for length, refused in ((MAX_MODEL_ID, None), (MAX_MODEL_ID + 1, "model")):
+        error = outcome(path, json.dumps(VALID[path] | {"model": "x" * length}).encode())
+        assert (error and error.param) == refused
 
 
 JSON = st.recursive(

@@ -11,7 +11,7 @@ from gateway.dialects.anthropic import turns
 from gateway.dialects.anthropic.blocks import Content, tool_changes
 from gateway.dialects.anthropic.tools import ToolChoice, ToolField, Tools
 from gateway.dialects.anthropic.turns import Effort, TurnField
-from gateway.dialects.fields import MAX_INT, MISSING, Name, bad_request, renamed, unsupported
+from gateway.dialects.fields import MAX_INT, MISSING, Model, bad_request, renamed, unsupported
 from ipc.errors import Code, CortexError
 from ipc.messages.sampling import Structured, Thinking
 
@@ -39,7 +39,7 @@ class PromptFields(Struct, kw_only=True):
     `context_management`, ...) and fields that nobody here has heard of are ignored: agents send new ones
     every month."""
 
-    model: Name
+    model: Model
     messages: Annotated[list[TurnField], Meta(min_length=1)]
     system: Content | None = None
     tools: list[ToolField] | None = None

@@ -13,8 +13,9 @@ from gateway.dialects import RequestContext
 from gateway.dialects.fields import (
     Count,
     Int,
-    Name,
+    Model,
     Short,
+    ShortName,
     bad_request,
     decode,
     keep_alive,
@@ -32,7 +33,7 @@ Limit = Annotated[int, Meta(ge=-1, le=MAX_TOKEN_IDS)]
 
 
 class EmbeddingFields(Struct, kw_only=True):
-    model: Name
+    model: Model
     input: str | list[Any]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
@@ -40,7 +41,7 @@ class EmbeddingFields(Struct, kw_only=True):
     normalize: bool | None = None
     priority: Int | None = None
     keep_alive: float | Short | None = None  # as Ollama has it
-    prompt_name: Name | None = None
+    prompt_name: ShortName | None = None
     truncate_prompt_tokens: Limit | None = None
     truncate: bool | None = None
     add_special_tokens: bool | None = None  # would change the answer

@@ -19,6 +19,7 @@ from gateway.dialects.fields import (
     MAX_TOKEN_ID,
     BadWord,
     Int,
+    Model,
     Name,
     NonNegative,
     Short,
@@ -56,7 +57,7 @@ class StreamOptions(Struct):
 class Fields(StructuredFields, kw_only=True):
     """Fields of both APIs that we honour."""
 
-    model: Name
+    model: Model
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None

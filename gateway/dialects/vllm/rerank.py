@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import Count, Int, Name, Short, decode, keep_alive, renamed
+from gateway.dialects.fields import Count, Int, Model, Name, Short, decode, keep_alive, renamed
 from gateway.dialects.openai.embeddings import Limit, UsageOut, cut_to
 from gateway.dialects.writing import encode
 from ipc.errors import CortexError
@@ -26,7 +26,7 @@ class Document(Struct):
 
 
 class RerankFields(Struct, kw_only=True):
-    model: Name
+    model: Model
     query: str
     documents: Annotated[list[str | Document], Meta(min_length=1)]
     top_n: Count | None = None

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
-from gateway.dialects.fields import Name, TokenId, bad_request, decode, refuser, refusing, renamed
+from gateway.dialects.fields import Model, Name, TokenId, bad_request, decode, refuser, refusing, renamed
 from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
 from gateway.dialects.openai.thinking import ThinkingFields, template_args, thinking
 from gateway.dialects.openai.tools import ToolFields, tool_choice
@@ -26,7 +26,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class ModelField(Struct, kw_only=True):
-    model: Name
+    model: Model
 
 
 _refuse = refuser(NEUTRAL)
@@ -60,7 +60,7 @@ class TokensOut(Struct):
 
 
 class DetokenizeFields(Struct, kw_only=True):
-    model: Name
+    model: Model
     tokens: Annotated[list[TokenId], Meta(max_length=MAX_TOKEN_IDS)]
 
 

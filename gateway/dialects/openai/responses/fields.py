@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from gateway.dialects.fields import Count, Int, Name, Short, refuser
+from gateway.dialects.fields import Count, Int, Model, Short, refuser
 from gateway.dialects.openai.fields import LogprobCount
 from ipc.messages.conversation import MAX_TURNS
 
@@ -67,7 +67,7 @@ class NamedTool(Struct):
 class ContextFields(Struct, kw_only=True):
     """What a model is to read: fields that several addresses share."""
 
-    model: Name
+    model: Model
     input: Items | None = None
     instructions: str | None = None
     previous_response_id: Short | None = None
