@@ -262,6 +262,14 @@ def test_choice_of_tools() -> None:
         assert refusal(tools=tools, tool_choice=wrong).param == param
 
 
+@pytest.mark.parametrize("kind", ["shell", "apply_patch", "tool_search", "web_search"])
+def test_who_must_call_a_tool_that_is_skipped_is_told_which(kind: str) -> None:
+    error = refusal(tools=[{"type": kind}], tool_choice="required")
+    assert error.param == "tool_choice"
+    assert f"'{kind}' is not supported" in error.message
+    assert asked(tools=[{"type": kind}]).tools == []
+
+
 def test_fields_with_an_effect_have_it() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     request = asked(

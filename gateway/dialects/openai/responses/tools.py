@@ -3,6 +3,8 @@
 A model knows functions. A custom tool is shown as one with a single text, `input`; the tools of a namespace
 stand beside the others, under names that begin with the namespace's. Tools that a provider runs itself, such
 as `web_search`, are skipped, as are kinds that nobody here has heard of: agents name them in every request.
+So are those that clients run and only models of OpenAI's were taught, such as `local_shell`: to a model that
+they do not know clients describe them as functions.
 """
 
 from __future__ import annotations
@@ -66,6 +68,7 @@ class Tools:
     def __init__(self, fields: CreateFields, additional: Iterable[tuple[str, dict[str, Any]]] = ()) -> None:
         """`additional`: tools that came elsewhere, each behind the name of its field."""
         self._origins: dict[str, Origin] = {}  # by the model's name
+        self._skipped: list[str] = []  # the kinds of those that no model here is told of
         tools: list[Tool] = []
         given = [(f"tools[{i}]", tool) for i, tool in enumerate(fields.tools or ())]
         for param, tool in (*given, *additional):
@@ -99,6 +102,7 @@ class Tools:
                 self._read(each, f"{param}.tools[{j}]", space.name) for j, each in enumerate(space.tools)
             ]
             return [tool for tools in inner for tool in tools]
+        self._skipped.append(kind)
         return []
 
     def _custom(self, tool: CustomTool, param: str, namespace: str | None) -> Tool:
@@ -129,7 +133,8 @@ class Tools:
             return tools, []
         if choice == "required":
             if not names:
-                raise bad_request("tool_choice", "needs tools to choose from")
+                others = f"; {shown(self._skipped[0])} is not supported" if self._skipped else ""
+                raise bad_request("tool_choice", f"needs tools to choose from{others}")
             return tools, names
         if choice.type != "allowed_tools":
             return tools, [self._named(choice, "tool_choice")]
