@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
@@ -15,8 +14,6 @@ from ipc.messages.state import ModelState, ModelStatus, RankState
 from neuron.admission.request_queue import RequestQueue
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription
-from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse
-from neuron.memory.fit import Need
 from neuron.memory.room import Room
 from neuron.models.keep_alive import KeepAlive
 from neuron.models.life import TRANSITIONS, Event
@@ -24,6 +21,7 @@ from neuron.models.load_news import LoadNews
 from neuron.models.model_state import model_state
 from neuron.models.passage import Passage
 from neuron.models.speed import Speed
+from neuron.models.tenant import ModelTenant
 from neuron.models.text_path import TextPath
 from neuron.processes.backoff import Backoff
 from neuron.refusals import replaced
@@ -44,7 +42,8 @@ UNLOAD_SECONDS = 600.0  # for running requests to end before an unload gives up
 class ManagedModel:
     """A model that this neuron knows, whether it is loaded or not.
 
-    What happens to it goes through `handle`: the table says what follows, and what is done.
+    What happens to it goes through `handle`: the table says what follows, and what is done. The room
+    knows it as its `tenant`.
 
     Args:
         settings: what the user said about it.
@@ -76,8 +75,6 @@ class ManagedModel:
             launcher.config.queue, settings.max_sequences, description.whole, self._serves
         )
         self._preparing = 0  # requests that will be admitted
-        self.last_used = time.monotonic()
-        self.ready_at = 0.0  # monotonic: when it was ready last, or went on to serve
         self.displaced = False  # it left for another model, and has not been back since
         self._room = room
         self._launcher = launcher
@@ -95,10 +92,19 @@ class ManagedModel:
             on_death=lambda error: self.handle(Event.DIED, error),
             changed=self._changed,
         )
-        self._passage = Passage(self, self._tenancy, self._news, self.handle)
+        self.tenant = ModelTenant(
+            self._renewal,
+            self._tenancy,
+            self.requests,
+            self._news,
+            launcher.config.memory.turn_seconds,
+            status=lambda: self.status,
+            leave=self._leave_for_another,
+            stay=self._stay,
+        )
+        self._passage = Passage(self.tenant, self._tenancy, self._news, self.handle)
         self._text = TextPath(read_text, forget_text)
         self._unloads = 0  # users who wait for its end
-        self._use = RecentUse()
         self._leaves_for: Literal["another model", "other settings"] | None = None  # if it leaves for any
         self._evictions = 0
         self._keep_alive = KeepAlive(self._default_keep_alive, self._expire)
@@ -154,23 +160,6 @@ class ManagedModel:
     def load_seconds(self) -> float | None:
         """That its last load from files took, from the start of its processes."""
         return self._tenancy.epochs.load_seconds
-
-    @property
-    def bytes_parked(self) -> int:
-        """Of its weights, in the host's memory."""
-        return self._tenancy.bytes_parked
-
-    @property
-    def reload_seconds(self) -> float:
-        """That its next load should take, from files or from the host's memory; 0: not known."""
-        return self._tenancy.reload_seconds
-
-    @property
-    def worth_parked(self) -> float:
-        """Seconds that its return from there saves, for each who may want it, by its priority; who waits for
-        it now is one of them."""
-        uses = self._use.at(time.monotonic()) + (not self.requests.idle)
-        return self._tenancy.seconds_saved * uses * max(1, self.settings.priority) if uses else 0.0
 
     def tell_parked(self) -> None:
         """What is parked of it is not what it was."""
@@ -273,55 +262,6 @@ class ManagedModel:
         """Nobody will read or write by this tokenizer and template any more."""
         self._text.drop()
 
-    # --- for the room -----------------------------------------------------------------------------------
-
-    def need(self, runtime: Mapping[str, int]) -> Need:
-        return self.description.need(self.settings, runtime)
-
-    def holder(self, reserved: dict[str, int]) -> Holder:
-        coming, now = self._tenancy.pool.coming, time.monotonic()
-        return Holder(
-            model=self.id,
-            reserved={name: size - coming.get(name, 0) for name, size in reserved.items()},
-            priority=self.settings.priority,
-            last_used=self.last_used,
-            pinned=self.settings.pin,
-            busy=self.status in ("waiting", "loading") or not self.requests.idle,
-            leaving=self.status in ("draining", "unloading"),
-            reload_seconds=self.reload_seconds,
-            recent_use=self._use.at(now),
-            recent_requests=self._use.requests(now),
-            pool=self._tenancy.pool.share if self.status == "ready" else None,
-            coming=coming,
-            changes=self._tenancy.pool.changes,
-        )
-
-    @property
-    def turn_ends(self) -> float | None:
-        if self.status not in ("ready", "draining"):
-            return None
-        shortest = RESIDENCY_SHARE * self.reload_seconds
-        return self.ready_at + max(self._launcher.config.memory.turn_seconds, shortest)
-
-    @property
-    def seconds_to_leave(self) -> float:
-        if self.requests.idle:
-            return 0.0
-        turn = max(0.0, (self.turn_ends or time.monotonic()) - time.monotonic())
-        return turn + self.requests.seconds_in_worker + (self._news.progress.seconds_left or 0.0)
-
-    def give_way(self) -> None:
-        if self.status in ("ready", "restarting"):
-            self._leaves_for = "another model"
-            self.handle(Event.LEAVE)
-
-    def resize(self, pages: int) -> None:
-        self._tenancy.pool.resize(pages)
-
-    def stay(self) -> None:
-        if not self._unloads:
-            self.handle(Event.STAY)
-
     # --- other settings ---------------------------------------------------------------------------------
 
     @property
@@ -402,7 +342,7 @@ class ManagedModel:
             first = self.requests.admit(request)
         except CortexError as error:
             if self.status != "ready" and error.retry_after is not None:
-                error.retry_after += self._news.progress.seconds_left or self.reload_seconds
+                error.retry_after += self._news.progress.seconds_left or self.tenant.reload_seconds
             raise
         if first:
             self.bring_up()
@@ -431,7 +371,7 @@ class ManagedModel:
 
     def leave(self, request: OpenRequest) -> None:
         """Forget a request that ended, and end it in the worker where it still runs there."""
-        self._count_use()
+        self.tenant.use()
         self.requests.leave(request)
         if (group := self._tenancy.epochs.group) is not None:
             for part in request.parts:
@@ -467,7 +407,7 @@ class ManagedModel:
             CortexError: why it cannot be loaded.
         """
         self._use_now(keep_alive)
-        self._count_use()
+        self.tenant.use()
         try:
             with self._news.telling(listener):
                 while self.status != "ready":
@@ -533,7 +473,7 @@ class ManagedModel:
     def _serve(self, error: CortexError | None) -> None:
         """Hand over what waits. It may be the group that is just ready, or the one that was to end."""
         self._news.end()
-        self.ready_at = time.monotonic()
+        self.tenant.begin_turn()
         self.displaced, self._leaves_for = False, None
         self._passage.up.come()
         self.requests.open(self._tenancy.epochs.group, self._tenancy.fit.context_length)
@@ -600,6 +540,16 @@ class ManagedModel:
 
     # --- parts of these ---------------------------------------------------------------------------------
 
+    def _leave_for_another(self) -> None:
+        if self.status in ("ready", "restarting"):
+            self._leaves_for = "another model"
+            self.handle(Event.LEAVE)
+
+    def _stay(self) -> None:
+        """No other model needs its memory any more."""
+        if not self._unloads:
+            self.handle(Event.STAY)
+
     def _on_steps(self) -> None:
         self.requests.on_steps(self._tenancy.statistics.sequences_waiting)
         self._changed()
@@ -633,13 +583,9 @@ class ManagedModel:
 
     def _use_now(self, keep_alive: float | None) -> None:
         """Somebody asks for it."""
-        self.last_used = time.monotonic()
+        self.tenant.ask()
         self._keep_alive.ask(keep_alive)
         self._keep_alive.stop()
-
-    def _count_use(self) -> None:
-        self.last_used = time.monotonic()
-        self._use.add(self.last_used)
 
     def _expire(self) -> None:
         if self.status == "ready" and self.is_idle:

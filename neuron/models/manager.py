@@ -218,7 +218,7 @@ class ModelManager:
         if model.status in ("waiting", "loading", "restarting"):
             verdict = "waits" if model.is_in_line else "loading"
             return quoted(verdict=verdict, seconds=model.seconds_left, bytes=self.room.held_by(model.id))
-        prospect = await self.room.prospect(model)
+        prospect = await self.room.prospect(model.tenant)
         if prospect.fit is None:
             error = prospect.refusal
             return quoted(verdict="refused", code=error.code, message=error.message)
@@ -230,13 +230,13 @@ class ModelManager:
             bytes=sum(prospect.fit.reservations.values()),
             ahead=prospect.ahead,
             loss=prospect.loss,
-            parked=model.bytes_parked > 0,
+            parked=model.tenant.bytes_parked > 0,
         )
 
     def _load_seconds(self, model: ManagedModel, fit: Fit) -> float | None:
         """How long a load of `model` should take; None where nothing like it was loaded yet."""
-        if model.reload_seconds:
-            return model.reload_seconds
+        if model.tenant.reload_seconds:
+            return model.tenant.reload_seconds
         kind = fit.devices[0].partition(":")[0]
         like = [
             other
@@ -296,11 +296,13 @@ class ModelManager:
 
     def _worth_parked(self, model_id: str) -> float:
         model = self._models.get(model_id)
-        return model.worth_parked if model is not None and self.room.eviction.strategy != "lru" else 0.0
+        return (
+            model.tenant.worth_parked if model is not None and self.room.eviction.strategy != "lru" else 0.0
+        )
 
     def _used_parked(self, model_id: str) -> float:
         model = self._models.get(model_id)
-        return model.last_used if model is not None else 0.0
+        return model.tenant.last_used if model is not None else 0.0
 
     def _changed(self, now: bool = False) -> None:
         self._residents.look()

@@ -94,7 +94,7 @@ class Residents:
         while self._to_preload:
             model = self._to_preload.pop(0)
             try:
-                prospect = await self._room.prospect(model)
+                prospect = await self._room.prospect(model.tenant)
                 if model.status == "unloaded" and prospect.verdict != "fits":
                     log.warning("model is not preloaded model=%s reason=%s", model.id, _why_not(prospect))
                 else:
@@ -119,7 +119,7 @@ class Residents:
         """Until nobody has used any model for long enough, as it looks now; some, while one is in use."""
         if self._room.contested or any(not model.is_idle for model in self._models.values()):
             return max(self._idle_seconds, 0.1)
-        last = max([0.0, *(model.last_used for model in self._models.values())])
+        last = max([0.0, *(model.tenant.last_used for model in self._models.values())])
         next_try = max(last + self._idle_seconds, self._tried + max(self._idle_seconds, RETRY_SECONDS))
         return max(0.0, next_try - time.monotonic())
 

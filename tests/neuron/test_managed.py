@@ -356,12 +356,12 @@ def test_what_the_worker_had_not_begun_is_taken_back_and_served_by_the_same_one_
             await load(model)
             running, queued = Client(model, 1, 900), Client(model, 2)
             await until(lambda: running.generation.begun)
-            model.give_way()
+            model.tenant.give_way()
             assert (model.status, queued.generation.phase) == ("draining", "waiting")
-            turn_ended = model.turn_ends
-            model.stay()
+            turn_ended = model.tenant.turn_ends
+            model.tenant.stay()
             assert (model.status, queued.generation.phase) == ("ready", "queued")
-            assert model.turn_ends > turn_ended  # it has another one
+            assert model.tenant.turn_ends > turn_ended  # it has another one
             running.generation.cancel()
             assert isinstance(await queued.last(), Finished)
             assert sum(isinstance(reply, Started) for reply in queued.replies) == 1
@@ -390,7 +390,7 @@ def test_a_model_that_left_for_another_is_counted_once_though_a_wish_to_have_it_
     async def scenario():
         async with owning() as model:
             await load(model)
-            model.give_way()
+            model.tenant.give_way()
             await until(lambda: model.status == "unloaded")
             client = Client(model, 1)
             assert model.status == "waiting"

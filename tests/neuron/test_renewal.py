@@ -258,7 +258,7 @@ def test_whatever_comes_in_whatever_order_each_request_ends_and_the_last_setting
                 elif what == "live":
                     renew(model, priority=draw.randint(0, 9), text=model.description.text)
                 elif what == "leave":
-                    model.give_way()
+                    model.tenant.give_way()
                 else:
                     unloading = asyncio.create_task(model.unload(force=draw.random() < 0.5))
                     unloading.add_done_callback(lambda done: done.cancelled() or done.exception())
