@@ -166,7 +166,7 @@ class Account:
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "cortex",
             "gen_ai.request.model": self.asked,
-            "gen_ai.response.model": self.name if self.request is not None else None,
+            "gen_ai.response.model": self.name if self._neuron else None,
             "gen_ai.response.id": self.request_id,
             "gen_ai.usage.input_tokens": usage.prompt_tokens,
             "gen_ai.usage.output_tokens": usage.completion_tokens,
@@ -194,10 +194,9 @@ class Account:
             attributes |= {"gen_ai.response.finish_reasons": reasons, "cortex.queue_seconds": timings.queue}
         error = self.error.code if self.error is not None else "cancelled" if self.left else ""
         if not error and self.status >= 400:
-            error = str(self.status)
-        traces.record(
-            f"{operation or 'request'} {self.name}".strip(), seconds, attributes, self.parent, error
-        )
+            error = self._why.partition(":")[0] or str(self.status)
+        name = f"{operation or 'request'} {self.name if self._neuron else ''}".strip()
+        traces.record(name, seconds, attributes, self.parent, error)
 
     def usage(self) -> Usage:
         """What it came to; of a request without a regular end, as much as is known here."""

@@ -69,12 +69,12 @@ def test_a_request_is_a_span_below_its_clients(
     try:
         process.wait_ready()
         body = {"messages": [{"role": "user", "content": "one two three"}], "temperature": 0.5}
-        for model in ("echo", "fails/queue_full"):
+        for model in ("echo", "fails/queue_full", "nobody's"):
             headers = {"traceparent": PARENT}
             httpx.post(process.base + CHAT, json={"model": model} | body, headers=headers, trust_env=False)
-        good, bad = eventually(
-            lambda: len(collector.spans) == 2 and sorted(collector.spans, key=lambda span: span.name),
-            "both are exported",
+        unknown, good, bad = eventually(
+            lambda: len(collector.spans) == 3 and sorted(collector.spans, key=lambda span: span.name),
+            "all are exported",
         )
     finally:
         process.stop()
@@ -88,7 +88,10 @@ def test_a_request_is_a_span_below_its_clients(
     assert (said["gen_ai.request.temperature"], said["cortex.neuron"]) == (0.5, "fake")
     assert 0 < good.start_time_unix_nano < good.end_time_unix_nano
     assert attributes(bad)["error.type"] == "queue_full"
-    assert bad.status.code == 2
+    assert bad.status.code == unknown.status.code == 2
+    assert (unknown.name, attributes(unknown)["error.type"]) == ("chat", "model_not_found")
+    assert attributes(unknown)["gen_ai.request.model"] == "nobody's"
+    assert "gen_ai.response.model" not in attributes(unknown)
 
 
 def test_nothing_is_said_of_traces_where_nobody_asked(gateway: GatewayProcess) -> None:
