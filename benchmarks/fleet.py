@@ -321,6 +321,7 @@ def run(options: argparse.Namespace, folder: Path, policy: str, prefixes: bool) 
         if not prefixes:
             stack.enter_context(mock.patch.object(prompts, "read", return_value=prompts.NOTHING))
         if policy == PLACED:
+            stack.enter_context(mock.patch.object(Fleet, "place_at_once", return_value=None))
             stack.enter_context(mock.patch.object(Fleet, "place", round_robin))
         neurons = [
             stack.enter_context(Neuron(folder / f"{policy}-{prefixes}-{number}", models, **settings))

@@ -128,7 +128,12 @@ class Exchange:
         self.account.admitted = True
 
     async def send(self, request: Asked) -> None:
-        """Hand the request over. CortexError when no neuron can take it."""
+        """Hand the request over, or where it is streamed see to it that a neuron is found for it.
+
+        Raises:
+            CortexError: its sender may not use that model, or no neuron can take it. Of a stream for which
+                neurons have to be asked that comes later, as all that becomes of it.
+        """
         if not self.account.admitted:
             self.admit(request)
         if isinstance(request, Generate):
@@ -141,12 +146,16 @@ class Exchange:
                 self._transcript = Transcript(_choices(request), request.return_token_ids)
         if isinstance(request, Generate | Embed):
             request.priority = self._principal.weigh(request.priority)
-        try:
-            began = monotonic()
-            self._hold(*await self._place())
-            self._metrics.placement.observe(monotonic() - began)
-        except CortexError as error:
-            raise self._naming_the_alias(error) from None
+        if self._transcript is None:
+            await self._begin()
+        elif not self._begin_at_once():  # neurons have to be asked, and a stream says so meanwhile
+            self._waits_for = Progress(id=0, stage="queued", message="for a neuron that takes it")
+            self._moving = asyncio.create_task(self._begin())
+
+    async def placed(self) -> None:
+        """Return once a neuron has it, or none takes it."""
+        if self._moving is not None:
+            await asyncio.wait((self._moving,))
 
     async def take(self, within: float) -> list[Reply]:
         """The replies that came since the last time, after waiting up to `within` seconds for the first.
@@ -248,13 +257,37 @@ class Exchange:
                 self.check()
         await self.take(left)
 
+    async def _begin(self) -> None:
+        """Hand the request to its first neuron. CortexError when no neuron can take it."""
+        try:
+            began = monotonic()
+            self._hold(*await self._place())
+            self._metrics.placement.observe(monotonic() - began)
+        except CortexError as error:
+            self.account.fail(self._naming_the_alias(error))
+            self.check()
+
+    def _begin_at_once(self) -> bool:
+        """The same where nobody has to be asked; False: somebody has to be."""
+        began = monotonic()
+        there = self._fleet.place_at_once(self._request.model, prompt=self._prompt, key=self._key)
+        if there is None:
+            return False
+        self._hold(*there)
+        self._metrics.placement.observe(monotonic() - began)
+        return True
+
+    @property
+    def _key(self) -> bytes:
+        return self._prompt.key or self.request_id.encode()
+
     async def _place(self) -> tuple[Neuron, str]:
         return await self._fleet.place(
             self._request.model,
             self._refusals,
             needs_load=self._needs_load,
             prompt=self._prompt,
-            key=self._prompt.key or self.request_id.encode(),
+            key=self._key,
         )
 
     def _fail(self, reply: Failed | Cancelled) -> None:
@@ -401,11 +434,11 @@ class Exchange:
 
     def close(self) -> None:
         """The last byte is sent, or never will be: end what still runs, and the account of it."""
+        if self._moving is not None:
+            self._moving.cancel()
         if self._call is None:
             self.account.close()
             return
-        if self._moving is not None:
-            self._moving.cancel()
         self._call.cancel()  # does nothing to one that has ended
         self._let_go()
         if self.account.left and not self._call.closed:

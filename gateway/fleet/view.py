@@ -165,6 +165,19 @@ class Fleet:
         """Whether another neuron than those has that model loaded."""
         return any(neuron not in besides for neuron in self.directory.of(model).ready)
 
+    def place_at_once(
+        self, model: str, *, prompt: Prompt = NOTHING, key: bytes = b""
+    ) -> tuple[Neuron, str] | None:
+        """What `place` says of a model that is loaded; None: neurons have to be asked, or waited for."""
+        if not (ready := self.directory.of(model).ready):
+            return None
+        asked = self._asked(model, prompt, key)
+        best = score.best(ready, asked, self.prefixes)
+        return None if best.waits > router.SECOND_SECONDS else (best.host, best.reason(asked, len(ready)))
+
+    def _asked(self, model: str, prompt: Prompt, key: bytes) -> score.Asked:
+        return score.Asked(model, prompt, key, self.bytes_per_token(model))
+
     async def place(
         self,
         model: str,
@@ -186,9 +199,9 @@ class Fleet:
             CortexError: no neuron can take it, and why.
         """
         copies = self.directory.of(model)
-        ready = [neuron for neuron in copies.ready if neuron not in avoid] if avoid else copies.ready
+        ready = _without(copies.ready, avoid) if avoid else copies.ready
         if ready and needs_load:
-            asked = score.Asked(model, prompt, key, self.bytes_per_token(model))
+            asked = self._asked(model, prompt, key)
             best = score.best(ready, asked, self.prefixes)
             if best.waits > router.SECOND_SECONDS and (found := await self._second(asked, best, avoid)):
                 return found

@@ -211,6 +211,7 @@ class _Identity:
         for name in ("x-request-id", "request-id"):  # as OpenAI's clients read it, and Anthropic's
             resp.set_header(name, req.context.request_id)
         if (exchange := req.scope.get(EXCHANGE)) is not None and req.get_header(EXPLAIN):
+            await exchange.placed()
             placement = one_line(exchange.account.placement)
             resp.set_header(PLACEMENT, placement.encode("ascii", "replace").decode())
         if (exchange := _own_exchange(req.scope)) is not None:

@@ -38,6 +38,52 @@ def test_a_request_waits_for_a_neuron_that_was_lost_a_moment_ago() -> None:
     run(scenario)
 
 
+async def take_all(exchange: Exchange) -> None:
+    while exchange.finished is None:
+        await exchange.take(1.0)
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_stream_says_what_it_waits_for_before_any_neuron_has_it(returns: bool) -> None:
+    async def scenario() -> None:
+        first = FakeNeuron()
+        async with fleet_of(first, lost_wait_seconds=60.0) as fleet:
+            [view] = fleet.neurons
+            first.close()
+            await eventually(lambda: not view.healthy)
+            exchange = Exchange(fleet, "r")
+            await exchange.send(Generate(id=0, model="echo", prompt="one two", stream=True))
+            for _ in range(2):
+                [told] = await exchange.take(0.01)
+                assert (told.stage, told.message) == ("queued", "for a neuron that takes it")
+            second = FakeNeuron(first.endpoint)
+            if returns:
+                second.start()
+                await take_all(exchange)
+                second.close()
+            exchange.close()  # or its client leaves
+            await asyncio.sleep(0.05)
+            assert (len(second.served), +view.in_flight) == (returns, {})
+
+    run(scenario)
+
+
+def test_a_stream_that_no_neuron_takes_in_the_end_fails_as_any_other() -> None:
+    async def scenario() -> None:
+        first = FakeNeuron()
+        async with fleet_of(first, lost_wait_seconds=1.0) as fleet:
+            first.close()
+            await eventually(lambda: not fleet.neurons[0].healthy)
+            exchange = Exchange(fleet, "r")
+            await exchange.send(Generate(id=0, model="echo", prompt="one two", stream=True))
+            with pytest.raises(CortexError) as caught:
+                await take_all(exchange)
+            assert (caught.value.code, exchange.account.status) == (Code.NEURON_LOST, 503)
+            exchange.close()
+
+    run(scenario)
+
+
 class Silent(FakeNeuron):
     """Takes requests, and is never heard of them."""
 
