@@ -137,9 +137,9 @@ DEAR: dict[str, Callable[[], Request | dict[str, Any]]] = {
     "ids of 1,000,000 tokens": lambda: chat(messages=None, prompt=[300] * 1_000_000, return_token_ids=True),
     "1,000,000 tokens to read": lambda: Detokenize(id=ID, model=MODEL, token_ids=[300] * 1_000_000),
     "a text to tokenise": lambda: Tokenize(id=ID, model=MODEL, prompt="word " * 500_000, return_bytes=True),
-    "log-probabilities of prompts": lambda: answered(prompt=PROMPTS[:18], prompt_logprobs=20),
+    "log-probabilities of prompts": lambda: answered(prompt=PROMPTS[:18], prompt_logprobs=20, in_pieces=True),
     "log-probabilities of 64 answers": lambda: answered(
-        prompt=["word"] * 64, logprobs=20, max_tokens=600, ignore_eos=True
+        prompt=["word"] * 64, logprobs=20, max_tokens=600, ignore_eos=True, in_pieces=True
     ),
     "64 times 2,000 tokens written": lambda: answered(prompt=["a"] * 64, written=[[300] * 2000] * 64),
     "1,500 tokens written, with tools": lambda: answered(

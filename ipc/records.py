@@ -326,14 +326,19 @@ class Reader:
             record = self.try_read()
         return record
 
-    def read_all(self) -> list[bytes]:
-        """Every record that is there now, oldest first. Never blocks; takes back what woke us up."""
+    def read_all(self, most: float = math.inf) -> list[bytes]:
+        """Every record that is there now, oldest first. Never blocks; takes back what woke us up.
+
+        Args:
+            most: bytes, after which the rest stays for the next time; `arm` says that there is one.
+        """
         if self._armed:
             self._bell.drain()
             self._armed = False
         records = []
         if self._has_record():
-            while self._position != self._written:
+            until = self._position + most
+            while self._position != self._written and self._position < until:
                 records.append(self._take())
             self._release()
         return records

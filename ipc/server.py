@@ -28,7 +28,7 @@ from ipc.messages.requests import (
     Watch,
     misread,
 )
-from ipc.sockets import LINGER_MS, NOBLOCK, NOBLOCK_MORE, Pump, configure
+from ipc.sockets import LINGER_MS, MAX_MESSAGE, NOBLOCK, NOBLOCK_MORE, Pump, configure
 from ipc.unread import UNREAD_VERBS, Unread, first_fields
 from ipc.zap import Gatekeeper
 
@@ -42,6 +42,7 @@ MAX_FOLLOWED = 16  # and of these such as are told of every change
 MAX_BACKLOG = 100_000  # replies that wait for one peer, before it is given up
 MAX_ID = (1 << 64) - 1
 PROTOCOL_1 = b"cx\x01"  # how messages of it begin; they had two frames, header and body
+MOST_REPLIES = MAX_MESSAGE - len(HEADER)  # bytes of those in a message
 LARGE = 64 << 10  # bytes of a request; smaller ones are read within some milliseconds
 MOST = 1 << 20  # bytes of a request that this process has to read, however large
 
@@ -346,10 +347,14 @@ class Server:
 
     def _queue(self, peer: Peer, reply: Reply | Encoded) -> None:
         if not peer._outbox:
-            self._dirty.append(peer)
-            if self._flushing is None:
-                self._flushing = self._loop.call_soon(self._flush)
+            self._mark(peer)
         peer._outbox.append(reply)
+
+    def _mark(self, peer: Peer) -> None:
+        """It has replies to be sent, in the next turn of the loop."""
+        self._dirty.append(peer)
+        if self._flushing is None:
+            self._flushing = self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = None
@@ -364,10 +369,27 @@ class Server:
         try:
             body = self._encode(replies)
         except Exception:  # rare and one reply's fault: find it, and let the others pass
-            body = self._encode(self._encodable(peer, replies))
+            replies = self._encodable(peer, replies)
+            body = self._encode(replies)
+        if len(body) > MOST_REPLIES:
+            body = self._fitting(peer, replies)
         self._transmit(peer, body)
+        if peer._outbox and peer._stuck is None:
+            self._mark(peer)
         if not peer._open and self._peers.get(peer.key) is peer:
             del self._peers[peer.key]
+
+    def _fitting(self, peer: Peer, replies: list[Reply | Encoded]) -> bytes:
+        """So many of the replies as a message has room for; the others wait for the next. One that has no
+        room at all ends its request: its peer would close the connection, to all."""
+        while (size := len(body := self._encode(replies))) > MOST_REPLIES:
+            if half := len(replies) // 2:
+                replies, peer._outbox = replies[:half], replies[half:] + peer._outbox
+            else:
+                logger.error("reply too large type=%s id=%d", type(replies[0]).__name__, replies[0].id)
+                text = f"the reply has {size} bytes, and a message {MOST_REPLIES} at most"
+                replies = [self._failed(peer, replies[0].id, text)]
+        return body
 
     def _encodable(self, peer: Peer, replies: list[Reply | Encoded]) -> list[Reply | Encoded]:
         """The replies with what cannot be encoded replaced by `Failed`, which ends its request."""
@@ -380,14 +402,18 @@ class Server:
                 self._encode(reply)
             except Exception as error:
                 logger.exception("reply not encodable type=%s id=%d", type(reply).__name__, reply.id)
-                text = f"the reply cannot be encoded: {error}"
                 ended.add(reply.id)
-                good.append(Failed(id=reply.id, code=Code.INTERNAL, message=text))
-                if peer._open.pop(reply.id, None) is not None:
-                    self._handle(peer, Cancel(id=reply.id))
+                good.append(self._failed(peer, reply.id, f"the reply cannot be encoded: {error}"))
             else:
                 good.append(reply)
         return good
+
+    def _failed(self, peer: Peer, request_id: int, text: str) -> Failed:
+        """What goes in place of a reply that cannot; its request ends with it."""
+        peer._outbox = [each for each in peer._outbox if each.id != request_id]
+        if peer._open.pop(request_id, None) is not None:
+            self._handle(peer, Cancel(id=request_id))
+        return Failed(id=request_id, code=Code.INTERNAL, message=text)
 
     def _transmit(self, peer: Peer, body: bytes) -> None:
         try:

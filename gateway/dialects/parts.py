@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from ipc.messages.answers import Choice, Span, TokenLogprob
 from ipc.messages.conversation import ToolCall
@@ -13,10 +14,10 @@ Part = tuple[str, str, ToolCall | None, list[TokenLogprob]]
 
 def parts(answer: Choice) -> Iterator[Part]:
     """All that is in it: neighbours are of different kinds, but for calls."""
-    reasoning = text = call = token = 0  # that have been told
+    reasoning = text = call = 0  # that have been told
+    entries = iter(answer.logprobs)
     for span in answer.spans or _usual(answer):
-        told = answer.logprobs[token : token + span.tokens]
-        token += span.tokens
+        told = list(islice(entries, span.tokens))
         if span.kind == "reasoning":
             yield answer.reasoning[reasoning : reasoning + span.length], "", None, told
             reasoning += span.length

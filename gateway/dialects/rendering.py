@@ -6,29 +6,35 @@ threads that read large bodies, piece by piece, and accounts take turns for them
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from gateway.dialects.parsing import in_turn
-from ipc.messages.replies import Embeddings, Finished, Reply, Tokens
+from ipc.messages.replies import Delta, Embeddings, Finished, Reply, Tokens
+
+T = TypeVar("T")
 
 # More than that is dear: it takes some milliseconds.
 VECTORS = 128 << 10  # bytes
-LOGPROBS = 200  # tokens, each with up to 20 alternatives
+LOGPROBS = 100  # tokens, each with up to 20 alternatives
 TOKENS = 20_000  # ids
 
 
-async def rendered(write: Callable[[], bytes], reply: Reply, account: str) -> bytes:
-    """What `write` makes of a neuron's reply."""
-    return await in_turn(write, account) if _is_dear(reply) else write()
+async def rendered(write: Callable[[], T], replies: Iterable[Reply], account: str) -> T:
+    """What `write` makes of replies of a neuron."""
+    return await in_turn(write, account) if _are_dear(replies) else write()
 
 
-def _is_dear(reply: Reply) -> bool:
-    match reply:
-        case Finished(choices=choices, prompt_logprobs=of_prompts):
-            entries = [choice.logprobs for choice in choices] + (of_prompts or [])
-            return sum(map(len, entries)) > LOGPROBS
-        case Embeddings(vectors=vectors):
-            return sum(map(len, vectors)) > VECTORS
-        case Tokens(token_ids=token_ids):
-            return len(token_ids) > TOKENS
-    return False
+def _are_dear(replies: Iterable[Reply]) -> bool:
+    tokens = 0
+    for reply in replies:
+        match reply:
+            case Delta(logprobs=entries, prompt_logprobs=of_prompt):
+                tokens += len(entries) + len(of_prompt or ())
+            case Finished(choices=choices, prompt_logprobs=of_prompts):
+                tokens += sum(len(choice.logprobs) for choice in choices) + sum(map(len, of_prompts or ()))
+            case Embeddings(vectors=vectors):
+                return sum(map(len, vectors)) > VECTORS
+            case Tokens(token_ids=token_ids):
+                return len(token_ids) > TOKENS
+    return tokens > LOGPROBS

@@ -15,6 +15,7 @@ from gateway.fleet.account import Account, Asked, OneReply
 from gateway.fleet.breaker import FAULTS
 from gateway.fleet.neuron import Neuron
 from gateway.fleet.patience import NOT_THERE, waited_too_long
+from gateway.fleet.pieces import Pieces
 from gateway.fleet.prompts import NOTHING
 from gateway.fleet.transcript import Transcript
 from gateway.fleet.view import Fleet
@@ -22,7 +23,16 @@ from gateway.refusals import STATUSES, shown
 from gateway.telemetry import metrics
 from ipc.client import Call
 from ipc.errors import Code, CortexError
-from ipc.messages.replies import Cancelled, Delta, Failed, Finished, Progress, Reply, Started
+from ipc.messages.replies import (
+    Cancelled,
+    Delta,
+    Failed,
+    Finished,
+    LogprobPiece,
+    Progress,
+    Reply,
+    Started,
+)
 from ipc.messages.requests import CountTokens, Detokenize, Embed, Generate
 
 logger = logging.getLogger("gateway.requests")
@@ -88,6 +98,7 @@ class Exchange:
         self._waits_since: float | None = self.account.began  # None: it has begun
         self._answered = False  # some of the answer has passed through here
         self._transcript: Transcript | None = None  # of it, where it can go on elsewhere
+        self._pieces: Pieces | None = None  # that came before its end
         self._resumes = 0
 
     @property
@@ -144,6 +155,8 @@ class Exchange:
             if request.stream:
                 request.resumable = True
                 self._transcript = Transcript(_choices(request), request.return_token_ids)
+            else:
+                request.in_pieces = request.sampling.tells
         if isinstance(request, Generate | Embed):
             request.priority = self._principal.weigh(request.priority)
         if self._transcript is None:
@@ -188,8 +201,11 @@ class Exchange:
             elif kind is Progress:
                 self._waits_for, self._told = reply, monotonic()
             elif kind is Finished:
-                self.account.finished = reply
+                self.account.finished = reply if self._pieces is None else self._pieces.join(reply)
                 self._neuron.served(self._request.model)
+            elif kind is LogprobPiece:
+                self._pieces = self._pieces or Pieces()
+                self._pieces.take(reply)
             elif kind in ONE_REPLY:
                 self.account.reply = reply
                 if self._needs_load:
@@ -402,6 +418,7 @@ class Exchange:
             self._let_go()
         self._neuron, self._instance, self._call = neuron, neuron.instance, call
         self._waits_for, self._told = None, monotonic()
+        self._pieces = None  # this one tells all of them
         if self._resumes:
             reason += f", to go on after {sum(map(len, self._request.written))} tokens"
         if self._needs_load:

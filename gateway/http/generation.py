@@ -72,12 +72,13 @@ class GenerationResource(ExchangeResource):
     ) -> None:
         await exchange.send(request)
         if request.stream:
-            send(resp, EventStream(exchange, answer, await exchange.verdict()))
+            early = await exchange.verdict()
+            send(resp, EventStream(exchange, answer, early, dear=request.sampling.tells))
         else:
             finished = await exchange.whole()
             # Unstreamed, a neuron says `Started` only where the prompt's ids were asked for.
             started = exchange.started or Started(id=0, prompt_tokens=finished.usage.prompt_tokens)
             resp.content_type = "application/json"
             account = exchange.account.principal.account
-            resp.data = await rendered(partial(answer.whole, started, finished), finished, account)
+            resp.data = await rendered(partial(answer.whole, started, finished), [finished], account)
             exchange.account.on_ready()

@@ -22,5 +22,5 @@ class ReplyResource(ExchangeResource):
         reply = await exchange.one()
         resp.content_type = "application/json"
         account = exchange.account.principal.account
-        resp.data = await rendered(partial(answer.whole, reply), reply, account)
+        resp.data = await rendered(partial(answer.whole, reply), [reply], account)
         exchange.account.on_ready()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from time import monotonic
 
 from gateway.dialects import Renderer
 from gateway.dialects.event_streams import KEEP_ALIVE_SECONDS
+from gateway.dialects.rendering import rendered
 from gateway.fleet.exchange import Exchange
 from gateway.refusals import BUG
 from ipc.errors import Code, CortexError
@@ -22,13 +24,17 @@ class EventStream:
 
     Args:
         early: replies that have been taken already.
+        dear: some may be dear to write, for it tells of each token.
     """
 
-    def __init__(self, exchange: Exchange, answer: Renderer, early: list[Reply]) -> None:
+    def __init__(
+        self, exchange: Exchange, answer: Renderer, early: list[Reply], *, dear: bool = False
+    ) -> None:
         self._exchange, self._answer = exchange, answer
         self._waiting = early  # replies to be written first
         self._silent_since = 0.0  # 0: nothing was written yet
         self._over = False
+        self._dear = dear
 
     def __aiter__(self) -> EventStream:
         return self
@@ -53,7 +59,9 @@ class EventStream:
                 replies = await self._exchange.take(max(left, 0.0))
             if not replies:
                 return self._answer.waiting(None)
-            written = b"".join(map(self._write, replies))
+            write = partial(self._write_all, replies)
+            account = self._exchange.account.principal.account
+            written = await rendered(write, replies, account) if self._dear else write()
         except Exception as error:
             if not isinstance(error, CortexError):
                 logger.exception("request failed request_id=%s", self._exchange.request_id)
@@ -61,6 +69,9 @@ class EventStream:
             self._over = True
             return self._answer.failed(error)
         return written or (b"" if self._silent_since else self._answer.waiting(None))
+
+    def _write_all(self, replies: list[Reply]) -> bytes:
+        return b"".join(map(self._write, replies))
 
     def _write(self, reply: Reply) -> bytes:
         kind = type(reply)

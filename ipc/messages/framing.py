@@ -11,7 +11,7 @@ a message and not yet the next (`Assertion failed: !_more`, fq.cpp, with `ZMQ_IM
 from __future__ import annotations
 
 PROTOCOL_MAJOR = 2
-PROTOCOL_MINOR = 4
+PROTOCOL_MINOR = 5
 HEADER = b"cx" + bytes((PROTOCOL_MAJOR, PROTOCOL_MINOR))
 
 SEVERAL_SINCE = 4  # the minor version of neurons that take a list of requests,

@@ -53,7 +53,18 @@ class Delta(Reply, tag="delta"):
     tool_calls: list[ToolCallDelta] = []
     token_ids: list[int] | None = None
     logprobs: list[TokenLogprob] = []
-    prompt_logprobs: list[TokenLogprob] | None = None  # one a token; first delta of a prompt's first choice
+    # One a token: in deltas of a prompt's first choice, the last of which has its first token.
+    prompt_logprobs: list[TokenLogprob] | None = None
+
+
+class LogprobPiece(Reply, tag="logprobs"):
+    """Not terminal, of an unstreamed request that takes its log-probabilities `in_pieces`: some of one choice
+    or prompt, which follow those of its last piece. `Finished` has the rest."""
+
+    entries: msgspec.Raw  # a list of `TokenLogprob`: read it where that holds up nobody
+    tokens: int  # so many of them
+    index: int = 0  # of the choice
+    of_prompt: bool = False  # then of the prompt
 
 
 class Finished(Reply, tag="finished"):
@@ -248,6 +259,7 @@ AnyReply = (
     Started
     | Progress
     | Delta
+    | LogprobPiece
     | Finished
     | Cancelled
     | Failed

@@ -99,7 +99,8 @@ class Pin(Request, tag="pin"):
 
 
 class Generate(Request, tag="generate", kw_only=True):
-    """Answered by `Started`, `Delta` (when `stream`), and one of `Finished`, `Cancelled`, `Failed`.
+    """Answered by `Started`, `Delta` (when `stream`) or `LogprobPiece` (when `in_pieces`), and one of
+    `Finished`, `Cancelled`, `Failed`.
 
     Either `messages` (the chat template applies; reasoning and tool calls are told apart from text) or
     `prompt` (text or token ids, taken as they are, answered as plain text), or several of these in a list:
@@ -126,6 +127,8 @@ class Generate(Request, tag="generate", kw_only=True):
     # Seconds without another request after which the model is unloaded; below 0: never. None: as its settings
     # say.
     keep_alive: Seconds | None = None
+    # Log-probabilities of an unstreamed answer come as there are some, and not all of them with its end.
+    in_pieces: bool = False
     # Here begins what may be large.
     # Names of tools, of which the answer calls some; one that stands alone, once.
     must_call: Annotated[list[Name], Meta(max_length=MAX_TOOLS)] = []

@@ -33,6 +33,11 @@ class Sampling(Plain):
     logprobs: int | None = None  # alternatives beside each token; 0: the token's own; None: no logprobs
     prompt_logprobs: int | None = None  # the same of the prompt's tokens
 
+    @property
+    def tells(self) -> bool:
+        """Whether log-probabilities are wanted."""
+        return self.logprobs is not None or self.prompt_logprobs is not None
+
 
 class Thinking(Plain):
     """How much a model thinks before it answers. None: as it does by itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import time
 from collections import deque
@@ -44,6 +45,8 @@ from neuron.processes.worker import Worker
 log = logging.getLogger("neuron.processes.group")
 
 PIXEL_BYTES = 256 << 10  # that travel at once
+# Of records that are taken in one turn of the loop: some milliseconds' worth. One record may have more.
+TURN_BYTES = 32 << 10
 POOL = 0  # its pool, as the subject of an order: there is one
 STOP_SECONDS = 1.5  # from the Stop command to SIGTERM
 RELEASE_SECONDS = 10.0  # the same, where a process shall give its memory back and live on
@@ -325,11 +328,11 @@ class WorkerGroup:
         except RingBroken as error:
             self._end(CortexError(Code.WORKER_DIED, f"{self._ranks[0]} takes no commands: {error}"))
 
-    def _on_records(self, rank: Rank) -> None:
+    def _on_records(self, rank: Rank, most: float = TURN_BYTES) -> None:
         if self.gone.done():
             return
         try:
-            self._take(rank, list(map(_decoder.decode, rank.reports.read_all())))
+            self._take(rank, list(map(_decoder.decode, rank.reports.read_all(most))))
             again = rank.reports.arm()
         except (RingBroken, msgspec.MsgspecError) as error:
             self._loop.remove_reader(rank.reports.fileno())
@@ -513,7 +516,7 @@ class WorkerGroup:
 
     def _on_exit(self, rank: Rank) -> None:
         """The pidfd of `rank` says that it ended."""
-        self._on_records(rank)  # its last words
+        self._on_records(rank, math.inf)  # its last words
         if not self._ended and rank.worker.waited and not self._heartbeat.read(rank.index).time:
             self.died_waiting = True
         self._loop.remove_reader(rank.worker.pidfd)

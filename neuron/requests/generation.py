@@ -11,10 +11,10 @@ import msgspec
 from ipc.errors import Code, CortexError
 from ipc.messages.answers import Timings, TokenLogprob, Usage
 from ipc.messages.conversation import Tool
-from ipc.messages.replies import Delta, Finished, Reply, Started
+from ipc.messages.replies import Delta, Finished, LogprobPiece, Reply, Started
 from ipc.messages.requests import Generate
 from ipc.unread import Unread
-from ipc.worker_messages import PAGE_SIZE, SequenceReport, Submit
+from ipc.worker_messages import PAGE_SIZE, Logprobs, SequenceReport, Submit
 from neuron.description import ModelDescription
 from neuron.preparation.prepared import Prepared, PreparedPrompt, check_length, prepare
 from neuron.preparation.prompt import validate
@@ -31,6 +31,14 @@ from neuron.trace import word
 
 log = logging.getLogger("neuron.requests.generation")
 
+# Log-probabilities, alternatives included, of which each takes some 50 bytes:
+PIECE = (
+    1000  # so many go on their way at once, for a turn of the loop lasts as long as what it names and writes,
+)
+MOST_WHOLE = 2_000_000  # and an answer that is not streamed has no more, for its client holds all of them
+
+_encode = msgspec.msgpack.Encoder().encode
+
 
 class OpenPrompt:
     """One prompt of a request, and what the worker says of it.
@@ -39,13 +47,25 @@ class OpenPrompt:
         logprobs: of its tokens, where they were asked for, until they were sent.
     """
 
-    __slots__ = ("cached_tokens", "given", "logprobs", "tokens")
+    __slots__ = ("_heard", "_taken", "cached_tokens", "given", "logprobs", "tokens")
 
     def __init__(self, given: PreparedPrompt) -> None:
         self.given = given
         self.tokens = given.tokens
         self.cached_tokens = 0
         self.logprobs: list[TokenLogprob] | None = None
+        self._taken = self._heard = 0  # log-probabilities: all that were new, and what this worker told
+
+    def new(self, told: list[Logprobs]) -> list[Logprobs]:
+        """Of what its worker tells, that which no worker told before it."""
+        start = self._taken - self._heard
+        self._heard += len(told)
+        self._taken = max(self._taken, self._heard)
+        return told[start:] if start > 0 else told
+
+    def again(self) -> None:
+        """Another worker begins with it."""
+        self._heard = 0
 
     def cost(self, cached: int) -> int:
         """Tokens to compute where so many are cached, and what looks at images come to."""
@@ -82,6 +102,7 @@ class Generation(OpenRequest):
         self._most_tokens: int | None = None  # of an answer, where its owner has
         self._scoring = False  # only the prompts are of interest
         self._pages: Sequence[bytes] = ()  # that its marks stand for
+        self._kept = self._told = 0  # log-probabilities that wait to be sent, and all that there were
 
     # --- on the way down --------------------------------------------------------------------------------
 
@@ -185,6 +206,8 @@ class Generation(OpenRequest):
             self._send(Started(id=self.request.id, prompt_tokens=self.prompt_tokens, prompt_token_ids=ids))
             self.told_started = True
         super().hand_over(context_length)
+        for prompt in self._prompts:
+            prompt.again()
         if self.attempts == 1:
             for answer, token_ids in zip(self.parts, self.request.written, strict=False):
                 answer.go_on(token_ids)
@@ -223,24 +246,28 @@ class Generation(OpenRequest):
                         self, prompt.cost(prompt.cached_tokens) - prompt.cost(said.cached_tokens)
                     )
                 prompt.cached_tokens = said.cached_tokens
-            if said.prompt_logprobs:
-                prompt.logprobs += map(answer.name, said.prompt_logprobs)
+            if said.prompt_logprobs and prompt.logprobs is not None:
+                named = list(map(answer.name, prompt.new(said.prompt_logprobs)))
+                prompt.logprobs += named
+                self._keep(named)
             if said.marks and self.model is not None:
                 self._pages = said.marks
                 for (page, mark), digest in zip(self._marked(), said.marks, strict=True):
                     self.model.hold(mark, PAGE_SIZE * (page + 1), digest)
         if report.token_ids and self._first_token is None:
             self._first_token = time.monotonic()
-        if self._scoring and report.finish:
+        if self._scoring and report.finish and self.outcome is None:
             answer.reason = "length"
             self.on_news(answer, News())
-        return not self._scoring
+        return not self._scoring and self.outcome is None
 
     def on_news(self, answer: Answer, news: News) -> None:
         """Send what is new of one answer; end the request with the last of them."""
         if self.request.stream:
             self._stream(answer, news)
-        if answer.reason is None:
+        elif news.logprobs:
+            self._keep(news.logprobs)
+        if answer.reason is None or self.outcome is not None:
             return
         if len(self.parts) == 1 or all(each.reason is not None for each in self.parts):
             self._finish()
@@ -257,6 +284,53 @@ class Generation(OpenRequest):
         )
         self.fail(CortexError(Code.INTERNAL, f"the output cannot be turned into text: {error!r}"))
 
+    def _keep(self, named: list[TokenLogprob]) -> None:
+        """Note that so much is kept to be sent, and send it where that is enough."""
+        count = sum(1 + len(each.top) for each in named)
+        self._kept += count
+        self._told += count
+        if self.request.stream:
+            if self._kept > PIECE:
+                self._stream_prompts()
+        elif self._told > MOST_WHOLE:
+            text = (
+                f"more than {MOST_WHOLE} log-probabilities, alternatives included, are told in a stream only"
+            )
+            self.fail(bad_request("logprobs", text))
+        elif self._kept > PIECE and self.request.in_pieces:
+            self._send_pieces()
+
+    def _stream_prompts(self) -> None:
+        """Send what is known of prompts before their first tokens."""
+        self._kept = 0
+        for number, prompt in enumerate(self._prompts):
+            if prompt.logprobs:
+                told, prompt.logprobs = prompt.logprobs, []
+                index = number * self.request.sampling.n
+                self._send(Delta(id=self.request.id, tokens=0, index=index, prompt_logprobs=told))
+
+    def _send_pieces(self) -> None:
+        """Send the log-probabilities that are kept."""
+        self._kept = 0
+        for number, prompt in enumerate(self._prompts):
+            if prompt.logprobs:
+                self._send_piece(prompt, number, of_prompt=True)
+        for answer in self.parts:
+            if answer.logprobs:
+                self._send_piece(answer, answer.index)
+
+    def _send_piece(self, of: OpenPrompt | Answer, index: int, of_prompt: bool = False) -> None:
+        told, of.logprobs = of.logprobs, []
+        self._send(
+            LogprobPiece(
+                id=self.request.id,
+                entries=msgspec.Raw(_encode(told)),
+                tokens=len(told),
+                index=index,
+                of_prompt=of_prompt,
+            )
+        )
+
     def _stream(self, answer: Answer, news: News) -> None:
         """Send what is new. Tokens without text wait for the next delta, but the first one is news itself."""
         tokens = answer.completion_tokens - answer.tokens_sent
@@ -267,7 +341,7 @@ class Generation(OpenRequest):
             prompt = self._prompt_of(answer)
             text = prompt.given.echo + text
             if self._speaks_for_prompt(answer):
-                prompt_logprobs, prompt.logprobs = prompt.logprobs, None
+                prompt_logprobs, prompt.logprobs = prompt.logprobs or None, None
         first = tokens and not answer.tokens_sent
         if text or said.reasoning or said.tools or first or with_ids or news.logprobs or prompt_logprobs:
             answer.tokens_sent = answer.completion_tokens

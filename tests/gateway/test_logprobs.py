@@ -47,8 +47,10 @@ def test_logprobs_of_a_completion_have_one_entry_a_token() -> None:
 
 
 def test_prompt_logprobs_are_written_as_vllm_does() -> None:
-    assert prompt_logprobs([FIRST, A])[0] is None
-    assert prompt_logprobs([FIRST, A])[1] == {"1": {"logprob": -0.5, "rank": 1, "decoded_token": "a"}}
+    assert json.loads(encode(prompt_logprobs([FIRST, A]))) == [
+        None,
+        {"1": {"logprob": -0.5, "rank": 1, "decoded_token": "a"}},
+    ]
 
 
 def test_choices_are_written_with_their_numbers() -> None:
@@ -115,3 +117,28 @@ def test_streamed_choices_begin_with_their_own_prompt() -> None:
     assert [tokens(2, TOLD[1]), tokens(0, TOLD[0])] == [["<s>", "\ufffd", "a"], ["<s>", "a", "a"]]
     assert [tokens(3), tokens(1)] == [["<s>", "\ufffd", "a"], ["<s>", "a", "a"]]
     assert tokens(3) == ["a"]
+
+
+def test_a_prompt_that_is_told_of_in_pieces_begins_each_choice_as_one() -> None:
+    def told(answer: openai_completions.CompletionAnswer, *deltas: Delta) -> dict[int, dict[str, Any]]:
+        """By choice, all that is said of its tokens."""
+        said: dict[int, dict[str, Any]] = {}
+        for delta in deltas:
+            choice = json.loads(answer.delta(delta)[6:])["choices"][0]
+            for name, values in choice["logprobs"].items():
+                said.setdefault(choice["index"], {}).setdefault(name, []).extend(values)
+        return said
+
+    def delta(index: int, of_prompt: list[TokenLogprob] | None, *entries: TokenLogprob) -> Delta:
+        text = "".join(entry.token for entry in entries)
+        tokens = len(entries)
+        return Delta(
+            id=1, tokens=tokens, index=index, text=text, logprobs=list(entries), prompt_logprobs=of_prompt
+        )
+
+    rest = [delta(1, None, B), delta(0, None, A)]
+    whole = told(two_prompts(), delta(0, [FIRST, A, B], A), *rest)
+    pieces = [delta(0, [FIRST]), delta(0, [A]), delta(0, [B], A)]
+    assert told(two_prompts(), *pieces, *rest) == whole
+    assert whole[0]["text_offset"] == [0, 3, 4, 5, 6]
+    assert whole[1]["tokens"] == ["<s>", "a", "\ufffd", "\ufffd"]

@@ -11,7 +11,7 @@ import pytest
 from gateway.dialects.openai.embeddings import EmbeddingFields, EmbeddingRenderer
 from gateway.dialects.rendering import LOGPROBS, TOKENS, VECTORS, rendered
 from ipc.messages.answers import Choice, Timings, TokenLogprob, Usage
-from ipc.messages.replies import Embeddings, Finished, Reply, TokenCount, Tokens
+from ipc.messages.replies import Delta, Embeddings, Finished, Reply, TokenCount, Tokens
 
 ENTRY = TokenLogprob(token_id=1, token="a", raw=b"a", logprob=-1.0)
 ABOUT = {"id": 1, "usage": Usage(), "timings": Timings()}
@@ -32,13 +32,15 @@ def finished(*tokens: int) -> Finished:
         (Embeddings(id=1, vectors=[bytes(VECTORS), bytes(4)], prompt_tokens=1), True),
         (Tokens(id=1, token_ids=[1] * (TOKENS + 1), context_length=1), True),
         (TokenCount(id=1, tokens=TOKENS + 1), False),
+        (Delta(id=1, tokens=1, logprobs=[ENTRY] * LOGPROBS), False),
+        (Delta(id=1, tokens=1, logprobs=[ENTRY], prompt_logprobs=[ENTRY] * LOGPROBS), True),
     ],
 )
 def test_what_is_dear_to_write_is_written_by_a_thread(reply: Reply, is_dear: bool) -> None:
     def write() -> bytes:
         return b"loop" if threading.current_thread() is threading.main_thread() else b"thread"
 
-    assert asyncio.run(rendered(write, reply, "a")) == (b"thread" if is_dear else b"loop")
+    assert asyncio.run(rendered(write, [reply], "a")) == (b"thread" if is_dear else b"loop")
 
 
 def test_a_list_of_vectors_is_what_its_pieces_say() -> None:

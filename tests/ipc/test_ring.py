@@ -97,6 +97,16 @@ def test_a_full_ring_raises_ring_full_and_loses_nothing(ring):
     assert ring.read(0) == b"c"
 
 
+def test_records_may_be_read_so_many_bytes_at_a_time(ring):
+    for number in range(8):
+        ring.write(b"%d" % number * 8, 0)
+    read = []
+    while ring.arm():
+        read.append(ring.read_all(32))
+    assert [len(records) for records in read] == [2, 2, 2, 2]
+    assert [record[:1] for records in read for record in records] == [b"%d" % number for number in range(8)]
+
+
 def test_a_writer_is_told_of_room_only_where_it_asked_and_there_was_none(ring):
     record = bytes(100)
     while ring.try_write(record):

@@ -200,6 +200,43 @@ def test_a_reply_that_cannot_be_encoded_fails_its_own_request_only():
     asyncio.run(main())
 
 
+def test_what_is_too_much_for_one_message_comes_in_several(monkeypatch):
+    monkeypatch.setattr(server_module, "MOST_REPLIES", 1000)
+
+    async def main():
+        async with serving() as (_, desk, client):
+            await client.send(*(Generate(id=number, model="m") for number in range(1, 6)))
+            for _ in range(5):
+                peer, _ = await desk.next()
+            for number in range(1, 6):
+                peer.send(finished(number, "x" * 300))
+            assert [(await client.receive()).id for _ in range(5)] == [1, 2, 3, 4, 5]
+            assert client.messages > 1
+            assert await client.quiet()
+
+    asyncio.run(main())
+
+
+def test_a_reply_that_is_too_large_for_any_message_ends_its_request_alone(monkeypatch):
+    monkeypatch.setattr(server_module, "MOST_REPLIES", 1000)
+
+    async def main():
+        async with serving() as (_, desk, client):
+            await client.send(Generate(id=1, model="m"), Generate(id=2, model="m"))
+            peer, _ = await desk.next()
+            await desk.next()
+            peer.send(Delta(id=1, tokens=1, text="x" * 1000))
+            peer.send(Delta(id=2, tokens=1, text="fine"))
+            peer.send(finished(2, "y" * 1000))
+            replies = [await client.receive() for _ in range(3)]
+            assert [(type(each), each.id) for each in replies] == [(Failed, 1), (Delta, 2), (Failed, 2)]
+            assert replies[0].code == Code.INTERNAL
+            assert (await desk.next())[1] == Cancel(id=1)
+            assert await client.quiet()
+
+    asyncio.run(main())
+
+
 def test_a_stream_that_cannot_be_encoded_is_cancelled_in_the_handler():
     async def main():
         async with serving() as (_, desk, client):

@@ -2,12 +2,15 @@
 
 from array import array
 
+import msgspec
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages.answers import Alternative, Usage
+from ipc.messages.answers import Alternative, TokenLogprob, Usage
+from ipc.messages.replies import Failed, Finished, LogprobPiece
 from ipc.messages.sampling import Sampling
 from ipc.worker_messages import Details, Logprobs, SequenceReport
+from neuron.requests import generation as generation_module
 from tests.neuron.letters import Client
 
 
@@ -204,3 +207,97 @@ def test_with_echo_and_no_tokens_only_the_prompt_is_scored():
     assert (finished.choices[0].text, finished.choices[0].reason) == ("abc", "length")
     assert [len(of_prompt) for of_prompt in finished.prompt_logprobs] == [3]
     assert finished.usage.completion_tokens == 0
+
+
+def told(token):
+    """What a worker tells of it: itself, and one alternative."""
+    return Logprobs(token, -0.5, 1, [(token, -0.5)])
+
+
+def scored(**request):
+    """The replies to two prompts of 21 tokens, two answers of four tokens to each, all of them told of."""
+    prompt = [[0, *range(20)]] * 2
+    client = Client(prompt=prompt, stream=False, echo=True, sampling=Sampling(n=2, logprobs=1), **request)
+    answers = client.generation.hand_over(100)
+    for answer in answers[::2]:
+        for ids in (range(10), range(10, 20)):
+            more = Details(prompt_logprobs=[told(token) for token in ids])
+            answer.advance(SequenceReport(answer.key, [], more=more))
+    for step in range(4):
+        for answer in answers:
+            token, finish = answer.index + step, "length" if step == 3 else ""
+            answer.advance(SequenceReport(answer.key, [token], finish, Details(logprobs=[told(token)])))
+    return client.replies
+
+
+def joined(replies):
+    """What `finished` would have said, had all of it come there: of choices and of prompts."""
+    *pieces, finished = replies
+    choices = {choice.index: [] for choice in finished.choices}
+    prompts = {number: [] for number in range(len(finished.prompt_logprobs))}
+    for piece in pieces:
+        entries = msgspec.msgpack.decode(piece.entries, type=list[TokenLogprob])
+        assert len(entries) == piece.tokens
+        (prompts if piece.of_prompt else choices)[piece.index] += entries
+    return (
+        [choices[choice.index] + choice.logprobs for choice in finished.choices],
+        [prompts[number] + last for number, last in enumerate(finished.prompt_logprobs)],
+    )
+
+
+def test_log_probabilities_in_pieces_are_those_of_a_whole_answer(monkeypatch):
+    [whole] = scored()
+    monkeypatch.setattr(generation_module, "PIECE", 12)
+    [also_whole] = scored()
+    *pieces, finished = in_pieces = scored(in_pieces=True)
+    assert {type(piece) for piece in pieces} == {LogprobPiece}
+    assert sum(len(choice.logprobs) for choice in finished.choices) < 16
+    assert joined(in_pieces) == joined([whole]) == joined([also_whole])
+    assert [len(each) for each in joined([whole])[1]] == [21, 21]
+    without = {"logprobs": []}
+    assert [msgspec.structs.replace(choice, **without) for choice in finished.choices] == [
+        msgspec.structs.replace(choice, **without) for choice in whole.choices
+    ]
+
+
+def test_a_small_answer_has_no_pieces():
+    [finished] = scored(in_pieces=True)
+    assert isinstance(finished, Finished)
+
+
+def test_an_unstreamed_answer_has_so_many_log_probabilities_at_most(monkeypatch):
+    monkeypatch.setattr(generation_module, "MOST_WHOLE", 100)
+    [failed] = scored()
+    assert (type(failed), failed.code, failed.param) == (Failed, Code.BAD_REQUEST, "logprobs")
+
+
+def test_what_is_told_of_a_long_prompt_is_streamed_as_it_comes(monkeypatch):
+    monkeypatch.setattr(generation_module, "PIECE", 12)
+    client = Client(prompt=[0, *range(20)], echo=True, sampling=Sampling(logprobs=1))
+    [answer] = client.generation.hand_over(100)
+    for ids in (range(10), range(10, 16), range(16, 18)):
+        more = Details(prompt_logprobs=[told(token) for token in ids])
+        answer.advance(SequenceReport(1, [], more=more))
+    last = Details(prompt_logprobs=[told(18), told(19)], logprobs=[told(3)])
+    answer.advance(SequenceReport(1, [3], "length", last))
+    deltas = client.deltas
+    assert [(delta.tokens, len(delta.prompt_logprobs or ())) for delta in deltas] == [(0, 11), (0, 8), (1, 2)]
+    entries = [each.token_id for delta in deltas for each in delta.prompt_logprobs]
+    assert entries == [0, *range(20)]
+    assert deltas[-1].text == "aabcdefghijklmnopqrstd"
+
+
+def test_of_a_prompt_that_another_worker_begins_again_nothing_is_told_twice(monkeypatch):
+    client = Client(prompt=[0, *range(6)], stream=False, echo=True, sampling=Sampling(logprobs=1))
+    [answer] = client.generation.hand_over(100)
+    answer.advance(SequenceReport(1, [], more=Details(prompt_logprobs=[told(0), told(1), told(2)])))
+    client.generation.take_back()
+    [answer] = client.generation.hand_over(100)
+    for ids, token_ids in ((range(2), []), (range(2, 6), [9])):
+        more = Details(
+            prompt_logprobs=[told(token) for token in ids], logprobs=[told(token) for token in token_ids]
+        )
+        finish = "length" if token_ids else ""
+        answer.advance(SequenceReport(answer.key, token_ids, finish, more))
+    [of_prompt] = client.replies[-1].prompt_logprobs
+    assert [each.token_id for each in of_prompt] == [0, *range(6)]

@@ -11,7 +11,7 @@ from ipc.ring import Ring
 from ipc.worker_messages import Abort, Details, Logprobs, SamplingParams, SequenceReport, StepReport
 from tests.ipc.test_broadcast import Group
 from tests.workers.engines import Answer
-from workers.process.fragments import MESSAGE_CHARS, PART_BYTES, hear, records, tell
+from workers.process.fragments import MESSAGE_CHARS, REPORT_BYTES, hear, records, tell
 from workers.process.loop import TURN_COMMANDS, take
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
@@ -48,7 +48,7 @@ def answers(reports: list[StepReport]) -> dict[int, Answer]:
 def test_the_parts_of_a_report_say_what_the_whole_says(whole):
     encoded = list(records(whole))
     assert len(encoded) > 1
-    assert max(map(len, encoded)) <= PART_BYTES
+    assert max(map(len, encoded)) <= REPORT_BYTES
     parts = [msgspec.msgpack.decode(record, type=StepReport) for record in encoded]
     assert answers(parts) == answers([whole])
     assert [page for part in parts for page in part.cached] == whole.cached
@@ -64,7 +64,7 @@ def test_an_ordinary_report_is_one_record():
 @pytest.mark.parametrize(
     "whole",
     [
-        SequenceReport(1, [], "length", Details(embedding=bytes(PART_BYTES + 1))),
+        SequenceReport(1, [], "length", Details(embedding=bytes(REPORT_BYTES + 1))),
         SequenceReport(1, [5], more=Details(prompt_logprobs=[Logprobs(7, -0.25, 3, [(1, -1.0)] * 40_000)])),
     ],
     ids=["a long vector", "one entry"],

@@ -13,7 +13,8 @@ import msgspec
 from ipc.worker_messages import Details, SequenceReport, StepReport
 from workers.step.plan import Told, decode_plan, encode_plan
 
-PART_BYTES = 128 << 10  # in one record; a ring has room for a few
+PART_BYTES = 128 << 10  # of a plan in one record; a ring has room for a few
+REPORT_BYTES = 32 << 10  # of a report: it holds up the neuron's event loop for some milliseconds
 MESSAGE_CHARS = 4096  # of an error in a report that is too long
 
 encode = msgspec.msgpack.Encoder().encode
@@ -51,7 +52,7 @@ def records(report: StepReport) -> Iterator[bytes]:
     What one sequence has of one token stays whole, but for the text of an error.
     """
     record = encode(report)
-    smaller = halve(report) if len(record) > PART_BYTES else ()
+    smaller = halve(report) if len(record) > REPORT_BYTES else ()
     if not smaller:
         yield record
     for each in smaller:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from gateway.dialects.openai.calls import CallOut, CallWriter, FunctionOut, calls_out, reason_out
 from gateway.dialects.openai.fields import Fields
@@ -47,7 +46,7 @@ class Completion(Struct):
     choices: list[Choice]
     usage: UsageOut
     prompt_token_ids: list[int] | UnsetType = UNSET
-    prompt_logprobs: list[dict[str, Any] | None] | UnsetType = UNSET
+    prompt_logprobs: list[Raw | None] | UnsetType = UNSET
 
 
 class ChatRenderer(Writer):

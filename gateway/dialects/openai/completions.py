@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from functools import cached_property
+from itertools import chain
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from gateway.dialects import RequestContext
 from gateway.dialects.fields import bad_request, decode, keep_alive, refuser, refusing
@@ -102,7 +105,7 @@ class Choice(Struct):
     logprobs: CompletionLogprobs | None = None
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
-    prompt_logprobs: list[dict[str, Any] | None] | UnsetType = UNSET
+    prompt_logprobs: list[Raw | None] | UnsetType = UNSET
 
 
 class Completion(Struct):
@@ -125,7 +128,8 @@ class CompletionRenderer(Writer):
         self._with_logprobs = fields.logprobs is not None
         self._echo = bool(fields.echo)
         self._offsets = [0] * choices  # characters of each choice so far
-        self._echoed: dict[int, list[TokenLogprob]] = {}  # by prompt: tokens that its choices begin with
+        # By prompt: tokens that its choices begin with.
+        self._echoed: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
         self._of_prompt = fields.prompt_logprobs is not None
 
     @cached_property
@@ -139,12 +143,12 @@ class CompletionRenderer(Writer):
         )
 
     def _choice(self, answer: answers.Choice, started: Started, finished: Finished) -> Choice:
-        told = self._its(finished.prompt_logprobs, answer.index) or []
+        told = self._its(finished.prompt_logprobs, answer.index) or ()
         return Choice(
             answer.text,
             answer.reason,
             answer.index,
-            self._logprobs([*(told if self._echo else ()), *answer.logprobs], 0),
+            self._logprobs(chain(told if self._echo else (), answer.logprobs), 0),
             unset_if_none(answer.token_ids),
             unset_if_none(self._its(started.prompt_token_ids, answer.index)),
             prompt_logprobs(told) if self._of_prompt else UNSET,
@@ -170,11 +174,12 @@ class CompletionRenderer(Writer):
                 return b""
             chunk = b"".join((self._texts[delta.index], json_string(delta.text), self._next))
             return self.event(chunk) if self._obfuscates else chunk
-        entries = delta.logprobs
-        if delta.prompt_logprobs is not None and self._echo:
-            self._echoed[delta.index // self._each] = delta.prompt_logprobs
-        if not self._offsets[delta.index]:
-            entries = [*self._echoed.get(delta.index // self._each, ()), *entries]
+        entries, prompt = delta.logprobs, delta.index // self._each
+        if self._echo and delta.prompt_logprobs is not None:
+            self._echoed[prompt] += delta.prompt_logprobs
+            entries = [*delta.prompt_logprobs, *entries]
+        elif not self._offsets[delta.index] and delta.index % self._each:
+            entries = [*self._echoed[prompt], *entries]
         extra = b"" if delta.token_ids is None else b',"token_ids":' + encode(delta.token_ids)
         if delta.prompt_logprobs is not None and self._of_prompt:
             extra += b',"prompt_logprobs":' + encode(prompt_logprobs(delta.prompt_logprobs))
@@ -188,5 +193,5 @@ class CompletionRenderer(Writer):
         ends = [self.chunk(b'"text":""', each.index, finish=each.reason) for each in finished.choices]
         return b"".join(ends) + self.end(finished.usage)
 
-    def _logprobs(self, entries: list[TokenLogprob], offset: int) -> CompletionLogprobs | None:
+    def _logprobs(self, entries: Iterable[TokenLogprob], offset: int) -> CompletionLogprobs | None:
         return completion_logprobs(entries, offset) if self._with_logprobs else None

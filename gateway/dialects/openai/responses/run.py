@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 
 from gateway.dialects.event_streams import KEEP_ALIVE_SECONDS, comment
@@ -14,6 +15,7 @@ from gateway.dialects.openai.responses.output import Status
 from gateway.dialects.openai.responses.request import NAMES, Creation
 from gateway.dialects.openai.responses.truncate import truncate
 from gateway.dialects.parts import parts
+from gateway.dialects.rendering import rendered
 from gateway.dialects.writing import encode
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
@@ -54,13 +56,17 @@ class Run:
         """The body of an unstreamed answer. CortexError when it failed."""
         await self._send()
         finished = await self._exchange.whole()
-        for part in parts(finished.choices[0]):
-            self._output.take(_as_delta(*part))
-        self._output.close(_status(finished))
+        await rendered(partial(self._take, finished), [finished], self._creation.account)
         self._finish(finished)
         await self._keep()
         self._exchange.account.on_ready()
         return encode(self._creation.response)
+
+    def _take(self, finished: Finished) -> None:
+        """Make items of a whole answer."""
+        for part in parts(finished.choices[0]):
+            self._output.take(_as_delta(*part))
+        self._output.close(_status(finished))
 
     async def start(self) -> None:
         """Hand a streamed request over, and wait until the neuron takes it, or has had its time to refuse it.
@@ -92,7 +98,7 @@ class Run:
                 await self._send()
             replies, self._early = self._early, []
             while self._exchange.finished is None or replies:
-                data = b"".join(map(self._say, replies))
+                data = await self._said(replies)
                 if not data and monotonic() - written >= KEEP_ALIVE_SECONDS:
                     data = comment(None)
                 if data:
@@ -128,6 +134,15 @@ class Run:
         status = self._creation.response["status"]
         created = self._write("response.created", response=self._creation.response)
         return created + self._write(f"response.{status}", response=self._creation.response)
+
+    async def _said(self, replies: list[Reply]) -> bytes:
+        """What is to be written of replies."""
+        if self._creation.generate.sampling.tells:
+            return await rendered(partial(self._say_all, replies), replies, self._creation.account)
+        return self._say_all(replies)
+
+    def _say_all(self, replies: list[Reply]) -> bytes:
+        return b"".join(map(self._say, replies))
 
     def _say(self, reply: Reply) -> bytes:
         kind = type(reply)
