@@ -130,7 +130,7 @@ class CpuStep:
             attending = attended + prompt * queries * size
         if self.kernels.exact:
             attending = attended + self._exactly(prompt, queries, keys)
-        gates = 2 * attended if shapes.attention_gate else 0
+        gates = 2 * attended if shapes.attention_gate != "none" else 0
         return max(
             projected + tokens * turned,
             found + attending,

@@ -145,9 +145,10 @@ class GpuStep:
             turned = self._rows(q)
         attended = self._rows(q)
         self._free(self._parts(heads, head_dim), turned)
-        if shapes.attention_gate:
-            gates = self._product(shapes.hidden_size, q)
-            opened = self._rows(q)
+        if shapes.attention_gate != "none":
+            width = heads if shapes.attention_gate == "heads" else q
+            gates = self._product(shapes.hidden_size, width)
+            opened = self._rows(width)
             self._free(gates)
             passed = self._rows(q)
             self._free(opened, attended)

@@ -310,6 +310,52 @@ def gpt_oss(**changes: Any) -> PreTrainedModel:
     )
 
 
+def of(kind: str, **changes: Any) -> PreTrainedModel:
+    """A model of transformers that has nothing to be prepared, without the experts that it may have."""
+    config, model = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}ForCausalLM")
+    return model(config(**SIZES | changes))
+
+
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+
+
+def youtu(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in latent_sizes().items() if key not in ROUTED}
+    return transformers.YoutuForCausalLM(transformers.YoutuConfig(**sizes | changes))
+
+
+def vaultgemma(**changes: Any) -> PreTrainedModel:
+    gemma = {"query_pre_attn_scalar": 20, "sliding_window": 24, "num_hidden_layers": 3}
+    return of("VaultGemma", **gemma | {"attn_implementation": "eager"} | changes)
+
+
+def granite_swa(kind: str, **changes: Any) -> PreTrainedModel:
+    sizes = {"sliding_window": 24, "num_hidden_layers": 3, "attn_implementation": "eager"}
+    scales = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5}
+    return of(kind, **sizes | scales | {"logits_scaling": 0.7} | changes)
+
+
+def afmoe(**changes: Any) -> PreTrainedModel:
+    experts = EXPERTS | {"num_shared_experts": 1, "route_scale": 1.3}
+    return of("Afmoe", **experts | {"num_hidden_layers": 4, "sliding_window": 24} | changes)
+
+
+def hunyuan_moe(**changes: Any) -> PreTrainedModel:
+    experts = {"num_experts": 6, "moe_topk": 3, "intermediate_size": 32}
+    return of("HunYuanMoEV1", **experts | changes)
+
+
+def flex_olmo(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
+    experts = {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32}
+    return transformers.FlexOlmoForCausalLM(transformers.FlexOlmoConfig(**sizes | experts | changes))
+
+
+def lfm3(**changes: Any) -> PreTrainedModel:
+    types = ["conv", "sliding_attention", "full_attention", "conv"]
+    return of("Lfm3", **{"num_hidden_layers": 4, "layer_types": types, "sliding_window": 24} | changes)
+
+
 def one_by_one(model: PreTrainedModel) -> PreTrainedModel:
     """The same, whose experts may have any size: what computes them together wants rows of 16 bytes."""
     model.set_experts_implementation("eager")
@@ -317,6 +363,7 @@ def one_by_one(model: PreTrainedModel) -> PreTrainedModel:
 
 
 # Together they cover what a config may say; `sharded` and `flat` are also written to disk in another way.
+TYPES3 = ["sliding_attention", "full_attention", "sliding_attention"]
 VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_tied": lambda: qwen3(tie_word_embeddings=True),
     "qwen3_untied_biased": lambda: qwen3(attention_bias=True),
@@ -583,6 +630,66 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "hunyuan_v1_dense_plain": lambda: hunyuan(attention_bias=True, tie_word_embeddings=True),
     "lfm2": lambda: lfm2(),
     "lfm2_moe": lambda: lfm2_moe(num_dense_layers=1, conv_L_cache=4, routed_scaling_factor=1.3),
+    "youtu": lambda: youtu(),
+    "youtu_untied_plain_queries": lambda: youtu(
+        q_lora_rank=None, rope_interleave=False, attention_bias=True, tie_word_embeddings=False
+    ),
+    "vaultgemma": lambda: vaultgemma(),
+    "vaultgemma_without_caps": lambda: vaultgemma(
+        attn_logit_softcapping=None, final_logit_softcapping=None, attention_bias=True, layer_types=TYPES3
+    ),
+    "dots1": lambda: of("Dots1", **ROUTED, first_k_dense_replace=1, norm_topk_prob=True, attention_bias=True),
+    "dots1_in_groups_with_windows": lambda: of(
+        "Dots1", **ROUTED | GROUPS, num_hidden_layers=3, max_window_layers=1, sliding_window=24
+    ),
+    "solar_open": lambda: of("SolarOpen", **ROUTED),
+    "solar_open_in_groups": lambda: of("SolarOpen", **ROUTED | GROUPS, attention_bias=True),
+    "granite_swa": lambda: granite_swa("GraniteSWA"),
+    "granite_swa_by_thetas": lambda: granite_swa(
+        "GraniteSWA",
+        layer_types=TYPES3,
+        layer_rope_theta=[300.0, 10_000.0, 0],
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=False,
+    ),
+    "granitemoe_swa": lambda: granite_swa(
+        "GraniteMoeSWA", num_local_experts=6, num_experts_per_tok=3, intermediate_size=32
+    ),
+    "granitemoe_swa_unrotated_shared": lambda: granite_swa(
+        "GraniteMoeSWA",
+        num_local_experts=6,
+        intermediate_size=32,
+        shared_intermediate_size=40,
+        layer_rope_theta=[0, 500.0, 500.0],
+    ),
+    "mimo": lambda: qwen2(architectures=["MiMoForCausalLM"]),
+    "afmoe": lambda: afmoe(),
+    "afmoe_scaled_biased": lambda: afmoe(
+        mup_enabled=True,
+        num_dense_layers=2,
+        global_attn_every_n_layers=2,
+        attention_bias=True,
+        num_shared_experts=2,
+    ),
+    "helium": lambda: of("Helium", head_dim=12),
+    "helium_biased_tied": lambda: of(
+        "Helium", head_dim=12, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+    ),
+    "hunyuan_v1_moe": lambda: hunyuan_moe(),
+    "hunyuan_v1_moe_biased": lambda: hunyuan_moe(
+        attention_bias=True, moe_topk=[2, 2], rope_parameters=LINEAR | {"rope_type": "dynamic", "alpha": 2.0}
+    ),
+    "flex_olmo": lambda: flex_olmo(),
+    "flex_olmo_normalised": lambda: flex_olmo(norm_topk_prob=True, attention_bias=True),
+    "lfm3": lambda: lfm3(),
+    "lfm3_bare": lambda: lfm3(
+        use_sandwich_norm=False,
+        use_attention_gate=False,
+        layer_types=["full_attention", "sliding_attention"] * 2,
+        tie_word_embeddings=False,
+        conv_L_cache=3,
+    ),
     "llama_every_head_its_own_keys": lambda: llama(num_key_value_heads=4, vocab_size=96),
     "llama_one_key_head_sharded": lambda: llama(num_key_value_heads=1, num_hidden_layers=3),
     "llama_flat_llama3": lambda: llama(rope_parameters=LLAMA3, num_attention_heads=8, num_key_value_heads=4),
@@ -612,9 +719,9 @@ def fill(model: PreTrainedModel, std: float = 0.4) -> None:
     """Give it random weights of that deviation."""
     config = model.config.get_text_config()
     for key, parameter in model.named_parameters():
-        gemma = config.model_type.startswith("gemma")
+        gemma = "gemma" in config.model_type
         # of the weights of norms; not of those in layers with a state
-        less_one = config.model_type.startswith(("gemma2", "gemma3", "qwen3_5", "qwen3_next"))
+        less_one = config.model_type.startswith(("gemma2", "gemma3", "vaultgemma", "qwen3_5", "qwen3_next"))
         less_one = less_one or config.model_type == "gemma"
         less_one = less_one and "linear_attn" not in key
         is_norm = "norm" in key and not key.endswith("bias") and not less_one

@@ -56,6 +56,9 @@ ARCHITECTURES = {
     "arcee": ("arcee", True),
     "starcoder2": ("starcoder2", False),
     "hunyuan_v1_dense": ("hunyuan-dense", False),
+    "hunyuan_v1_moe": ("hunyuan-moe", False),
+    "afmoe": ("afmoe", False),
+    "dots1": ("dots1", False),
     "lfm2": ("lfm2", False),
     "lfm2_moe": ("lfm2moe", False),
     "qwen3_next": ("qwen3next", False),
@@ -453,14 +456,17 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
     if count := next((number for name in names if (number := getattr(config, name, None))), None):
         writer.keys(
             expert_count=count,
-            expert_used_count=getattr(config, "num_experts_per_tok", None),
+            expert_used_count=getattr(config, "num_experts_per_tok", None)
+            or getattr(config, "moe_topk", None),
             expert_feed_forward_length=None
             if config.model_type == "olmoe"
             else getattr(config, "moe_intermediate_size", None) or config.intermediate_size,
             expert_shared_count=getattr(config, "n_shared_experts", None)
-            or getattr(config, "moe_num_shared_experts", None),
-            expert_weights_scale=getattr(config, "routed_scaling_factor", None),
-            expert_weights_norm=getattr(config, "norm_topk_prob", None),
+            or getattr(config, "moe_num_shared_experts", None)
+            or getattr(config, "num_shared_experts", None),
+            expert_weights_scale=getattr(config, "routed_scaling_factor", None)
+            or getattr(config, "route_scale", None),
+            expert_weights_norm=config.model_type == "afmoe" or getattr(config, "norm_topk_prob", None),
             expert_shared_feed_forward_length=getattr(config, "shared_expert_intermediate_size", None),
             interleave_moe_layer_step=getattr(config, "interleave_moe_layer_step", None)
             or getattr(config, "moe_layer_interval", None),
@@ -468,6 +474,7 @@ def _keys(writer: Writer, config: PretrainedConfig) -> None:
             expert_group_used_count=getattr(config, "topk_group", None),
             leading_dense_block_count=getattr(config, "first_k_dense_replace", None)
             or getattr(config, "moe_layer_start_index", None)
+            or getattr(config, "num_dense_layers", None)
             or [*(getattr(config, "mlp_layer_types", None) or ())].count("dense"),
         )
 

@@ -166,7 +166,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     qk_norm: Literal["none", "heads", "whole", "turned", "turned_heads"] = "none"
     temperature: Temperature | None = None
     latent: Latent | None = None  # attention is that
-    attention_gate: bool = False  # what attention gives is let through by gates, which q_proj makes as well
+    # what attention gives is let through by gates: one for each number of it, which q_proj makes as well or a
+    # projection of their own; or one for each head
+    attention_gate: Literal["none", "within", "apart", "heads"] = "none"
     delta: DeltaNet | None = None  # what layers with a state are, in place of attention
     convolution: ShortConvolution | None = None  # or they are that
     norms: Norms = Norms()

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from workers.checkpoints.families.afmoe import AFMOE
 from workers.checkpoints.families.apertus import APERTUS
 from workers.checkpoints.families.arcee import ARCEE
 from workers.checkpoints.families.bert import BERT, ROBERTA
 from workers.checkpoints.families.cohere import COHERE, COHERE2
 from workers.checkpoints.families.cwm import CWM
-from workers.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE
+from workers.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU
 from workers.checkpoints.families.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from workers.checkpoints.families.exaone4 import EXAONE4
-from workers.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3
+from workers.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3, VAULTGEMMA
 from workers.checkpoints.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from workers.checkpoints.families.glm import GLM, GLM4
-from workers.checkpoints.families.glm_moe import GLM4_MOE
+from workers.checkpoints.families.glm_moe import DOTS1, GLM4_MOE, SOLAR_OPEN
 from workers.checkpoints.families.gpt_oss import GPT_OSS
-from workers.checkpoints.families.granite import GRANITE
+from workers.checkpoints.families.granite import GRANITE, GRANITE_SWA
 from workers.checkpoints.families.granitemoe import GRANITE_MOE
-from workers.checkpoints.families.hunyuan import HUNYUAN
+from workers.checkpoints.families.helium import HELIUM
+from workers.checkpoints.families.hunyuan import HUNYUAN, HUNYUAN_MOE
 from workers.checkpoints.families.hyperclovax import HYPERCLOVAX
-from workers.checkpoints.families.lfm2 import LFM2, LFM2_MOE
+from workers.checkpoints.families.lfm2 import LFM2, LFM2_MOE, LFM3
 from workers.checkpoints.families.llama import LLAMA
 from workers.checkpoints.families.llama4 import LLAMA4
 from workers.checkpoints.families.mellum import MELLUM
@@ -31,7 +33,7 @@ from workers.checkpoints.families.mixtral import MIXTRAL
 from workers.checkpoints.families.modernbert import MODERNBERT
 from workers.checkpoints.families.nomic_bert import NOMIC_BERT
 from workers.checkpoints.families.olmo import OLMO2, OLMO3
-from workers.checkpoints.families.olmoe import OLMOE
+from workers.checkpoints.families.olmoe import FLEX_OLMO, OLMOE
 from workers.checkpoints.families.phi3 import PHI3
 from workers.checkpoints.families.phimoe import PHIMOE
 from workers.checkpoints.families.qwen2 import QWEN2
@@ -50,8 +52,9 @@ KNOWN = (
     *(GRANITE, GRANITE_MOE, PHI3, PHIMOE, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
     *(SEED_OSS, EXAONE4, ERNIE4_5, ERNIE4_5_MOE, OLMOE, MINIMAX_M2),
     *(COHERE, COHERE2, ARCEE, APERTUS, STARCODER2, HUNYUAN, GEMMA, CWM, HYPERCLOVAX, MELLUM),
+    *(AFMOE, DOTS1, FLEX_OLMO, GRANITE_SWA, HELIUM, HUNYUAN_MOE, SOLAR_OPEN, VAULTGEMMA, YOUTU),
     *(BERT, ROBERTA, MODERNBERT, NOMIC_BERT),
-    *(LFM2, LFM2_MOE),
+    *(LFM2, LFM2_MOE, LFM3),
     *(QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
     *(MIXTRAL, QWEN2_MOE, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),
 )

@@ -303,17 +303,23 @@ class Attention:
                 (f"{name}.k_proj", kv_heads * head_dim, rows(mine_kv)),
                 (f"{name}.v_proj", kv_heads * head_dim, rows(mine_kv)),
             ]
-        if config.attention_gate:  # behind the queries of each head in q_proj
-            stored, whole = projections[0][0], 2 * heads * head_dim
-            halves = [(stored, whole, rows(range(n, n + 1))) for n in range(2 * mine.start, 2 * mine.stop)]
-            projections[:1] = halves[::2]
+        gates: list[tuple[str, int, range]] = []
+        match config.attention_gate:
+            case "within":
+                stored, whole = projections[0][0], 2 * heads * head_dim
+                each = range(2 * mine.start, 2 * mine.stop)
+                halves = [(stored, whole, rows(range(n, n + 1))) for n in each]
+                projections[:1], gates = halves[::2], halves[1::2]
+            case "apart":
+                gates = [(f"{name}.gate_proj", heads * head_dim, rows(mine))]
+            case "heads":
+                gates = [(f"{name}.gate_proj", heads, mine)]
         hidden, bias = config.hidden_size, config.output_bias
         self.qkv = ColumnParallel(projections, hidden, config.qkv_bias, empty)
         self.output = RowParallel(f"{name}.o_proj", hidden, heads * head_dim, bias, group, empty)
         self.exact, self.keeps = False, not config.bidirectional
-        self.gate: Linear | None = None
-        if config.attention_gate:
-            self.gate = ColumnParallel(halves[1::2], hidden, config.qkv_bias, empty)
+        biased = config.qkv_bias and config.attention_gate == "within"
+        self.gate = ColumnParallel(gates, hidden, biased, empty) if gates else None
         self.sinks = Sinks(f"{name}.sinks", heads, group, empty) if config.sinks else None
         self.qk_norm: HeadNorm | WholeNorm | None = None
         names, counts = (f"{name}.q_norm", f"{name}.k_norm"), (len(mine), len(mine_kv))
@@ -363,7 +369,8 @@ class Attention:
         sinks = None if self.sinks is None else self.sinks.weight
         attended = only(attend(q, keys, values, sinks, *turn).view(tokens, -1), wanted)
         if self.gate is not None:
-            attended = attended * activated(self.gate(only(x, wanted)), "sigmoid", self.exact)
+            gates = activated(self.gate(only(x, wanted)), "sigmoid", self.exact)
+            attended = (attended.unflatten(1, (gates.shape[1], -1)) * gates[..., None]).flatten(1)
         return self.output(attended)
 
     @property

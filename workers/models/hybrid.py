@@ -1,5 +1,5 @@
-"""The decoder of Qwen3-Next, Qwen3.5 and LFM2: in most layers a Gated DeltaNet, or a short convolution, is in
-the place of attention.
+"""The decoder of Qwen3-Next, Qwen3.5, LFM2 and LFM3: in most layers a Gated DeltaNet, or a short convolution,
+stands in the place of attention.
 
 tokens ─ embedding ─┬─ norm ─ delta net, or attention ─┬+─ norm ─ mlp, or experts ─┬+─ … ─ norm ─ head
                     └──────────────────────────────────┘└──────────────────────────┘
@@ -42,6 +42,8 @@ class StateBlock(Block):
     def __call__(
         self, stream: Residual, places: Places, attend: Mixing, wanted: Tensor | None = None
     ) -> None:
-        self._add(stream, self.attention(stream.normed(self.before_attention), attend.recur), None)
+        self._add(
+            stream, self.attention(stream.normed(self.before_attention), attend.recur), self.after_attention
+        )
         stream.keep(wanted)
-        self._add(stream, self.mlp(stream.normed(self.before_mlp)), None)
+        self._add(stream, self.mlp(stream.normed(self.before_mlp)), self.after_mlp)

@@ -1,5 +1,5 @@
-"""DeepSeek V2 and V3 (also R1, V3.1 and Kimi K2, of that shape), and GLM-4.7 Flash: keys and values of all
-heads are kept as one vector a token.
+"""DeepSeek V2 and V3 (also R1, V3.1 and Kimi K2, of that shape), GLM-4.7 Flash, and Youtu, which has no
+experts: keys and values of all heads are kept as one vector a token.
 
 V3 is https://arxiv.org/abs/2412.19437.
 """
@@ -50,6 +50,8 @@ DEFAULTS_GLM = {
     "routed_scaling_factor": 1.8,
     "first_k_dense_replace": 1,
 }
+DEFAULTS_YOUTU = {"q_lora_rank": 1536, "tie_word_embeddings": True}
+NONE_SPARSE = {"first_k_dense_replace": 1 << 31, "n_group": None, "topk_group": None}
 LATENT_EPS = 1e-6  # of the norms of the compressed vectors, whatever rms_norm_eps is
 
 
@@ -122,6 +124,11 @@ def read_glm(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     return _routed(path, DEFAULTS_GLM | dict(given))
 
 
+def read_youtu(path: Path, given: Mapping[str, Any]) -> ModelConfig:
+    """No layer has experts."""
+    return _routed(path, DEFAULTS_YOUTU | dict(given) | NONE_SPARSE)
+
+
 def _routed(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     file = config.read(path, given, LatentFile)
     if file.scoring_func == "softmax" or file.topk_method in ("greedy", "group_limited_greedy"):
@@ -164,3 +171,4 @@ def _sharpening(rope: Rope) -> float:
 DEEPSEEK_V2 = Family("deepseek_v2", ("DeepseekV2ForCausalLM",), read_2, tensors)
 DEEPSEEK_V3 = Family("deepseek_v3", ("DeepseekV3ForCausalLM",), read_3, tensors, mtp=mtp)
 GLM4_MOE_LITE = Family("glm4_moe_lite", ("Glm4MoeLiteForCausalLM",), read_glm, tensors, mtp=mtp)
+YOUTU = Family("youtu", ("YoutuForCausalLM",), read_youtu, tensors)

@@ -1,9 +1,10 @@
-"""Gemma 1 to 3, without eyes: norms whose weights are stored less one; from Gemma 2 on, on both sides, and
-windows by turns.
+"""Gemma 1 to 3, without eyes, and VaultGemma: norms whose weights are stored less one; from Gemma 2 on, on
+both sides, and windows by turns.
 
 Gemma 1 (https://arxiv.org/abs/2403.08295) is CodeGemma, too. Gemma 2 (https://arxiv.org/abs/2408.00118) bends
-scores and logits; Gemma 3 (https://arxiv.org/abs/2503.19786)
-normalises queries and keys instead, and turns them faster in the layers that have a window.
+scores and logits; VaultGemma (https://arxiv.org/abs/2510.15001) is one without the norms behind attention and
+MLP. Gemma 3 (https://arxiv.org/abs/2503.19786) normalises queries and keys instead, and turns them faster in
+the layers that have a window.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ NORMS = Norms(
     "pre_feedforward_layernorm",
     "post_feedforward_layernorm",
 )
+NORMS_BEFORE = Norms("input_layernorm", None, "pre_feedforward_layernorm", None)
 PATTERN_2, PATTERN_3 = 2, 6  # every second or sixth layer sees all tokens
 THETA_3, WINDOW_THETA_3 = 1_000_000.0, 10_000.0
 
@@ -93,6 +95,11 @@ def read_2(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     if file.use_bidirectional_attention:
         refuse(path, "use_bidirectional_attention is not supported: Gemma 2 has none")
     return _model_config(path, file, PATTERN_2, attention_cap=file.attn_logit_softcapping)
+
+
+def read_vault(path: Path, given: Mapping[str, Any]) -> ModelConfig:
+    """A Gemma 2 with norms before alone."""
+    return msgspec.structs.replace(read_2(path, given), norms=NORMS_BEFORE)
 
 
 def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
@@ -146,6 +153,7 @@ SEEING = "Gemma3ForConditionalGeneration"
 
 GEMMA = Family("gemma", ("GemmaForCausalLM",), read_1, dense_tensors)
 GEMMA2 = Family("gemma2", ("Gemma2ForCausalLM",), read_2, dense_tensors)
+VAULTGEMMA = Family("vaultgemma", ("VaultGemmaForCausalLM",), read_vault, dense_tensors)
 GEMMA3 = Family(
     "gemma3",
     ("Gemma3ForCausalLM", "Gemma3TextModel"),

@@ -1,4 +1,7 @@
-"""GLM-4.5 to 4.7 with experts, and what DeepSeek V3 and its kin say of theirs: sigmoid scores, in groups."""
+"""GLM-4.5 to 4.7 with experts, and dots.llm1 and Solar Open, which are of their shape.
+
+With it what DeepSeek V3 and its kin say of their experts: sigmoid scores, in groups.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config
@@ -18,6 +22,20 @@ from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 
 DEFAULTS = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5}
+DEFAULTS_DOTS = {
+    "sliding_window": 4096,
+    "max_window_layers": 62,
+    "n_shared_experts": None,
+    "first_k_dense_replace": 0,
+    "norm_topk_prob": False,
+}
+DEFAULTS_SOLAR = {
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-5,
+    "moe_intermediate_size": 1280,
+    "rope_theta": 1_000_000.0,
+}
 
 
 class RoutedFile(ConfigFile, kw_only=True):
@@ -96,6 +114,22 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def read_dots(path: Path, given: Mapping[str, Any]) -> ModelConfig:
+    """Queries and keys are normalised per head; from some layer on there may be windows."""
+    file = config.read(path, DEFAULTS_DOTS | dict(given), RoutedFile)
+    by_number = msgspec.structs.replace(file, use_sliding_window=file.sliding_window is not None)
+    windows = config.windows_of(path, by_number, first=file.max_window_layers or 0)
+    return config.model_config(path, file, windows, qk_norm="heads", experts=experts_of(path, file))
+
+
+def read_solar(path: Path, given: Mapping[str, Any]) -> ModelConfig:
+    """Every layer has experts, and none a window: the size of an MLP is nobody's."""
+    given = DEFAULTS_SOLAR | dict(given) | {"first_k_dense_replace": 0}
+    file = config.read(path, {"intermediate_size": given["moe_intermediate_size"]} | given, RoutedFile)
+    windows: list[int | None] = [None] * file.num_hidden_layers
+    return config.model_config(path, file, windows, output_bias=False, experts=experts_of(path, file))
+
+
 def mtp(stored: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
     """The head is layer `number` in files as well. The embedding and the output that stand there once more
     are the model's."""
@@ -103,3 +137,5 @@ def mtp(stored: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
 
 
 GLM4_MOE = Family("glm4_moe", ("Glm4MoeForCausalLM",), read, dense_tensors, mtp=mtp)
+DOTS1 = Family("dots1", ("Dots1ForCausalLM",), read_dots, dense_tensors)
+SOLAR_OPEN = Family("solar_open", ("SolarOpenForCausalLM",), read_solar, dense_tensors)

@@ -1,6 +1,7 @@
 """Granite with experts (3.x), with an MLP beside them, and Granite 4 where all layers attend.
 
-Of Granite 4 the layers with a recurrent state are not done. One without experts has the MLP alone.
+GraniteMoeSWA has windows, as GraniteSWA has. Of Granite 4 the layers with a recurrent state are not done. One
+without experts has the MLP alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from msgspec import Meta
 from workers.checkpoints import config
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import Experts
-from workers.checkpoints.families.granite import GraniteFile, scales_of
+from workers.checkpoints.families.granite import GraniteFile, Theta, scales_of, windowed
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family, in_causal
 from workers.checkpoints.files import refuse
@@ -27,8 +28,12 @@ EXPERTS = {
     "router.layer.weight": "gate.weight",
     "input_linear.weight": "experts.gate_up_proj",
     "output_linear.weight": "experts.down_proj",
+    # of GraniteMoeSWA
+    "router.weight": "gate.weight",
+    "experts.": "experts.",
 }
 HYBRID = "GraniteMoeHybridForCausalLM"
+SWA = "GraniteMoeSWAForCausalLM"
 
 
 class GraniteMoeFile(GraniteFile, kw_only=True):
@@ -39,6 +44,7 @@ class GraniteMoeFile(GraniteFile, kw_only=True):
     shared_intermediate_size: Annotated[int, Meta(ge=0)] = 0
     position_embedding_type: Literal["rope", "nope"] | None = None
     normalization_function: Literal["rmsnorm"] | None = None
+    layer_rope_theta: list[Theta] | None = None  # as of GraniteSWA, whose alone it is
     # of layers that attend none
     layers_block_type: Any = None
     mamba_conv_bias: Any = None
@@ -48,8 +54,8 @@ class GraniteMoeFile(GraniteFile, kw_only=True):
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Every layer has experts, or none has."""
     given = dict(given)
-    hybrid = HYBRID in given.get("architectures", ())
-    file = config.read(path, given, GraniteMoeFile)
+    hybrid, swa = (name in given.get("architectures", ()) for name in (HYBRID, SWA))
+    file = config.read(path, ({"sliding_window": 128} if swa else {}) | given, GraniteMoeFile)
     count, chosen, layers = file.num_local_experts, file.num_experts_per_tok, file.num_hidden_layers
     if hybrid:
         types = file.layer_types or file.layers_block_type
@@ -71,11 +77,17 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         shared_size=shared,
         shared_name=SHARED,
     )
+    windows: list[int | None] = [None] * layers
+    changes: dict[str, Any] = {}
+    if swa:
+        file, windows, changes = windowed(path, file, file.layer_rope_theta)
+    elif hybrid and file.position_embedding_type != "rope":
+        changes = {"unrotated": tuple(range(layers))}
     return config.model_config(
         path,
         file if count else msgspec.structs.replace(file, intermediate_size=shared),
-        [None] * layers,
-        unrotated=tuple(range(layers)) if hybrid and file.position_embedding_type != "rope" else (),
+        windows,
+        **changes,
         experts=experts if count else None,
         **scales_of(file),
     )
@@ -105,7 +117,7 @@ def rearranged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 GRANITE_MOE = Family(
     "granitemoe",
-    ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", HYBRID),
+    ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", HYBRID, SWA),
     read,
     dense_tensors,
     usual_name=in_causal,

@@ -1,6 +1,7 @@
 """LFM2 (https://arxiv.org/abs/2511.23404): most layers are a short convolution, the others see all tokens.
 
-LFM2-8B-A1B has experts behind its first layers.
+LFM2-8B-A1B has experts behind its first layers. LFM3 has windows as well, norms on both sides, and a gate for
+each head of attention.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from workers.checkpoints import config
+from workers.checkpoints import config, rope
 from workers.checkpoints.config import ConfigFile, ModelConfig, Norms, ShortConvolution
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import attention_tensors, decoder_tensors
@@ -27,12 +28,18 @@ from workers.checkpoints.stacked import unstacked_rows
 DEFAULTS = {"num_key_value_heads": 8, "rope_theta": 1_000_000.0, "tie_word_embeddings": True}
 DENSE = DEFAULTS | {"intermediate_size": 12_288}
 NORMS = Norms("operator_norm", None, "ffn_norm", None)
+NORMS_3 = Norms("operator_norm", "post_operator_norm", "ffn_norm", "post_ffn_norm")
+DEFAULTS_3 = {"head_dim": 128, "num_key_value_heads": 4, "tie_word_embeddings": True, "sliding_window": 256}
+THETA_3, WINDOW_THETA_3 = 1_000_000.0, 10_000.0
+ROPE_3 = {"rope_type": "proportional", "rope_theta": THETA_3, "partial_rotary_factor": 0.5}
 KINDS = ("conv", "full_attention")
+WINDOWED = "sliding_attention"
 LEAST = 1e-6  # is added to the sum of an expert's weights
 usual_name = renaming(
     {
         "model.embedding_norm.": "model.norm.",
         ".self_attn.out_proj.": ".self_attn.o_proj.",
+        ".self_attn.g_proj.": ".self_attn.gate_proj.",
         ".self_attn.q_layernorm.": ".self_attn.q_norm.",
         ".self_attn.k_layernorm.": ".self_attn.k_norm.",
         ".feed_forward.expert_bias": ".mlp.gate.e_score_correction_bias",
@@ -74,6 +81,16 @@ class Lfm2MoeFile(Lfm2File, kw_only=True):
     use_expert_bias: bool = True
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
+
+
+class Lfm3File(ConfigFile, kw_only=True):
+    """The keys of LFM3's."""
+
+    norm_eps: Annotated[float, Meta(ge=0)] = 1e-5
+    conv_L_cache: Annotated[int, Meta(ge=2, le=64)] = 7
+    conv_bias: Literal[False] = False
+    use_sandwich_norm: bool = True
+    use_attention_gate: bool = True
 
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
@@ -128,8 +145,48 @@ def _model(path: Path, file: Lfm2File, **changes: Any) -> ModelConfig:
         convolution=convolution if KINDS[0] in kinds else None,
         **changes,
     )
-    state = Layer("state", state_size=convolution.state_size)
-    layers = [state if kind == KINDS[0] else full for kind, full in zip(kinds, model.layers, strict=True)]
+    return _with_states(model, kinds)
+
+
+def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
+    """Of every four layers one sees all tokens, and one has a window, unless the file says otherwise."""
+    given = DEFAULTS_3 | dict(given)
+    whole, local = rope.by_type(path, given)
+    file = config.read(path, given, Lfm3File)
+    count, kinds = file.num_hidden_layers, file.layer_types
+    if kinds is None:
+        of_four = [KINDS[0], KINDS[0], KINDS[1], KINDS[0]]
+        kinds = [WINDOWED if n and n % 4 == 0 else of_four[n % 4] for n in range(count)]
+    if len(kinds) != count or set(kinds) - {*KINDS, WINDOWED}:
+        refuse(path, f"layer_types is no list of {', '.join(KINDS)} and {WINDOWED} for {count} layers")
+    if KINDS[1] not in kinds:
+        refuse(path, "layer_types: no layer is full_attention, which is not supported")
+    if WINDOWED in kinds and file.sliding_window is None:
+        refuse(path, "sliding_window is missing, and some layers have one")
+    beside = msgspec.structs.replace(file, rope_parameters={"rope_theta": WINDOW_THETA_3} | local)
+    window_rope, *_ = rope.read(path, beside, file.head_dim, partial=False)
+    whole = {"rope_theta": THETA_3} | whole if whole else ROPE_3
+    file = msgspec.structs.replace(file, rms_norm_eps=file.norm_eps, rope_parameters=whole)
+    convolution = ShortConvolution(file.hidden_size, file.conv_L_cache)
+    model = config.model_config(
+        path,
+        file,
+        [file.sliding_window if kind == WINDOWED else None for kind in kinds],
+        norms=NORMS_3 if file.use_sandwich_norm else NORMS,
+        qk_norm="heads",
+        attention_gate="heads" if file.use_attention_gate else "none",
+        window_rope=window_rope,
+        convolution=convolution if KINDS[0] in kinds else None,
+    )
+    return _with_states(model, kinds)
+
+
+def _with_states(model: ModelConfig, kinds: list[str]) -> ModelConfig:
+    """The same with layers that are a convolution."""
+    if model.convolution is None:
+        return model
+    state = Layer("state", state_size=model.convolution.state_size)
+    layers = [state if kind == KINDS[0] else own for kind, own in zip(kinds, model.layers, strict=True)]
     return msgspec.structs.replace(model, layers=tuple(layers))
 
 
@@ -158,3 +215,4 @@ LFM2 = Family("lfm2", ("Lfm2ForCausalLM",), read, tensors, usual_name=usual_name
 LFM2_MOE = Family(
     "lfm2_moe", ("Lfm2MoeForCausalLM",), read_moe, tensors, usual_name=usual_name, rearrange=rearranged
 )
+LFM3 = Family("lfm3", ("Lfm3ForCausalLM",), read_3, tensors, usual_name=usual_name, rearrange=rearranged)

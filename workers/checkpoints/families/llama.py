@@ -76,10 +76,10 @@ def _norm(name: str, model: ModelConfig) -> Iterator[TensorSpec]:
 
 
 def attention_tensors(model: ModelConfig, layer: str) -> Iterator[TensorSpec]:
-    """Attention, under names that begin with `layer`. With gates, each head has one behind its queries."""
+    """Attention, under names that begin with `layer`."""
     prefix, hidden, head = layer + "self_attn.", model.hidden_size, model.head_dim
     queries, keys = model.num_heads * head, model.num_kv_heads * head
-    projected = 2 * queries if model.attention_gate else queries
+    projected = 2 * queries if model.attention_gate == "within" else queries
     if model.fused_qkv:
         yield TensorSpec(prefix + "qkv_proj.weight", (queries + 2 * keys, hidden), "qkv_rows")
     else:
@@ -87,6 +87,9 @@ def attention_tensors(model: ModelConfig, layer: str) -> Iterator[TensorSpec]:
         yield TensorSpec(prefix + "k_proj.weight", (keys, hidden), "kv_rows")
         yield TensorSpec(prefix + "v_proj.weight", (keys, hidden), "kv_rows")
     yield TensorSpec(prefix + "o_proj.weight", (hidden, queries), "columns")
+    if model.attention_gate in ("apart", "heads"):
+        gates = queries if model.attention_gate == "apart" else model.num_heads
+        yield TensorSpec(prefix + "gate_proj.weight", (gates, hidden), "rows")
     if model.qk_norm in ("heads", "turned_heads"):
         yield TensorSpec(prefix + "q_norm.weight", (head,), "none")
         yield TensorSpec(prefix + "k_norm.weight", (head,), "none")

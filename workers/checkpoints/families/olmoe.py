@@ -1,4 +1,5 @@
-"""OLMoE (https://arxiv.org/abs/2409.02060): experts; queries and keys are normalised over all heads."""
+"""OLMoE (https://arxiv.org/abs/2409.02060): experts; queries and keys are normalised over all heads. FlexOlmo
+(https://arxiv.org/abs/2507.07024) is one with the norms of OLMo 2."""
 
 from __future__ import annotations
 
@@ -6,14 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from workers.checkpoints import config
 from workers.checkpoints.config import ConfigFile, ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import dense_tensors
+from workers.checkpoints.families.olmo import NORMS
 from workers.checkpoints.family import Family
 from workers.checkpoints.rope import Size
 
 DEFAULTS = {"rms_norm_eps": 1e-5}
+DEFAULTS_FLEX = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 500_000.0,
+    "num_experts": 7,
+    "num_experts_per_tok": 5,
+}
 
 
 class OlmoeFile(ConfigFile, kw_only=True):
@@ -40,4 +50,10 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     return config.model_config(path, file, [None] * layers, qk_norm="whole", experts=experts)
 
 
+def read_flex(path: Path, given: Mapping[str, Any]) -> ModelConfig:
+    """Norms stand behind attention and experts."""
+    return msgspec.structs.replace(read(path, DEFAULTS_FLEX | dict(given)), norms=NORMS)
+
+
 OLMOE = Family("olmoe", ("OlmoeForCausalLM",), read, dense_tensors)
+FLEX_OLMO = Family("flex_olmo", ("FlexOlmoForCausalLM",), read_flex, dense_tensors)

@@ -9,6 +9,7 @@ from typing import Any
 from workers.checkpoints import config
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families import qwen3
+from workers.checkpoints.families.ernie4_5 import AHEAD
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
 
@@ -22,4 +23,11 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     return config.model_config(path, file, windows, qkv_bias=True, output_bias=False)
 
 
-QWEN2 = Family("qwen2", ("Qwen2ForCausalLM",), read, dense_tensors)
+# MiMo 7B of Xiaomi is one, but for layers that guess further ahead.
+QWEN2 = Family(
+    "qwen2",
+    ("Qwen2ForCausalLM", "MiMoForCausalLM"),
+    read,
+    dense_tensors,
+    beside={"model.mtp_layers.": AHEAD},
+)

@@ -165,7 +165,7 @@ def hybrid(path: Path, file: HybridFile, *, experts: Experts | None, grouped: bo
         partial=True,
         qk_norm="heads",
         norm_offset=1.0,
-        attention_gate=True,
+        attention_gate="within",
         delta=delta,
         experts=experts,
     )

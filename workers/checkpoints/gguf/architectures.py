@@ -60,8 +60,12 @@ class Architecture:
 
 AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GLM_NORMS = {"post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
+AFMOE_NORMS = AFTER | {"ffn_norm": "pre_mlp_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
 FUSED = {"ffn_up": "mlp.gate_up_proj"}
-SHARED_EXPERT = {f"ffn_{part}_shexp": f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down")}
+SHARED_EXPERT, SHARED_MLP = (
+    {f"ffn_{part}_shexp": f"mlp.{name}.{part}_proj" for part in ("gate", "up", "down")}
+    for name in ("shared_expert", "shared_mlp")
+)
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("LlamaForCausalLM", experts.llama, halves_as_pairs=True),
@@ -182,6 +186,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lfm2": Architecture("Lfm2ForCausalLM", lfm2.config, tensors=lfm2.LAYER, whole=lfm2.WHOLE),
     "lfm2moe": Architecture("Lfm2MoeForCausalLM", lfm2.with_experts, tensors=lfm2.LAYER, whole=lfm2.WHOLE),
     "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
+    "hunyuan-moe": Architecture("HunYuanMoEV1ForCausalLM", experts.hunyuan_moe, tensors=SHARED_MLP),
+    "afmoe": Architecture(
+        "AfmoeForCausalLM",
+        experts.afmoe,
+        tensors=AFMOE_NORMS | {"attn_gate": "self_attn.gate_proj"},
+        neutral={"expert_gating_func": (0, SIGMOID)},
+    ),
+    "dots1": Architecture("Dots1ForCausalLM", experts.dots1),
     "llama4": Architecture(
         "Llama4ForCausalLM",
         experts.llama4,

@@ -141,3 +141,47 @@ def minimax_m2(keys: Keys) -> Json:
         "num_local_experts": keys.number("expert_count"),
         "num_experts_per_tok": keys.number("expert_used_count"),
     }
+
+
+def dots1(keys: Keys) -> Json:
+    """Its scores are sigmoids."""
+    if (gating := keys.number("expert_gating_func", SIGMOID)) != SIGMOID:
+        refuse(keys.path, f"expert_gating_func {gating} is not supported; {SIGMOID} is")
+    return {
+        "n_routed_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "n_shared_experts": keys.number("expert_shared_count", 0),
+        "first_k_dense_replace": keys.number("leading_dense_block_count", 0),
+        "routed_scaling_factor": keys.number("expert_weights_scale", 1.0),
+        "norm_topk_prob": keys.get("expert_weights_norm", False),
+    }
+
+
+def afmoe(keys: Keys) -> Json:
+    """Its embeddings are multiplied, which no key says."""
+    return {
+        "num_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "num_shared_experts": keys.number("expert_shared_count", 0),
+        "num_dense_layers": keys.number("leading_dense_block_count", 0),
+        "route_scale": keys.number("expert_weights_scale", 1.0),
+        "route_norm": keys.get("expert_weights_norm", False),
+        "sliding_window": keys.size(WINDOW),
+        "layer_types": pattern(keys, 4),
+        "mup_enabled": True,
+    }
+
+
+def hunyuan_moe(keys: Keys) -> Json:
+    """An expert is as large as the MLP beside them."""
+    inner = keys.size("expert_feed_forward_length")
+    for name in ("feed_forward_length", "expert_shared_feed_forward_length"):
+        if (value := keys.number(name, inner)) != inner:
+            refuse(keys.path, f"{name} {value} is not supported: experts have {inner}")
+    return {
+        "num_experts": keys.number("expert_count"),
+        "moe_topk": keys.number("expert_used_count"),
+        "num_shared_expert": keys.number("expert_shared_count", 1),
+    }
