@@ -58,7 +58,7 @@ _qwen35 = PreTokenizer(
 )
 _tekken = PreTokenizer((f"{_CASED % ('', '')}|\\p{{N}}|{_PATHS}|{_END}",), whole_words=True, begins=True)
 _deepseek_llm = PreTokenizer(
-    (r"[\r\n]", rf"\s?[{_LETTERS}]+", "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+", r"\s+$", _HAN, r"\p{N}+")
+    (r"[\r\n]", rf"\s?[{_LETTERS}]+", "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+", r"(?<!\s)\s+$", _HAN, r"\p{N}+")
 )
 
 _spark = PreTokenizer(
@@ -72,6 +72,14 @@ _youtu = PreTokenizer(
     ),
     whole_words=True,
 )
+_ASIAN = (
+    "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0eff"
+    "\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+"
+)
+# Digits by threes from the right: what is over stands in front. A rule that looks for a number's end from
+# each of its digits takes time in the square of their count; these look for it once.
+_afmoe = PreTokenizer((r"\p{N}+", r"\A\p{N}{1,2}(?=(?:\p{N}{3})+\z)", r"\p{N}{1,3}", _ASIAN, _PUNCTUATED))
+_tiny_aya = PreTokenizer((r"(?<!\d)\d+\b", r"\A\d{1,2}(?=(?:\d{3})+\z)", _GPT4O))
 _SPACES = "|".join(rf"\s{{{1 << power}}}(?!\S)" for power in range(9, 1, -1))
 _jais2 = PreTokenizer(
     (rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS}|\s*[\r\n]+|{_SPACES}|\s{{1,2}}(?!\S)|\s",)
@@ -109,13 +117,14 @@ _TABLE = (
     ("spark2_5", _spark),
     ("youtu", _youtu),
     ("jais-2", _jais2),
+    ("afmoe", _afmoe),
     ("minicpm5", _minicpm5),
     ("kimi-k2", _kimi),
     ("poro-chat bloom gpt3-finnish", PreTokenizer((_bloom,))),
     ("viking", PreTokenizer((_bloom, r"\p{N}"))),
     ("talkie", _gpt4o),
     ("granite-embed-multi-97m", _gpt4o._replace(whole_words=True)),
-    ("tiny_aya cohere2moe", PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O))),
+    ("tiny_aya cohere2moe", _tiny_aya),
     ("ufakzeka", PreTokenizer((rf"{_WORD}|\p{{N}}|{_SYMBOLS}|{_END}",))),
     ("laguna", PreTokenizer((r"[^\n]+|[\n]+", _QWEN2))),
     ("falcon", PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"))),
