@@ -24,6 +24,7 @@ from neuron.config import NeuronConfig, load
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 DEFAULT_PATHS = ("neuron.yaml", "neuron.toml", "/etc/neuron/neuron.yaml", "/etc/neuron/neuron.toml")
 
@@ -83,7 +84,8 @@ def discover() -> None:
     inventory = Inventory(NeuronConfig())
     table = Table("device", "name", "memory", "free", "capability", "driver", "cores")
     for device in inventory.devices:
-        table.add_row(
+        _add_row(
+            table,
             device.id,
             device.name,
             _gib(device.memory_total),
@@ -94,7 +96,7 @@ def discover() -> None:
         )
     _console().print(table)
     if inventory.cuda_unavailable:
-        _console().print(f"CUDA cannot be used: {inventory.cuda_unavailable}")
+        print(f"CUDA cannot be used: {inventory.cuda_unavailable}")
 
 
 @app.command()
@@ -121,7 +123,8 @@ def check(
         _fail(error)
     table = Table("model", "architecture", "dtype", "context", "devices", "memory", "KV tokens")
     for settings, description, fit in found.placed:
-        table.add_row(
+        _add_row(
+            table,
             settings.id + (" (pinned)" if settings.pin else ""),
             description.architecture,
             description.dtype,
@@ -179,7 +182,6 @@ def _check_path(path: Path, config: Path | None) -> NoReturn:
 
     gc.disable()  # nothing of what is read is garbage, and to look for some takes long
     outline = Outline(path)  # read from here on, beside all else
-    from rich.markup import escape
     from rich.table import Table
 
     from neuron.inspection import inspect, size_of
@@ -196,7 +198,7 @@ def _check_path(path: Path, config: Path | None) -> NoReturn:
         gc.enable()
     facts = Table.grid("", "", padding=(0, 3))
     for about, fact in found.facts.items():
-        facts.add_row(about, escape(fact))
+        _add_row(facts, about, fact)
     ranks = list(found.choices[0].rank_bytes)
     table = Table("weights", *("1 rank" if count == 1 else f"{count} ranks, each" for count in ranks))
     free = {
@@ -206,7 +208,8 @@ def _check_path(path: Path, config: Path | None) -> NoReturn:
         table.add_column(free.get(place, f"context on {place}"))
     for choice in found.choices:
         sizes = (choice.rank_bytes.get(count) for count in ranks)
-        table.add_row(
+        _add_row(
+            table,
             choice.quantization or "as stored",
             *("-" if size is None else size_of(size) for size in sizes),
             *(_context(tokens, choice.kept_in_8_bits.get(at)) for at, tokens in choice.contexts.items()),
@@ -267,6 +270,13 @@ def _console() -> Console:
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """Names and paths as they are, though they hold what rich takes for markup."""
+    from rich.text import Text
+
+    table.add_row(*map(Text, cells))
 
 
 def _gib(size: int) -> str:

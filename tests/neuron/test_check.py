@@ -48,6 +48,14 @@ def test_what_is_not_followed_is_a_note(check, tmp_path):
     assert "mine: generation_config.json: temperature '0.6' is a text, and read as 0.6" in said
 
 
+def test_names_are_shown_as_they_are_whatever_they_hold(check, tmp_path):
+    folder = write_checkpoint(tmp_path / "model")
+    names = ["[/red]", "[bold]x", "模型"]
+    code, said = check(models=[{"id": name, "path": str(folder)} for name in names])
+    assert code == 0
+    assert all(f" {name} " in said for name in names)
+
+
 def test_a_context_that_positions_do_not_reach_is_cut_with_a_word(check, tmp_path):
     folder = write_checkpoint(tmp_path / "model")
     code, said = check(**configured(folder, context_length=8192))
