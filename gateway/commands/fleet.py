@@ -212,9 +212,9 @@ def _watch(command: str, endpoint: str, path: str, body: dict[str, Any], what: s
     """Show what takes long as it goes; the neuron that did it. Exit code 1 where it failed."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[news]}"),
+        TextColumn("{task.fields[news]}", markup=False),
         TimeElapsedColumn(),
     )
     where, ended = "", False

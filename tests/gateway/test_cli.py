@@ -8,6 +8,7 @@ import sysconfig
 import pytest
 from typer.testing import CliRunner
 
+from gateway.commands import remote
 from gateway.commands.cli import app
 from ipc.keys import load_public, load_secret
 from ipc.version import version
@@ -94,3 +95,14 @@ def test_up_refuses_in_one_line(arguments, named):
 def test_it_says_which_version_it_is():
     result = cortex("--version")
     assert (result.exit_code, result.stdout) == (0, f"cortex {version()}\n")
+
+
+def test_a_bar_shows_names_as_they_are(monkeypatch):
+    news = {"stage": "loading", "message": "reads [/shard]", "fraction": 0.5, "seconds_left": None}
+    lines = [{"neuron": "beast"}, news | {"position": None}, {"done": True}]
+    monkeypatch.setattr(remote, "follow", lambda *asked: iter(lines))
+    result = CliRunner().invoke(app, ["load", "[/red]"], env={"FORCE_COLOR": "1", "COLUMNS": "100"})
+    assert result.exit_code == 0, result.output
+    assert "loading [/red]" in result.stderr
+    assert "reads [/shard]" in result.stderr
+    assert "[/red] is loaded on beast" in result.stdout
