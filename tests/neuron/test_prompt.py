@@ -125,6 +125,9 @@ TURNS = [Message(role="user")] * 50
     "changes",
     [
         {"messages": TURNS},
+        {"messages": [Message(role="user", content=[TextPart(text="")] * 50)]},
+        {"messages": [Message(role="assistant", tool_calls=[ToolCall(id="", name="f", arguments="")] * 50)]},
+        {"tools": [Tool.function(name="f")] * 50},
         {"messages": [Message(role="assistant", reasoning="a" * 3000)]},
         {
             "messages": [
