@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from gateway.refusals import STATUSES, Refusal
+from gateway.refusals import HTTP_CODES, STATUSES, Refusal
 from ipc.errors import Code
 from ipc.messages.replies import Failed
 from tests import streams
@@ -254,3 +256,19 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
 def test_a_neuron_that_names_no_real_time_gets_the_usual_one(seconds: float) -> None:
     failed = Failed(id=1, code=Code.QUEUE_FULL, message="full", retry_after=seconds)
     assert Refusal.of(failed.error()).retry_after == STATUSES[Code.QUEUE_FULL].retry_after
+
+
+def test_the_pages_have_every_code_with_its_status() -> None:
+    pages = Path(__file__).parents[2] / "docs"
+    told: dict[str, int] = {}
+    (listed,) = re.findall(
+        r"^.*?Every error has a `code`(.*?)\n\n", (pages / "operations.md").read_text(), re.S | re.M
+    )
+    for codes, status in re.findall(r"([^;(]*(?:\(and[^;(]*)?)\((\d{3})", listed):
+        told |= dict.fromkeys(re.findall(r"`([a-z_]{6,})`", codes), int(status))
+    (table,) = re.findall(r"^\| status \| code.*?\n\n", (pages / "api.md").read_text(), re.S | re.M)
+    for statuses, codes in re.findall(r"^\| ([\d, ]+) \| (.*?) \|", table, re.M):
+        told |= zip(re.findall(r"`(\w+)`", codes), map(int, statuses.split(", ")), strict=False)
+    ours = {code: answer.status for code, answer in STATUSES.items()}
+    ours |= {code: status for status, code in HTTP_CODES.items()} | {"http_error": 400}
+    assert told == ours
