@@ -32,8 +32,8 @@ class ModelResource:
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, model: str) -> None:
         shapes = model_shapes(req.get_header)
+        req.context.principal.require(self._fleet.resolve(model))  # first: the error names what there is
         found = listing.one(self._fleet, model)
-        req.context.principal.require(found.model)
         resp.data = msgspec.json.encode(shapes.model(found))
 
     on_head = on_get

@@ -74,6 +74,8 @@ def test_who_asks_is_told_which_neuron_got_the_request_and_why(http: httpx.Clien
         answer = http.post(CHAT, json=body, headers={"x-cortex-explain": "1", "session-id": "s"})
         assert answer.headers["x-cortex-placement"].startswith("fake: loaded, ")
         assert "x-cortex-placement" not in http.post(CHAT, json=body).headers
+    nowhere = http.post(CHAT, json=chat("made-up"), headers={"x-cortex-explain": "1"})
+    assert (nowhere.status_code, nowhere.headers.get("x-cortex-placement")) == (404, None)
 
 
 def test_stream_without_usage_asked_for_has_none_and_ends_with_done(http: httpx.Client) -> None:

@@ -82,7 +82,9 @@ def test_a_key_for_some_models_sees_and_gets_these(guarded: GatewayProcess, keys
     assert [model["id"] for model in get(guarded, "/v1/models", key).json()["data"]] == ["org/echo", "slow"]
     assert get(guarded, "/v1/models/org/echo", key).status_code == 200
     assert "neurons" not in get(guarded, "/health", key).json()
-    assert get(guarded, "/v1/models/echo", key).status_code == 403
+    for model in ("echo", "nobody's"):  # neither is told of others
+        assert get(guarded, f"/v1/models/{model}", key).status_code == 403
+        assert ask(guarded, key, model=model).status_code == 403
     assert ask(guarded, key, model="org/echo").status_code == 200
     refused = ask(guarded, key)
     assert (refused.status_code, refused.json()["error"]["param"]) == (403, "model")
