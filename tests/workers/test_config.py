@@ -207,6 +207,25 @@ def test_a_key_that_may_change_numbers_and_is_not_understood_is_refused(tmp_path
         ("ArceeForCausalLM", "hidden_act", "xielu"),
         ("Starcoder2ForCausalLM", "norm_type", "rms_norm"),
         ("HunYuanDenseV1ForCausalLM", "use_cla", True),
+        ("HunYuanMoEV1ForCausalLM", "moe_topk", 3),
+        ("HunYuanMoEV1ForCausalLM", "moe_topk", [1, 0]),
+        ("HunYuanMoEV1ForCausalLM", "num_shared_expert", [1, 2]),
+        ("HunYuanMoEV1ForCausalLM", "moe_intermediate_size", 32),
+        ("HunYuanMoEV1ForCausalLM", "moe_layer_num_skipped", 1),
+        ("AfmoeForCausalLM", "route_norm", False),
+        ("AfmoeForCausalLM", "score_func", "softmax"),
+        ("AfmoeForCausalLM", "num_limited_groups", 2),
+        ("AfmoeForCausalLM", "num_experts_per_tok", 65),
+        ("GraniteSWAForCausalLM", "layer_rope_theta", [10_000.0]),
+        ("GraniteSWAForCausalLM", "layer_rope_theta", [-1.0, 0]),
+        ("GraniteMoeSWAForCausalLM", "layer_types", ["mamba", "full_attention"]),
+        ("GraniteMoeForCausalLM", "layer_rope_theta", [10_000.0, 0]),
+        ("FlexOlmoForCausalLM", "clip_qkv", 8.0),
+        ("SolarOpenForCausalLM", "scoring_func", "other"),
+        ("Dots1ForCausalLM", "moe_layer_freq", 2),
+        ("YoutuForCausalLM", "topk_method", "greedy"),
+        ("MiMoForCausalLM", "attention_value_scale", 0.7),
+        ("VaultGemmaForCausalLM", "use_bidirectional_attention", True),
         ("Lfm2ForCausalLM", "conv_bias", True),
         ("Lfm2ForCausalLM", "layer_types", ["conv", "conv"]),
     ],
@@ -439,6 +458,67 @@ def test_names_and_keys_that_stand_in_published_files_are_no_obstacle(tmp_path):
     written(tmp_path, activation="swiglu")
     assert "activation" in refusal(tmp_path, activation="gelu")
     assert "qkv_bias True" in refusal(tmp_path, **three | {"qkv_bias": True})
+
+
+def test_keys_of_trinity_mimo_youtu_and_hunyuan_are_no_obstacle(tmp_path):
+    groups = {"n_group": 1, "topk_group": 1, "num_expert_groups": 1, "num_limited_groups": 1}
+    trained = {"load_balance_coeff": 0.001, "use_grouped_mm": True}
+    routed = {"route_norm": True, "score_func": "sigmoid", "num_experts": 128, "num_experts_per_tok": 8}
+    said = groups | trained | routed | {"mup_enabled": True, "rope_scaling": None}
+    trinity = written(tmp_path, architectures=["AfmoeForCausalLM"], num_hidden_layers=8, **said)
+    assert trinity.unrotated == (3, 7)
+    assert trinity.experts.layers == tuple(range(1, 8))
+    said = {"num_nextn_predict_layers": 1, "attention_bias": True, "max_window_layers": 36}
+    assert not written(tmp_path, architectures=["MiMoForCausalLM"], **said).output_bias
+    said = {
+        "embedding_initializer_range": 0.02,
+        "mlp_bias": False,
+        "qk_head_dim": 192,
+        "tie_word_embeddings": ...,
+    }
+    youtu = written(tmp_path, architectures=["YoutuForCausalLM"], **said)
+    assert (youtu.tied_head, youtu.experts) == (True, None)
+    listed = {"moe_topk": [8, 8], "num_shared_expert": [1, 1], "moe_intermediate_size": [64, 64]}
+    said = {"num_experts": 64, "norm_topk_prob": True, "use_mixed_mlp_moe": True, "vit_norm_type": "fused"}
+    said |= {"moe_drop_tokens": False, "routed_scaling_factor": 1.0, "use_cla": False, "cla_share_factor": 2}
+    hunyuan = written(
+        tmp_path, architectures=["HunYuanMoEV1ForCausalLM"], intermediate_size=64, **said, **listed
+    )
+    assert (hunyuan.experts.chosen, hunyuan.experts.shared_size) == (8, 64)
+
+
+def test_an_lfm_3_has_layers_of_three_kinds_and_two_ropes(tmp_path):
+    said = {"architectures": ["Lfm3ForCausalLM"], "num_hidden_layers": 6, "tie_word_embeddings": ...}
+    config = written(tmp_path, **said)
+    assert [layer.kind for layer in config.layers] == ["state", "state", "full", "state", "window", "state"]
+    assert (config.rope.rope_type, config.rope.rope_theta, config.rope.proportion) == (
+        "proportional",
+        1e6,
+        0.5,
+    )
+    assert (config.window_rope.rope_type, config.window_rope.rope_theta) == ("default", 1e4)
+    for key, value in (
+        ("conv_bias", True),
+        ("layer_types", ["conv"] * 5 + ["sliding_attention"]),
+        ("layer_types", ["conv"] * 5 + ["linear_attention"]),
+        ("sliding_window", None),
+        ("rope_parameters", {"conv": {}}),
+        ("block_norm_bias", True),
+    ):
+        assert key in refusal(tmp_path, **said | {key: value})
+
+
+def test_a_granite_with_windows_has_a_base_for_those_and_one_for_others(tmp_path):
+    said = {"architectures": ["GraniteSWAForCausalLM"], "num_hidden_layers": 5}
+    plain = written(tmp_path, **said)
+    assert [layer.window for layer in plain.layers] == [None, 128, 128, 128, None]
+    assert (plain.window_rope, plain.unrotated, plain.sinks) == (None, (), True)
+    some = written(tmp_path, **said, layer_rope_theta=[0, 500.0, 0, 500.0, 0])
+    assert (some.rope.rope_theta, some.window_rope, some.unrotated) == (500.0, None, (0, 2, 4))
+    both = written(tmp_path, **said, layer_rope_theta=[900.0, 500.0, 500.0, 500.0, 0])
+    assert (both.rope.rope_theta, both.window_rope.rope_theta) == (900.0, 500.0)
+    unlike = [900.0, 500.0, 500.0, 400.0, 0]
+    assert "layer_rope_theta" in refusal(tmp_path, **said, layer_rope_theta=unlike)
 
 
 def test_a_yarn_of_deepseek_s_multiplies_what_others_have(tmp_path):

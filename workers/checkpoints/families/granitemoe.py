@@ -20,6 +20,7 @@ from workers.checkpoints.families.granite import GraniteFile, Theta, scales_of, 
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family, in_causal
 from workers.checkpoints.files import refuse
+from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.stacked import unstacked_rows
 
@@ -44,18 +45,24 @@ class GraniteMoeFile(GraniteFile, kw_only=True):
     shared_intermediate_size: Annotated[int, Meta(ge=0)] = 0
     position_embedding_type: Literal["rope", "nope"] | None = None
     normalization_function: Literal["rmsnorm"] | None = None
-    layer_rope_theta: list[Theta] | None = None  # as of GraniteSWA, whose alone it is
     # of layers that attend none
     layers_block_type: Any = None
     mamba_conv_bias: Any = None
     mamba_proj_bias: Any = None
 
 
+class GraniteMoeSwaFile(GraniteMoeFile, kw_only=True):
+    """The keys of one with windows."""
+
+    sliding_window: Size | None = 128
+    layer_rope_theta: list[Theta] | None = None  # of each layer; 0: it has no positions
+
+
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Every layer has experts, or none has."""
     given = dict(given)
     hybrid, swa = (name in given.get("architectures", ()) for name in (HYBRID, SWA))
-    file = config.read(path, ({"sliding_window": 128} if swa else {}) | given, GraniteMoeFile)
+    file = config.read(path, given, GraniteMoeSwaFile if swa else GraniteMoeFile)
     count, chosen, layers = file.num_local_experts, file.num_experts_per_tok, file.num_hidden_layers
     if hybrid:
         types = file.layer_types or file.layers_block_type
@@ -79,7 +86,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     )
     windows: list[int | None] = [None] * layers
     changes: dict[str, Any] = {}
-    if swa:
+    if isinstance(file, GraniteMoeSwaFile):
         file, windows, changes = windowed(path, file, file.layer_rope_theta)
     elif hybrid and file.position_embedding_type != "rope":
         changes = {"unrotated": tuple(range(layers))}

@@ -32,6 +32,7 @@ class HunyuanFile(ConfigFile, kw_only=True):
     use_cla: Literal[False] | None = None  # layers would read the keys of earlier ones
     norm_type: Literal["rms", "hf_rms"] | None = None
     mlp_bias: Literal[False] = False
+    vit_norm_type: Any = None  # of eyes, which these have none of
 
 
 class HunyuanMoeFile(HunyuanFile, kw_only=True):
