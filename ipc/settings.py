@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from inspect import isclass
+from math import isnan
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -26,6 +27,8 @@ Duration = Annotated[float, msgspec.Meta(ge=0, extra={"unit": "seconds"})]
 
 # The same, or below 0 for ever.
 Period = Annotated[float, msgspec.Meta(extra={"unit": "seconds"})]
+
+LARGEST = (1 << 63) - 1  # integer, of any sign: what is larger fits no message, and no C long
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
 
@@ -125,12 +128,22 @@ def _convert(value: Any, kind: Any, key: str, path: str | Path) -> Any:
             return [_convert(each, item, f"{key}[{i}]", path) for i, each in enumerate(value)]
     try:
         if isinstance(value, str) and Size in _options(kind):
-            return parse_size(value)
+            return _sayable(parse_size(value))
         if (Duration in _options(kind) or Period in _options(kind)) and isinstance(value, str):
             value = parse_period(value)
-        return msgspec.convert(value, kind)
+        return _sayable(msgspec.convert(value, kind))
     except ValueError as error:  # msgspec's own is one, too
         raise ConfigError(path, key, f"{str(error).split(' - at ')[0]}; the value is {value!r}") from error
+
+
+def _sayable(value: Any) -> Any:
+    """`value`, of which messages tell others. ValueError where none could."""
+    if isinstance(value, float) and isnan(value):
+        raise ValueError("Expected a number")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"Expected a number of {LARGEST} at most")
+    msgspec.msgpack.encode(value)  # text may have halves of characters
+    return value
 
 
 def _options(kind: Any) -> tuple[Any, ...]:

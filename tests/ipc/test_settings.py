@@ -116,6 +116,13 @@ def test_a_text_is_a_size_or_a_value_error(text):
         ("air: true", "air", ["`bool`", "True"]),
         ("height: high", "height", ["`float`", "'high'"]),
         ("1: 2", "1", ["unknown"]),
+        ("air: 9223372036854775808", "air", ["at most", "9223372036854775808"]),
+        ("air: 99999999999TiB", "air", ["at most", "TiB"]),
+        ("shelves: [{name: a, boards: 99999999999999999999}]", "shelves[0].boards", ["at most"]),
+        ("height: .nan", "height", ["a number", "nan"]),
+        ("rest: .nan", "rest", ["a number", "nan"]),
+        ('color: "\\ud800"', "color", ["surrogates", "'\\ud800'"]),
+        ('names: [a, "\\ud800"]', "names[1]", ["surrogates"]),
     ],
 )
 def test_an_error_names_file_key_and_value(read, text, key, words):
