@@ -25,6 +25,7 @@ from gateway.store.key_store import Terms
 logger = logging.getLogger("gateway.access")
 
 MINUTE, DAY = 60, 86400  # seconds
+MOST = 1 << 62  # that anybody uses of anything
 LOOK_SECONDS = 1.0  # after which a file that was deleted is no longer counted in
 LOCK_SECONDS = 0.05  # that the loop waits for others, who hold it for microseconds, unless they are stopped
 
@@ -128,7 +129,10 @@ class Limits:
         this_minute, this_day = int(now // MINUTE), int(now // DAY)
         if len(data) < _RECORD.size:
             return this_minute, this_day, 0, 0, 0, 0
-        minute, day, requests, daily_requests, tokens, daily_tokens = _RECORD.unpack(data)
+        minute, day, *counts = _RECORD.unpack(data)
+        if min(counts) < 0 or max(counts) > MOST:  # that was not written here
+            counts = [0, 0, 0, 0]
+        requests, daily_requests, tokens, daily_tokens = counts
         if minute != this_minute:
             requests = tokens = 0
         if day != this_day:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,19 @@ def test_a_file_that_is_deleted_is_the_next_one_for_all(
     assert admitted(after, terms, 2) == 2
     assert admitted(before, terms, 4) == 1
     assert admitted(after, terms, 4) == 0
+
+
+@pytest.mark.parametrize("count", [-1, -(1 << 63), (1 << 63) - 1])
+def test_counts_that_nobody_can_have_come_to_are_none(tmp_path: Path, clock: list[float], count: int) -> None:
+    limits, terms = Limits(tmp_path / "limits"), Terms(requests_per_day=2, tokens_per_day=10)
+    limits.admit(1, terms)
+    this = int(NOON // MINUTE), int(NOON // DAY)
+    damaged = struct.pack("=6q", *this, count, 1, 0, count)
+    (tmp_path / "limits").write_bytes(2 * damaged)
+    assert [limit.left for limit in limits.admit(1, terms)] == [2, 10]
+    limits.charge(1, 4)
+    assert [limit.left for limit in limits.admit(1, terms)] == [1, 6]
+    limits.close()
 
 
 def test_several_processes_admit_exactly_what_is_allowed(tmp_path: Path) -> None:
