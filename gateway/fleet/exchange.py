@@ -304,6 +304,7 @@ class Exchange:
             needs_load=self._needs_load,
             prompt=self._prompt,
             key=self._key,
+            may_use=self._principal.may_use,
         )
 
     def _fail(self, reply: Failed | Cancelled) -> None:
@@ -392,7 +393,7 @@ class Exchange:
         """
         refusals = list(self._refusals.values())
         if all(error.code == Code.MODEL_NOT_FOUND for error in refusals):
-            absent = router.absent(self._fleet.neurons, self._request.model)
+            absent = router.absent(self._fleet.neurons, self._request.model, self._principal.may_use)
             if absent.code != Code.MODEL_NOT_FOUND:  # somebody may have it who was not heard yet
                 return absent
         if len(refusals) == 1:

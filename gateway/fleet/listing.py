@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.aliases import naming_both
@@ -97,8 +98,11 @@ def every(fleet: Fleet) -> list[ListedModel]:
     return [_listed(fleet, name, model) for name, model in sorted(names.items())]
 
 
-def one(fleet: Fleet, asked: str) -> ListedModel:
+def one(fleet: Fleet, asked: str, may_use: Callable[[str], bool]) -> ListedModel:
     """What a client that asks for `asked` would get.
+
+    Args:
+        may_use: whether it may know of a model.
 
     Raises:
         CortexError: no neuron has it, or those that have it are away.
@@ -106,7 +110,7 @@ def one(fleet: Fleet, asked: str) -> ListedModel:
     model = fleet.resolve(asked)
     try:
         if not router.able(fleet.directory.of(model).known, model):
-            raise router.absent(fleet.neurons, model)
+            raise router.absent(fleet.neurons, model, may_use)
     except CortexError as error:
         raise naming_both(error, asked, model) from None
     return _listed(fleet, asked, model)

@@ -5,7 +5,7 @@ Where a model is loaded already, `gateway.fleet.score` decides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Protocol, TypeVar
 
@@ -155,12 +155,21 @@ def _until_there(host: Host, model: str, quote: Quoted | CortexError | None) -> 
     return False, told.seconds + told.loss
 
 
-def absent(hosts: Sequence[Host], model: str) -> CortexError:
-    """What to say of a model that no neuron has that answers; it is unknown only once all have been heard."""
+def anything(model: str) -> bool:
+    """What `may_use` is of those who may use every model."""
+    return True
+
+
+def absent(hosts: Sequence[Host], model: str, may_use: Callable[[str], bool] = anything) -> CortexError:
+    """What to say of a model that no neuron has that answers; it is unknown only once all have been heard.
+
+    Args:
+        may_use: whether who asks may know of a model.
+    """
     if not any(host.healthy for host in hosts):
         names = ", ".join(host.name for host in hosts)
         return CortexError(Code.NEURON_LOST, f"no neuron answers ({names})", retry_after=RETRY_SECONDS)
-    known = sorted({name for host in hosts if host.healthy for name in host.models})
+    known = sorted({name for host in hosts if host.healthy for name in host.models if may_use(name)})
     some = ", ".join(known[:KNOWN_IDS_SHOWN]) + (", …" if len(known) > KNOWN_IDS_SHOWN else "") or "none"
     if silent := ", ".join(host.name for host in hosts if not host.heard):
         return CortexError(

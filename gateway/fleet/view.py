@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -186,6 +186,7 @@ class Fleet:
         needs_load: bool = True,
         prompt: Prompt = NOTHING,
         key: bytes = b"",
+        may_use: Callable[[str], bool] = router.anything,
     ) -> tuple[Neuron, str]:
         """The neuron that suits a request to `model` best, and why.
 
@@ -194,6 +195,7 @@ class Fleet:
             needs_load: whether the model must be loaded for it; if not, any neuron that has it will do.
             prompt: what can be told of its prompt.
             key: what it has in common with others that go to the same one of equal neurons.
+            may_use: whether who asks may know of a model.
 
         Raises:
             CortexError: no neuron can take it, and why.
@@ -230,8 +232,10 @@ class Fleet:
         having = [neuron for neuron in asked_for_quotes if not _has_not(quotes.get(neuron.name))]
         if not having:
             if self.knows(model) and not was_known:  # one that has it was heard meanwhile
-                return await self.place(model, avoid, needs_load=needs_load, prompt=prompt, key=key)
-            raise router.absent(neurons, model)
+                return await self.place(
+                    model, avoid, needs_load=needs_load, prompt=prompt, key=key, may_use=may_use
+                )
+            raise router.absent(neurons, model, may_use)
         if ready := [neuron for neuron in self.directory.of(model).ready if neuron in having]:
             best = score.best(ready, score.Asked(model, prompt, key), self.prefixes)
             return best.host, f"by now {best.reason(score.Asked(model), len(ready))}"

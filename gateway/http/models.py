@@ -5,6 +5,7 @@ from __future__ import annotations
 import falcon.asgi
 import msgspec
 
+from gateway.access.principal import Principal
 from gateway.dialects.registry import model_shapes
 from gateway.fleet import listing
 from gateway.fleet.view import Fleet
@@ -32,8 +33,9 @@ class ModelResource:
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, model: str) -> None:
         shapes = model_shapes(req.get_header)
-        req.context.principal.require(self._fleet.resolve(model))  # first: the error names what there is
-        found = listing.one(self._fleet, model)
+        principal: Principal = req.context.principal
+        principal.require(self._fleet.resolve(model))
+        found = listing.one(self._fleet, model, principal.may_use)
         resp.data = msgspec.json.encode(shapes.model(found))
 
     on_head = on_get

@@ -85,6 +85,9 @@ def test_a_key_for_some_models_sees_and_gets_these(guarded: GatewayProcess, keys
     for model in ("echo", "nobody's"):  # neither is told of others
         assert get(guarded, f"/v1/models/{model}", key).status_code == 403
         assert ask(guarded, key, model=model).status_code == 403
+    for unknown in (ask(guarded, key, model="org/none"), get(guarded, "/v1/models/org/none", key)):
+        assert unknown.status_code == 404
+        assert unknown.json()["error"]["message"].endswith("does not exist; there is org/echo, slow")
     assert ask(guarded, key, model="org/echo").status_code == 200
     refused = ask(guarded, key)
     assert (refused.status_code, refused.json()["error"]["param"]) == (403, "model")
