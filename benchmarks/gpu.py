@@ -55,8 +55,8 @@ from ipc.worker_messages import RingHandle, WorkerSpec
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
 from workers.checkpoints.caches import state_bytes
 from workers.checkpoints.card import ModelCard
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.llama import EMBEDDING
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.reading import read_card
 from workers.execution.memory import held
 from workers.execution.model_runner import ModelRunner

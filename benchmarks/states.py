@@ -22,7 +22,7 @@ import torch
 from workers.attention.registry import states_over
 from workers.attention.states import RecurrentStates
 from workers.cache.state import StateCache
-from workers.checkpoints.config import DeltaNet
+from workers.checkpoints.model_config import DeltaNet
 from workers.kernels.gated_delta import EPS
 from workers.step.batch import Segment
 from workers.step.pages import pages_for

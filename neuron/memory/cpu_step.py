@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from neuron.memory.largest_step import FLOAT, LONG, LONG_CONTEXT, WIDE_OF_XIELU, prompts_of
-from workers.checkpoints.config import Latent, ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.layers import kv_heads_on_rank
+from workers.checkpoints.model_config import Latent, ModelConfig
 
 KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gathers in one piece
 FEW_QUERIES, FEW_BYTES = 32, 8 << 20  # of each key, and keys and values that so few read at once

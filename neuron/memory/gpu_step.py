@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from neuron.memory.allocator import Allocator, Block
 from neuron.memory.largest_step import FLOAT, LONG, LONG_CONTEXT, WIDE_OF_XIELU, prompts_of
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.layers import Layer, kv_heads_on_rank
+from workers.checkpoints.model_config import ModelConfig
 
 CUBLAS_BYTES = 32 << 20  # its workspace, on the cards that have the largest
 SORT_BYTES = 36  # of each element that is sorted: its value and its place, three times

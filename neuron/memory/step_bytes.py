@@ -19,7 +19,7 @@ from neuron.memory.gpu_step import GpuStep
 from workers import checkpoints
 from workers.checkpoints.caches import SPARE_STATES
 from workers.checkpoints.card import DTYPE_BYTES
-from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.vision import REMEMBERED_BYTES, Vision
 
 # A process with torch imported and a device's context made, by kind of device, until one was measured. Builds

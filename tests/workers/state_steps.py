@@ -13,7 +13,7 @@ from workers.attention.convolutions_cuda import TritonInputs
 from workers.attention.states import RecurrentStates
 from workers.attention.states_cuda import TritonStates
 from workers.cache.state import StateCache
-from workers.checkpoints.config import DeltaNet, ShortConvolution
+from workers.checkpoints.model_config import DeltaNet, ShortConvolution
 from workers.step.batch import Segment
 
 # Of a sequence: tokens before the step, in it, drafts of these, and how many of them are right; those with

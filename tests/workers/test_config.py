@@ -10,7 +10,8 @@ import pytest
 from ipc.errors import Code, CortexError
 from tests.workers.checkpoints import LLAMA3, SIZES, YARN
 from workers.checkpoints import registry
-from workers.checkpoints.config import ModelConfig, Temperature, notes
+from workers.checkpoints.config import notes
+from workers.checkpoints.model_config import ModelConfig, Temperature
 from workers.checkpoints.reading import read_card
 from workers.layers.rotary import attention_factor
 

@@ -10,7 +10,7 @@ from workers.attention.cpu import PagedAttention
 from workers.attention.states import RecurrentStates, StateBackend
 from workers.cache.paged import KVCache
 from workers.cache.state import StateCache
-from workers.checkpoints.config import ShortConvolution
+from workers.checkpoints.model_config import ShortConvolution
 from workers.kernels.fused import has_triton
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ipc.worker_messages import PAGE_SIZE
 from workers.attention.backend import Attend
 from workers.cache.state import StateCache
-from workers.checkpoints.config import DeltaNet
+from workers.checkpoints.model_config import DeltaNet
 from workers.kernels.gated_delta import chunked, convolve, convolve_each, recur, unit
 from workers.step.batch import Segment
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workers.cache.paged import zeros
-from workers.checkpoints.config import DeltaNet, ShortConvolution
+from workers.checkpoints.model_config import DeltaNet, ShortConvolution
 from workers.step.plan import StateMove
 
 logger = logging.getLogger("workers.cache.state")

@@ -21,7 +21,6 @@ from ipc.worker_messages import CacheGroup
 from workers.checkpoints import text
 from workers.checkpoints.blocks import FORMATS, PLAIN, Formats, at_load, is_dear
 from workers.checkpoints.caches import group_layers
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import number_of
 from workers.checkpoints.families.llama import EMBEDDING, HEAD
 from workers.checkpoints.families.qwen3_next import DELTA_OUTPUT
@@ -29,6 +28,7 @@ from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.layers import Layer
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.stored_tensors import StoredTensor, WeightFile
 from workers.checkpoints.vectors.modules import Embedder
 from workers.checkpoints.vectors.purpose import Purpose

@@ -10,17 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from workers.checkpoints import rope
-from workers.checkpoints.experts import Experts
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
-from workers.checkpoints.rope import Rope, RopeKeys, Size
-
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "xielu"]
+from workers.checkpoints.model_config import Activation, ModelConfig
+from workers.checkpoints.rope import RopeKeys, Size
 
 LayerCount = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 
@@ -31,243 +29,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu2": "relu2",
 }
-
-
-class Norms(msgspec.Struct, frozen=True):
-    """What the norms of a layer are called, by where they stand; None: there is none."""
-
-    before_attention: str | None = "input_layernorm"
-    after_attention: str | None = None
-    before_mlp: str | None = "post_attention_layernorm"
-    after_mlp: str | None = None
-
-
-class Latent(msgspec.Struct, frozen=True):
-    """Multi-head latent attention (https://arxiv.org/abs/2405.04434): of keys and values of all heads one
-    vector a token is kept, and a key with positions that all heads share."""
-
-    rank: int  # of that vector
-    rope_dim: int  # of the key with positions
-    plain_dim: int  # of a head's own key, without positions
-    value_dim: int  # of a head
-    query_rank: int | None = None  # of the vector that queries are made of; None: they are made of the input
-
-
-class DeltaNet(msgspec.Struct, frozen=True):
-    """Gated DeltaNet (https://arxiv.org/abs/2412.06464), of the layers that keep a state.
-
-    Each value head has a matrix `[key_dim, value_dim]`; a key head serves several of them, which follow each
-    other. Queries, keys and values go through a short convolution over the last `kernel` tokens first.
-    """
-
-    key_heads: int
-    value_heads: int
-    key_dim: int  # of a head
-    value_dim: int
-    kernel: int  # tokens
-    grouped: bool = False  # what a key head and its value heads are made of is stored together (Qwen3-Next)
-    tiled: bool = False  # columns of what goes out: a value head of each key head, then another of each, …
-
-    @property
-    def channels(self) -> int:
-        """Of the convolution: queries, keys, values."""
-        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
-
-    @property
-    def state_size(self) -> int:
-        """Elements that a layer keeps of a sequence: its matrices, and what the convolution still sees."""
-        return self.value_heads * self.key_dim * self.value_dim + (self.kernel - 1) * self.channels
-
-    @property
-    def matrices(self) -> tuple[int, int, int]:
-        """Of a layer: how many, and their sizes."""
-        return self.value_heads, self.key_dim, self.value_dim
-
-    def on_rank(self, world_size: int) -> DeltaNet:
-        """The heads of each rank."""
-        return msgspec.structs.replace(
-            self, key_heads=self.key_heads // world_size, value_heads=self.value_heads // world_size
-        )
-
-    def splits_into(self, world_size: int) -> bool:
-        """Whether ranks can have equal numbers of key heads, each with its value heads."""
-        return self.key_heads % world_size == 0
-
-
-class ShortConvolution(msgspec.Struct, frozen=True):
-    """The convolution of LFM2 (https://arxiv.org/abs/2511.23404), of the layers that keep a state: the last
-    inputs, and nothing else."""
-
-    channels: int
-    kernel: int  # tokens
-    matrices = (0, 0, 0)  # as of `DeltaNet`
-
-    @property
-    def state_size(self) -> int:
-        """Elements that a layer keeps of a sequence."""
-        return (self.kernel - 1) * self.channels
-
-    def on_rank(self, world_size: int) -> ShortConvolution:
-        """The channels of each rank."""
-        return msgspec.structs.replace(self, channels=self.channels // world_size)
-
-    def splits_into(self, world_size: int) -> bool:
-        """Whether ranks can have equal numbers of channels."""
-        return self.channels % world_size == 0
-
-
-class Temperature(msgspec.Struct, frozen=True):
-    """Queries that grow with their positions (https://arxiv.org/abs/2501.19399), a step at a time:
-    `1 + weight * log(1 + floor((position + first) / every))`."""
-
-    every: int  # tokens
-    weight: float
-    first: int = 0
-    unrotated: bool = False  # in layers without positions alone
-
-
-class PerLayer(msgspec.Struct, frozen=True):
-    """An input of each token into every layer, from a table of its own (Gemma 4)."""
-
-    vocab_size: int  # of that table
-    size: int  # of such an input
-    unread: int = 0  # token whose row stands for all of an image
-
-
-class Encoder(msgspec.Struct, frozen=True, kw_only=True):
-    """What an encoder has and a decoder has not."""
-
-    positions: int = 0  # rows of a table of them; 0: they turn
-    first_position: int = 0  # the row of the first token
-    token_types: int = 0  # texts that are told apart
-    norm_bias: bool = False
-
-
-class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The dimensions and settings of a decoder, or of an encoder; sizes in elements."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    norm_eps: float
-    activation: Activation
-    rope: Rope
-    tied_head: bool  # the output head is the token embedding
-    head_bias: bool = False
-    qkv_bias: bool
-    output_bias: bool  # of attention
-    mlp_bias: bool
-    gates: bool = True  # an MLP has them, which open what is projected beside them
-    # queries and keys: each head, or all together; or each head once it is turned, without weights or with
-    qk_norm: Literal["none", "heads", "whole", "turned", "turned_heads"] = "none"
-    temperature: Temperature | None = None
-    latent: Latent | None = None  # attention is that
-    # what attention gives is let through by gates: one for each number of it, which q_proj makes as well or a
-    # projection of their own; or one for each head
-    attention_gate: Literal["none", "within", "apart", "heads"] = "none"
-    delta: DeltaNet | None = None  # what layers with a state are, in place of attention
-    convolution: ShortConvolution | None = None  # or they are that
-    norms: Norms = Norms()
-    norm_offset: float = 0.0  # is added to the weights of all norms
-    layer_norm: bool = False  # norms take the mean away, and have a bias
-    norm_bias: bool = True  # so they do
-    parallel: bool = False  # the MLP reads what attention reads, and not what that adds
-    window_rope: Rope | None = None  # of layers with a window, where it is another
-    window_rotary_dim: int | None = None  # the same of `rotary_dim`
-    unrotated: tuple[int, ...] = ()  # layers without positions
-    values_of_keys: tuple[int, ...] = ()  # layers whose values are made by the projection of their keys
-    double_wide: tuple[int, ...] = ()  # layers whose MLP is twice as wide
-    per_layer: PerLayer | None = None
-    embedding_scale: float = 1.0
-    residual_scale: float = 1.0  # of what attention and MLP add
-    attention_scale: float | None = None  # of scores; None: 1 / sqrt(head_dim)
-    attention_cap: float | None = None  # scores are bent to stay below it: cap * tanh(score / cap)
-    logit_scale: float = 1.0
-    logit_cap: float | None = None
-    sinks: bool = False  # of attention: every head has a score for nothing
-    experts: Experts | None = None
-    context_length: int  # tokens that the model was made for
-    context_limit: int  # tokens that its positions can be stretched to; no less
-    layers: tuple[Layer, ...]
-    rotary_dim: int  # of a head, what turns with the positions: its first dimensions
-    # Of a model that sees: how many pairs of a head's dimensions turn with a token's time, its row and its
-    # column, in turn (interleaved M-RoPE). Of text all three are its position.
-    rope_sections: tuple[int, int, int] | None = None
-    interleaved: bool = False  # what turns together are neighbours, not dimensions that are half of it apart
-    fused_qkv: bool = False  # queries, keys and values are stored as one tensor
-    fused_gate_up: bool = False  # so are the two projections into an MLP
-    writes: bool = True  # it is asked for tokens; else its head is not read
-    # A head that predicts the token after the next is read, too: its layer is the last of `layers`, and of
-    # those with experts, where the model has some; `num_layers` does not count it.
-    mtp: bool = False
-    bidirectional: bool = False  # tokens see later ones: a text is computed as a whole, and nothing is kept
-    encoder: Encoder | None = None
-
-    @property
-    def state(self) -> DeltaNet | ShortConvolution | None:
-        """What layers with a state are."""
-        return self.delta or self.convolution
-
-    def at_context(self, length: int) -> ModelConfig:
-        """The same where a context is served that long: a longrope has other factors in a long one.
-
-        They hold for all of it, for keys that are cached cannot turn again when their sequence grows.
-        """
-        if self.rope.rope_type != "longrope":
-            return self
-        is_long = length > self.rope.original_max_position_embeddings
-        return msgspec.structs.replace(self, rope=msgspec.structs.replace(self.rope, is_long=is_long))
-
-    def unlike_layers(self) -> list[int]:
-        """Numbers of layers of which each other one is like one, and of those whose keys they read."""
-        first: dict[object, int] = {}
-        for number, layer in enumerate(self.layers[: self.num_layers]):
-            shape, has_experts = layer.shape_on_rank(1), self.experts and number in self.experts.layers
-            kind = shape, has_experts, layer.keys_of is not None, number in self.double_wide
-            first.setdefault(kind, number)
-        read = {self.layers[number].keys_of for number in first.values()} - {None}
-        return sorted({*first.values(), *read})
-
-    def with_mtp(self) -> ModelConfig:
-        """The same with its head that predicts the token after the next (`mtp`): a layer that sees all
-        tokens, as those of the model do, with experts where it has some."""
-        number, experts = self.num_layers, self.experts
-        layer = next(each for each in reversed(self.layers) if each.kind in ("full", "latent"))
-        if experts is not None:
-            experts = msgspec.structs.replace(experts, layers=(*experts.layers, number))
-        return msgspec.structs.replace(self, mtp=True, layers=(*self.layers, layer), experts=experts)
-
-    def guess_bytes(self, world_size: int) -> int:
-        """What layers with a state keep on a rank of a token that may have to be taken back, in float32 at
-        most: what goes into their convolutions, and what a delta net takes besides."""
-        if self.state is None:
-            return 0
-        state = self.state.on_rank(world_size)
-        numbers = state.channels
-        if isinstance(state, DeltaNet):  # what comes out of the convolution, decay and beta
-            numbers += state.channels + 2 * state.value_heads
-        return 4 * numbers * sum(layer.kind == "state" for layer in self.layers)
-
-    def splits_into(self, world_size: int) -> bool:
-        """Whether the model can be spread over so many ranks."""
-        experts = self.experts
-        has_mlps = experts is None or experts.beside_mlp or len(experts.layers) < self.num_layers + self.mtp
-        return (
-            world_size >= 1
-            and self.num_heads % world_size == 0
-            and (self.intermediate_size % world_size == 0 or not has_mlps)
-            and (experts is None or experts.splits_into(world_size))
-            and (not self.mtp or 2 * self.hidden_size % world_size == 0)
-            and (self.state is None or self.state.splits_into(world_size))
-            and all(
-                heads % world_size == 0 or world_size % heads == 0
-                for heads in {self.num_kv_heads, *(layer.kv_heads or world_size for layer in self.layers)}
-            )
-        )
 
 
 class ConfigFile(RopeKeys, frozen=True, kw_only=True):
@@ -434,13 +195,6 @@ def model_config(
         rotary_dim=rotary_dim,
     )
     return msgspec.structs.replace(config, **changes)
-
-
-def up_to(model: ModelConfig, length: int | None) -> ModelConfig:
-    """The same, served with contexts of so many tokens unless somebody asks for all that it has."""
-    if length is None or length >= model.context_length:
-        return model
-    return msgspec.structs.replace(model, context_length=length)
 
 
 def windows_of(path: Path, file: ConfigFile, *, first: int) -> list[int | None]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import number_of
 from workers.checkpoints.layers import kv_heads_on_rank
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.vectors.stages import Pooling, Stage
 

@@ -12,10 +12,10 @@ from typing import Literal
 import msgspec
 
 from workers.checkpoints import gemma4_vision
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.gemma4_vision import AXES, NAME, Around, Patches
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.vision import PREFIX, Gemma4, Vision, renamed

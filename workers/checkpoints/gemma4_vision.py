@@ -15,9 +15,10 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from workers.checkpoints import config, vision
-from workers.checkpoints.config import ACTIVATIONS, ModelConfig
+from workers.checkpoints.config import ACTIVATIONS
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.vision import (

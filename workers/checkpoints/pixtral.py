@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 
 from workers.checkpoints import text, vision
-from workers.checkpoints.config import ACTIVATIONS, ModelConfig
+from workers.checkpoints.config import ACTIVATIONS
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.vision import (

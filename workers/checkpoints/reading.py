@@ -30,7 +30,6 @@ from workers.checkpoints import (
 )
 from workers.checkpoints.blocks import FORMATS
 from workers.checkpoints.card import ModelCard
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import number_of
 from workers.checkpoints.families.llama import EMBEDDING, HEAD, MTP_JOINS
 from workers.checkpoints.family import MTP_HEAD, Family, TensorSpec
@@ -38,6 +37,7 @@ from workers.checkpoints.files import open_file, read_json, refuse
 from workers.checkpoints.gguf import checkpoint as gguf
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.gguf.latent import LATENT_HEADS
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.presence import CONFIG, gguf_files
 from workers.checkpoints.quantisation import registry as schemes
 from workers.checkpoints.safetensors import DTYPE_BYTES as STORED_BYTES
@@ -199,7 +199,7 @@ def _of_folder(folder: Path, mtp: bool) -> ModelCard:
     )
     stored |= made_for.beside
     if made_for.embedder is not None:
-        model = config.up_to(model, made_for.embedder.max_tokens)
+        model = model.up_to(made_for.embedder.max_tokens)
     model, notes = _head(model, stored)
     if made_for.embedder is not None:
         model = msgspec.structs.replace(model, tied_head=True, writes=False)

@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import msgspec
 
 from workers.checkpoints import text
-from workers.checkpoints.config import ACTIVATIONS, Activation, ModelConfig
+from workers.checkpoints.config import ACTIVATIONS
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
+from workers.checkpoints.model_config import Activation, ModelConfig
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 

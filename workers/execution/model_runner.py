@@ -35,7 +35,7 @@ from workers.cache.state import HostStates, StateCache
 from workers.checkpoints import caches
 from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.card import ModelCard
-from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.vision import REMEMBERED_BYTES
 from workers.execution.adapters import Adapters
 from workers.execution.device import is_out_of_memory

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.checkpoints.config import DeltaNet
+from workers.checkpoints.model_config import DeltaNet
 from workers.kernels.gated_delta import EPS
 from workers.kernels.gated_delta_triton import Places
 from workers.kernels.launch import Launcher, capability_of

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.checkpoints.config import DeltaNet
+from workers.checkpoints.model_config import DeltaNet
 from workers.kernels.gated_delta import EPS
 from workers.kernels.launch import Launcher
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.attention.backend import Attend
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.bert import NORM, POSITIONS, TYPES, WORDS
+from workers.checkpoints.model_config import ModelConfig
 from workers.layers.embedding import Embedding, VocabularySlice
 from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel, Linear, RowParallel

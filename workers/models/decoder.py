@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from workers.attention.backend import Attend
-from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.model_config import ModelConfig
 from workers.kernels import step
 from workers.kernels.fused import Turn, has_triton
 from workers.layers.embedding import Embedding, Head, VocabularySlice

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import Experts
+from workers.checkpoints.model_config import ModelConfig
 from workers.kernels import fused
 from workers.kernels.pairs import Pairs
 from workers.layers.grouped import GroupedLinear

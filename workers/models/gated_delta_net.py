@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.attention.states import Recur
-from workers.checkpoints.config import DeltaNet, ModelConfig
+from workers.checkpoints.model_config import DeltaNet, ModelConfig
 from workers.kernels import fused
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import over_rms

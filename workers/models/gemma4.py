@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from workers.attention.backend import Attend
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families import gemma4 as names
+from workers.checkpoints.model_config import ModelConfig
 from workers.layers.embedding import Embedding, VocabularySlice
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm, over_rms

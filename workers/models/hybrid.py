@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from workers.attention.states import Mixing
-from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.model_config import ModelConfig
 from workers.models.decoder import Block, Decoder, Places
 from workers.models.gated_delta_net import GatedDeltaNet
 from workers.models.residual import Residual

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.deepseek import LATENT_EPS
+from workers.checkpoints.model_config import ModelConfig
 from workers.layers.heads import HeadLinear
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import RMSNorm

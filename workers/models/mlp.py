@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.checkpoints.config import Activation, ModelConfig
 from workers.checkpoints.experts import Clamp
+from workers.checkpoints.model_config import Activation, ModelConfig
 from workers.kernels import fused, step
 from workers.layers.linear import ColumnParallel, Linear, RowParallel, RowPart
 from workers.layers.steady import elementwise

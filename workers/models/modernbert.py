@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from workers.attention.backend import Attend
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.modernbert import LAST_NORM, NORM, WORDS
+from workers.checkpoints.model_config import ModelConfig
 from workers.layers.embedding import Embedding, VocabularySlice
 from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel, Linear, RowParallel

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from workers.attention.backend import Attend
-from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.model_config import ModelConfig
 from workers.layers.linear import RowParallel
 from workers.models.decoder import Decoder, Seen, norm_of
 from workers.models.residual import Residual

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.model_config import ModelConfig
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty

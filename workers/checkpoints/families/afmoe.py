@@ -12,10 +12,11 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, ModelConfig, Norms
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family, renaming
+from workers.checkpoints.model_config import ModelConfig, Norms
 from workers.checkpoints.rope import Size
 
 DEFAULTS = {"head_dim": 128, "rms_norm_eps": 1e-5, "sliding_window": 1024}

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import msgspec
 
 from workers.checkpoints import config, rope
-from workers.checkpoints.config import ConfigFile, ModelConfig, Norms
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family, TensorSpec
+from workers.checkpoints.model_config import ModelConfig, Norms
 from workers.checkpoints.safetensors import Tensor
 
 THETA = 12_000_000.0

@@ -14,9 +14,10 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, Encoder, ModelConfig
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.family import Classifier, Family, TensorSpec
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import Encoder, ModelConfig
 from workers.checkpoints.vectors.stages import Stage
 
 WORDS, POSITIONS, TYPES = (f"embeddings.{name}_embeddings" for name in ("word", "position", "token_type"))

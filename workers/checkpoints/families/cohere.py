@@ -14,9 +14,10 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, ModelConfig, Norms
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
+from workers.checkpoints.model_config import ModelConfig, Norms
 from workers.checkpoints.rope import Size
 
 DEFAULTS = {"tie_word_embeddings": True}

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
+from workers.checkpoints.model_config import ModelConfig
 
 DEFAULTS = {"head_dim": 128, "rms_norm_eps": 1e-5, "sliding_window": 8192}
 PATTERN = 4  # of so many layers the first one sees all tokens

@@ -14,13 +14,13 @@ from typing import Any
 import msgspec
 
 from workers.checkpoints import config
-from workers.checkpoints.config import Latent, ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.glm_moe import RoutedFile, experts_of, mtp
 from workers.checkpoints.families.llama import decoder_tensors
 from workers.checkpoints.family import Family, TensorSpec
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
+from workers.checkpoints.model_config import Latent, ModelConfig
 from workers.checkpoints.rope import Rope, Size
 
 DEFAULTS_2 = {

@@ -14,11 +14,12 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 

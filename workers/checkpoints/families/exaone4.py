@@ -12,11 +12,12 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.families.olmo import NORMS
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import ModelConfig
 
 DEFAULTS = {"rms_norm_eps": 1e-5, "sliding_window": 4096}
 PATTERN = 4  # every fourth layer sees all tokens

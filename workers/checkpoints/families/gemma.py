@@ -17,10 +17,11 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config, rope
-from workers.checkpoints.config import ConfigFile, ModelConfig, Norms
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import ModelConfig, Norms
 
 Positive = Annotated[float, Meta(gt=0)]
 

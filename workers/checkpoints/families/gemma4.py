@@ -15,13 +15,14 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config, rope
-from workers.checkpoints.config import ConfigFile, ModelConfig, PerLayer
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.gemma import NORMS, Positive
 from workers.checkpoints.families.llama import EMBEDDING, HEAD, expert_tensors, mlp_tensors
 from workers.checkpoints.family import Family, TensorSpec
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
+from workers.checkpoints.model_config import ModelConfig, PerLayer
 from workers.checkpoints.rope import Size
 from workers.checkpoints.stacked import unstacked_rows
 

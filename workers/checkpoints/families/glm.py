@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ModelConfig, Norms
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
+from workers.checkpoints.model_config import ModelConfig, Norms
 
 DEFAULTS = {
     "num_key_value_heads": 2,

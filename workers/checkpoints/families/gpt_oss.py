@@ -10,10 +10,11 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.experts import Clamp, Experts
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.rope import Size
 from workers.checkpoints.stacked import unstacked
 

@@ -14,10 +14,11 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config, rope
-from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import ModelConfig
 
 DEFAULTS_SWA = {
     "num_key_value_heads": 4,

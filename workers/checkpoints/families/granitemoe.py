@@ -14,12 +14,12 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.granite import GraniteFile, Theta, scales_of, windowed
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family, in_causal
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.stacked import unstacked_rows

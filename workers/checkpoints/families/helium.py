@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
+from workers.checkpoints.model_config import ModelConfig
 
 DEFAULTS = {"num_key_value_heads": 20, "head_dim": 128, "rms_norm_eps": 1e-8, "rope_theta": 100_000.0}
 

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from workers.checkpoints import config, rope
-from workers.checkpoints.config import ConfigFile, File, ModelConfig
+from workers.checkpoints.config import ConfigFile, File
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family, renaming
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.rope import Size
 
 DEFAULTS = {"rms_norm_eps": 1e-5}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ModelConfig, Norms
 from workers.checkpoints.families.granite import GraniteFile, Positive, scales_of
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
+from workers.checkpoints.model_config import ModelConfig, Norms
 
 NORMS = Norms("input_layernorm", "post_norm1", "post_attention_layernorm", "post_norm2")
 

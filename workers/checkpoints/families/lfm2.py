@@ -15,12 +15,13 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config, rope
-from workers.checkpoints.config import ConfigFile, ModelConfig, Norms, ShortConvolution
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import attention_tensors, decoder_tensors
 from workers.checkpoints.family import Family, TensorSpec, renaming
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
+from workers.checkpoints.model_config import ModelConfig, Norms, ShortConvolution
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.stacked import unstacked_rows

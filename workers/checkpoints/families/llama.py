@@ -15,9 +15,10 @@ from typing import Any, Literal
 import msgspec
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.family import Family, TensorSpec
+from workers.checkpoints.model_config import ModelConfig
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD, HEAD_BIAS = "lm_head.weight", "lm_head.bias"

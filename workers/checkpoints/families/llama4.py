@@ -14,11 +14,12 @@ import msgspec
 
 from ipc.worker_messages import PAGE_SIZE
 from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, ModelConfig, Temperature
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family, in_causal
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import ModelConfig, Temperature
 from workers.checkpoints.rope import Size
 from workers.checkpoints.stacked import unstacked
 

@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 
 from workers.checkpoints import config, rope
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.families.qwen3_moe import Qwen3MoeFile, rearrange
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import ModelConfig
 
 DEFAULTS = {
     "num_local_experts": 64,

@@ -9,12 +9,13 @@ from typing import Any, Literal
 import msgspec
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families import mixtral
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.rope import Size
 
 DEFAULTS = {"num_key_value_heads": 8, "head_dim": 128, "rope_theta": 5_000_000.0}

@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 
 from workers.checkpoints import config, rope
-from workers.checkpoints.config import ModelConfig, Temperature
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import ModelConfig, Temperature
 
 TYPE_3 = "ministral3"
 ROPE_3 = {

@@ -12,9 +12,10 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from workers.checkpoints import config, rope
-from workers.checkpoints.config import ConfigFile, Encoder, ModelConfig
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.family import Classifier, Family, TensorSpec
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import Encoder, ModelConfig
 from workers.checkpoints.vectors.stages import Stage
 
 WORDS, NORM, LAST_NORM = "embeddings.tok_embeddings", "embeddings.norm", "final_norm"

@@ -13,9 +13,10 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, Encoder, ModelConfig
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.family import Family, TensorSpec
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import Encoder, ModelConfig
 
 WORDS, TYPES, NORM = "embeddings.word_embeddings", "embeddings.token_type_embeddings", "emb_ln"
 PREFIXES = ("nomic_bert.", "bert.")  # of a model that has a head besides

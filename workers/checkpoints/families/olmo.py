@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from workers.checkpoints import config, rope
-from workers.checkpoints.config import ModelConfig, Norms
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
+from workers.checkpoints.model_config import ModelConfig, Norms
 
 NORMS = Norms(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
 DEFAULTS = {"rms_norm_eps": 1e-5}

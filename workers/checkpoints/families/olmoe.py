@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.families.olmo import NORMS
 from workers.checkpoints.family import Family
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.rope import Size
 
 DEFAULTS = {"rms_norm_eps": 1e-5}

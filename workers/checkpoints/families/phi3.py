@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
+from workers.checkpoints.model_config import ModelConfig
 
 DEFAULTS = {"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}
 

@@ -10,12 +10,13 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config, rope
-from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.families.mixtral import usual_name
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.rope import Size
 
 DEFAULTS = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0}

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families import qwen3
 from workers.checkpoints.families.ernie4_5 import AHEAD
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
+from workers.checkpoints.model_config import ModelConfig
 
 DEFAULTS = {"num_key_value_heads": 32, "sliding_window": 4096}
 

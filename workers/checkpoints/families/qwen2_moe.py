@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families import qwen3_moe
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.families.qwen3_moe import Qwen3MoeFile
 from workers.checkpoints.family import Family
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.rope import Size
 
 DEFAULTS = {

@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 
 from workers.checkpoints import config, rope
-from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import ModelConfig
 
 DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096}
 FULL_LAYERS = 28  # below those with a window

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from workers.checkpoints import config, rope
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.families.qwen3 import seeing
 from workers.checkpoints.families.qwen3_next import (
     MTP,
@@ -21,6 +20,7 @@ from workers.checkpoints.families.qwen3_next import (
 )
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import ModelConfig
 
 DEFAULTS = SHARED_DEFAULTS | {
     "vocab_size": 248_320,

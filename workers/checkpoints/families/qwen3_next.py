@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from workers.checkpoints import config, within
-from workers.checkpoints.config import DeltaNet, ModelConfig
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families import qwen3_moe
 from workers.checkpoints.families.llama import attention_tensors, decoder_tensors
@@ -18,6 +17,7 @@ from workers.checkpoints.families.qwen3_moe import Qwen3MoeFile
 from workers.checkpoints.family import MTP_HEAD, Family, TensorSpec
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
+from workers.checkpoints.model_config import DeltaNet, ModelConfig
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.stacked import unstacked_rows

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
+from workers.checkpoints.model_config import ModelConfig
 
 DEFAULTS = {"num_key_value_heads": 8, "head_dim": 128, "attention_bias": True}
 

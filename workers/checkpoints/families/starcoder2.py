@@ -10,9 +10,10 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config
-from workers.checkpoints.config import ConfigFile, ModelConfig
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family, renaming
+from workers.checkpoints.model_config import ModelConfig
 
 DEFAULTS = {"num_key_value_heads": 2, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}
 usual_name = renaming({".mlp.c_fc.": ".mlp.up_proj.", ".mlp.c_proj.": ".mlp.down_proj."})

@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.gguf import architectures, names, pooling, splits, text
 from workers.checkpoints.gguf.architectures import Architecture
 from workers.checkpoints.gguf.config import config_json
 from workers.checkpoints.gguf.families import delta_net
 from workers.checkpoints.gguf.header import ALIGNMENT, Gguf
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.text import TextFormat
 from workers.checkpoints.vectors.modules import Embedder

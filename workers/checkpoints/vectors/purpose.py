@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.files import refuse
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.vectors import modules, rerankers
 from workers.checkpoints.vectors.modules import Embedder

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from workers.checkpoints.config import DeltaNet
 from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.header import Gguf
 from workers.checkpoints.gguf.keys import MOST_LAYERS, Json, Keys
+from workers.checkpoints.model_config import DeltaNet
 
 Shape = tuple[int, ...]
 LAYER = {
