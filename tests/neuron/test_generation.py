@@ -8,7 +8,7 @@ import pytest
 from ipc.errors import Code, CortexError
 from ipc.messages.conversation import Message, Tool, ToolCall
 from ipc.messages.replies import Cancelled, Failed, Finished, Started
-from ipc.messages.sampling import Sampling
+from ipc.messages.sampling import Sampling, Structured
 from ipc.worker_messages import Details, Logprobs, SequenceReport
 from neuron.text.frontend import TextFrontEnd
 from tests.neuron.doubles import Pieces
@@ -149,6 +149,9 @@ class Words(Text):
         "<think>",
     )
 
+    def encode(self, text, special):
+        return [0] * len(text)  # no mark of a call is one token
+
     def detokenizer(self, after=()):
         return Pieces(self.PIECES)
 
@@ -176,6 +179,16 @@ def test_arguments_are_streamed_as_they_are_written():
     pieces = [piece for delta in client.deltas for piece in delta.tool_calls]
     assert [(piece.name, piece.arguments) for piece in pieces] == [("f", ""), (None, "{"), (None, '"a": 1}')]
     assert client.replies[-1].choices[0].reason == "tool_calls"
+
+
+def test_beside_tools_an_answer_that_follows_a_form_may_speak_of_a_call():
+    form = Structured(regex="Done.*")
+    [finished], _ = talk([4], [0], [1], [2], [3], finish="stop", stream=False, structured=form)
+    [choice] = finished.choices
+    assert (choice.reason, choice.text) == ("stop", "Done" + "".join(Words.PIECES[:4]))
+    assert choice.tool_calls == []
+    [finished], _ = talk([0], [1], [2], [3], finish="stop", stream=False, structured=form)
+    assert [call.arguments for call in finished.choices[0].tool_calls] == ['{"a": 1}']
 
 
 def test_a_call_that_max_tokens_cuts_is_a_call_and_no_text():
