@@ -18,6 +18,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from ipc.errors import CortexError
 from ipc.messages.conversation import Message
 from neuron.text.frontend import TextFrontEnd
+from neuron.text.outline import added_tokens
 from neuron.text.tokenizer import TextTokenizer
 from neuron.text.vocabulary import PackedVocabulary
 from tests.neuron.folders import byte_level
@@ -145,14 +146,34 @@ def test_every_pair_of_tokens_that_makes_one_is_a_merge_in_its_order(texts, data
     assert every_merge(tokens, scores, made) == expected
 
 
-def test_a_part_that_only_has_the_hash_of_a_token_is_no_merge(monkeypatch):
-    mixed = merges._mixed
-    monkeypatch.setattr(
-        merges, "_mixed", lambda letters: mixed(np.where(letters == ord("b"), ord("a"), letters))
-    )
-    assert every_merge(["a", "c", "ca"], [0.0] * 3, [2]) == [("c", "a")]
-    with pytest.raises(ValueError, match="the same hash as another token"):
-        every_merge(["a", "c", "cb"], [0.0] * 3, [2])
+def thue_morse(length: int) -> tuple[str, str]:
+    """Two texts that no such sum modulo a power of two tells apart, whatever its letters and its factor."""
+    bits = [number.bit_count() & 1 for number in range(length)]
+    return "".join("ab"[bit] for bit in bits), "".join("ba"[bit] for bit in bits)
+
+
+def test_tokens_made_to_share_a_hash_merge_as_all_others_do(folder):
+    one, other = thue_morse(2048)
+    sums, back = merges._sums(np.frombuffer((one + other).encode("utf-32-le"), np.uint32))
+    assert sums[2048] == ((sums[4096:] - sums[2048]) * back[2048])[0], "they do not share it"
+    for tokens, expected in (
+        (["c", "a", one, other, other + "c"], [(other, "c")]),  # two tokens
+        (["c", one, other + "c", one + "c"], [(one, "c")]),  # a part, and a token that it is not
+    ):
+        scores = [0.0] * len(tokens)
+        made = [number for number, token in enumerate(tokens) if len(token) > 1]
+        assert every_merge(tokens, scores, made) == expected
+        path = write(folder / "same.gguf", "llama", ["<unk>", *tokens], scores=[0.0, *scores])
+        assert added_tokens(path, 10) == frozenset()
+        assert len(read(path).encode(expected[0][0] + "c", special=False)) > 0
+
+
+def test_tokens_that_take_too_long_to_be_cut_are_refused_by_the_check_and_the_load(folder):
+    tokens = ["<unk>", *(str(number) + "a" * 4000 for number in range(20))]
+    path = write(folder / "long.gguf", "llama", tokens, scores=[0.0] * len(tokens))
+    for look in (read, lambda path: added_tokens(path, 100)):
+        with pytest.raises(CortexError, match=r"21 tokens of up to 4,002 characters"):
+            look(path)
 
 
 def test_tokens_are_known_by_their_hashes_however_many_meet_in_a_table():
@@ -163,7 +184,7 @@ def test_tokens_are_known_by_their_hashes_however_many_meet_in_a_table():
     assert (known.find(hashes[::-1]) == np.arange(len(hashes))[::-1]).all()
     assert (known.find(others) == -1).all()
     hashes[7] = hashes[150_000]
-    with pytest.raises(ValueError, match="two tokens have the same hash"):
+    with pytest.raises(merges.SameHashError):
         merges._Known(hashes)
 
 

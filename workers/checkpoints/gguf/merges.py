@@ -2,7 +2,8 @@
 
 A vocabulary of 262,144 tokens has 1.2 million places where one can be cut, half a million of them between
 two tokens. Asking a dict of each takes two seconds of the interpreter; so all are looked up at once, by a
-hash of what is on either side, and only what is found is compared.
+hash of what is on either side, and only what is found is compared. Where texts are met that share a hash,
+which somebody made so, the dict is asked.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ MOST_TABLES = 16  # into the fourth come one or two of a million tokens
 Hashes = np.ndarray  # [n] uint64
 
 
+class SameHashError(Exception):
+    """Two texts have the same hash."""
+
+
 def every_merge(tokens: Sequence[str], scores: Sequence[float], made: Sequence[int]) -> list[tuple[str, str]]:
     """All pairs of tokens that make one of `made`, in the order in which they are to be tried.
 
@@ -28,13 +33,31 @@ def every_merge(tokens: Sequence[str], scores: Sequence[float], made: Sequence[i
         tokens: unlike one another, none of them empty.
         scores: of at least as many.
         made: numbers of tokens that have two characters or more.
-
-    Raises:
-        ValueError: two texts have the same hash, which is made on purpose or does not happen.
     """
     lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
     order = np.array(made, np.int64)
     order = order[np.lexsort((-lengths[order], -np.array(scores)[order]))]  # stable
+    try:
+        return _by_hashes(tokens, lengths, order)
+    except SameHashError:
+        return _one_by_one(tokens, order)
+
+
+def _one_by_one(tokens: Sequence[str], order: np.ndarray) -> list[tuple[str, str]]:
+    """All merges of the tokens of these numbers."""
+    known, found = frozenset(tokens), []
+    for whole in _texts(tokens, order):
+        cuts = ((whole[:place], whole[place:]) for place in range(1, len(whole)))
+        found += [cut for cut in cuts if known.issuperset(cut)]
+    return found
+
+
+def _by_hashes(tokens: Sequence[str], lengths: np.ndarray, order: np.ndarray) -> list[tuple[str, str]]:
+    """The same, quickly.
+
+    Raises:
+        SameHashError: it cannot be told by hashes.
+    """
     starts = np.concatenate(([0], np.cumsum(lengths)))
     letters = np.frombuffer("".join(tokens).encode("utf-32-le", "surrogatepass"), np.uint32)
     sums, back = _sums(letters)
@@ -52,7 +75,7 @@ def every_merge(tokens: Sequence[str], scores: Sequence[float], made: Sequence[i
     are_long = (lengths[left] == before).all() and (lengths[right] == behind).all()
     parts = ((starts[whole], starts[left], before), (cut, starts[right], behind))
     if not are_long or not all(_equal(letters, *part) for part in parts):
-        raise ValueError("a part of a token has the same hash as another token")
+        raise SameHashError("a part of a token has that of another token")
     return list(zip(_texts(tokens, left), _texts(tokens, right), strict=True))
 
 
@@ -102,7 +125,7 @@ class _Known:
         numbers: of the tokens whose hashes are given; None: all.
 
     Raises:
-        ValueError: two have the same one, of 2 ** 64.
+        SameHashError: two have the same one, of 2 ** 64.
     """
 
     def __init__(self, hashes: Hashes, numbers: np.ndarray | None = None, level: int = 0) -> None:
@@ -114,7 +137,7 @@ class _Known:
         there = self._table[places]
         elsewhere = there != numbers
         if level == MOST_TABLES or (hashes[there[elsewhere]] == hashes[numbers[elsewhere]]).any():
-            raise ValueError("two tokens have the same hash")
+            raise SameHashError("two tokens have it")
         self._are_shared = np.zeros(1 << PLACES, bool)
         self._are_shared[places[elsewhere]] = True
         self._others = _Known(hashes, numbers[elsewhere], level + 1) if elsewhere.any() else None

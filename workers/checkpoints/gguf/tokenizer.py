@@ -22,6 +22,7 @@ from workers.checkpoints.gguf.pretokenizers import BY_NAME, DEFAULT
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of tokens
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes one
 PLAIN_OF_PHI3 = ("<unk>", "<s>", "<|endoftext|>")
+MOST_CUT = 1 << 28  # characters of all parts of tokens; Gemma's vocabulary, a large one, has a twentieth
 LONGEST_WORD = 100  # characters, of WordPiece: a longer one is unknown, as BERT has it
 Json = dict[str, Any]
 
@@ -157,6 +158,9 @@ def _gpt2(file: Gguf, tokens: list[str], types: list[int]) -> Json:
 def _llama(file: Gguf, tokens: list[str], types: list[int]) -> Json:
     vocab = {token: number for number, token in enumerate(tokens)}
     _scores(file, tokens)
+    if sum(len(token) ** 2 for token in tokens) > MOST_CUT:
+        longest = max(map(len, tokens))
+        refuse(file.path, f"has {len(tokens):,} tokens of up to {longest:,} characters, too many to be cut")
     prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
     return _sentencepiece(_bpe(vocab, byte_fallback=True, unk_token=_unknown(file, tokens)), prefix)
 
@@ -176,10 +180,7 @@ def _merges_by_score(file: Gguf, tokens: list[str], types: list[int]) -> list[tu
         for number, type_ in enumerate(types)
         if type_ not in (BYTE, UNKNOWN) and len(tokens[number]) > 1
     ]
-    try:
-        return every_merge(tokens, _scores(file, tokens), made)
-    except ValueError as error:
-        refuse(file.path, f"has a vocabulary that is not followed: {error}")
+    return every_merge(tokens, _scores(file, tokens), made)
 
 
 def _gemma4(file: Gguf, tokens: list[str], types: list[int]) -> Json:
