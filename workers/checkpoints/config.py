@@ -163,8 +163,9 @@ def model_config(
     if head_dim < 2 or head_dim % 2:
         refuse(path, f"head_dim {head_dim} is not supported: heads have an even size")
     share = rope.rotary_share(file)
-    rotary_dim = int(head_dim * share) if partial and isinstance(share, int | float) else head_dim
-    if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
+    is_share = isinstance(share, int | float) and 0 <= share <= 1
+    rotary_dim = head_dim if not partial else int(head_dim * share) if is_share else 0
+    if rotary_dim < 2 or rotary_dim % 2:
         refuse(path, f"partial_rotary_factor {share} of a head of {head_dim} is not supported")
     positions, context_length, context_limit = rope.read(path, file, rotary_dim, partial=partial)
     layers = tuple(

@@ -29,7 +29,7 @@ class Rope(msgspec.Struct, frozen=True, kw_only=True):
     rope_type: Literal["default", "linear", "llama3", "yarn", "longrope", "proportional"] = "default"
     rope_theta: float = 10_000.0
     factor: float = 1.0
-    original_max_position_embeddings: int = 0
+    original_max_position_embeddings: Annotated[int, msgspec.Meta(le=1 << 31)] = 0
     # proportional: as many of the pairs turn, as if all did; the others stay
     proportion: float = 1.0
     # llama3
@@ -145,7 +145,10 @@ def _spelt_out(path: Path, file: RopeKeys, key: str, partial: bool) -> tuple[str
         original = file.original_max_position_embeddings or given.get("original_max_position_embeddings")
         if not isinstance(original, int | float | None):
             refuse(path, f"{key}.original_max_position_embeddings {original!r} is no number")
-        given["original_max_position_embeddings"] = original or file.max_position_embeddings
+        original = file.max_position_embeddings if original is None else original
+        if original < (2 if kind == "longrope" else 1):
+            refuse(path, f"{key}.original_max_position_embeddings is {original}")
+        given["original_max_position_embeddings"] = original
     if given.get("factor") is None and (kind == "longrope" or (kind == "yarn" and "factor" in given)):
         given["factor"] = file.max_position_embeddings / given["original_max_position_embeddings"]
     if kind != "default" and given.get("factor") is None:
@@ -173,13 +176,9 @@ def _check(path: Path, key: str, kind: str, rope: Rope, rotary_dim: int) -> None
         refuse(path, f"{key}.partial_rotary_factor {rope.proportion} is not supported")
     if rope.rope_theta <= 1.0:
         refuse(path, f"{key}.rope_theta {rope.rope_theta} is not supported")
-    if kind in ("llama3", "yarn", "longrope") and rope.original_max_position_embeddings < 1:
-        refuse(path, f"{key}.original_max_position_embeddings is {rope.original_max_position_embeddings}")
-    for name in ("beta_fast", "beta_slow"):
+    for name in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor"):
         if not 0 < (getattr(rope, name) or 1.0) < LARGEST_FACTOR:
             refuse(path, f"{key}.{name} {getattr(rope, name)} is not supported")
-    if kind == "longrope" and rope.original_max_position_embeddings < 2:
-        refuse(path, f"{key}.original_max_position_embeddings is {rope.original_max_position_embeddings}")
     if kind == "llama3" and not 0 < rope.low_freq_factor <= rope.high_freq_factor:
         low = f"low_freq_factor {rope.low_freq_factor}"
         refuse(path, f"{key}.high_freq_factor {rope.high_freq_factor} is below {low}, or that is not above 0")

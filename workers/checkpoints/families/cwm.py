@@ -29,6 +29,8 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     given = DEFAULTS | dict(given) | {"attention_bias": False}
     if not any(given.get(key) for key in ("rope_parameters", "rope_scaling", "rope_theta")):
         given["rope_parameters"] = ROPE
+    elif given.get("rope_theta") is None:
+        given["rope_theta"] = ROPE["rope_theta"]
     file = config.read(path, given)
     if file.layer_types is None:
         windows = [file.sliding_window if n % PATTERN else None for n in range(file.num_hidden_layers)]

@@ -107,7 +107,10 @@ def _file(path: Path, given: Mapping[str, Any], keys: type[File]) -> File:
     kind = turning.get("rope_type") or turning.get("type")
     if kind == rope.PLAIN_UP_TO_CONTEXT and (alpha := turning.get("alpha")):
         theta = turning.get("rope_theta") or file.rope_theta or 10_000.0
-        if not all(isinstance(each, int | float) and each > 0 for each in (alpha, theta)) or head_dim < 4:
+        if (
+            not all(isinstance(each, int | float) and 0 < each < 1e12 for each in (alpha, theta))
+            or head_dim < 4
+        ):
             refuse(path, f"{key}.alpha {alpha!r} of heads of {head_dim} is not supported")
         grown = theta * alpha ** (head_dim / (head_dim - 2))
         given |= {"rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": grown}}

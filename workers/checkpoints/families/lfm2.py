@@ -63,7 +63,7 @@ class Lfm2File(ConfigFile, kw_only=True):
     # what the MLP's size is, where that is not `intermediate_size` itself
     block_ff_dim: Size | None = None
     block_auto_adjust_ff_dim: bool = True
-    block_ffn_dim_multiplier: Annotated[float, Meta(gt=0)] | None = 1.0
+    block_ffn_dim_multiplier: Annotated[float, Meta(gt=0, le=1000)] | None = 1.0
     block_multiple_of: Size = 256
     block_use_swiglu: Literal[True] = True
     use_pos_enc: Literal[True] = True

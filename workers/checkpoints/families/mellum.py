@@ -53,6 +53,8 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
 
 def _experts(path: Path, file: MellumFile) -> Experts | None:
     count = "num_experts" if file.num_experts else "num_local_experts"  # since transformers 5
+    if getattr(file, count) is None:
+        refuse(path, f"{count} is missing")
     config.refuse_above(path, file, "num_experts_per_tok", count)
     kinds = file.mlp_layer_types or ["sparse"] * file.num_hidden_layers
     if len(kinds) != file.num_hidden_layers or not {*kinds} <= {"dense", "sparse"}:

@@ -51,7 +51,8 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     if set(file.attn_type_list or ()) - {1}:
         refuse(path, "attn_type_list has layers that do not attend, which is not supported")
     if file.rotary_dim is not None:
-        share = file.partial_rotary_factor or file.rotary_dim / file.head_dim
+        head_dim = file.head_dim or file.hidden_size // file.num_attention_heads
+        share = file.partial_rotary_factor or file.rotary_dim / head_dim
         file = msgspec.structs.replace(file, partial_rotary_factor=share)
     experts = Experts(
         count=count,
