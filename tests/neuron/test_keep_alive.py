@@ -7,7 +7,8 @@ import pytest
 from ipc.messages.replies import Finished
 from neuron.config import NeuronConfig
 from neuron.models.keep_alive import KeepAlive
-from tests.neuron.test_managed import Client, load, owning, run, until
+from tests.neuron.harness import until
+from tests.neuron.owned_model import Client, load, owning, run
 
 
 def test_it_is_unloaded_when_nobody_used_it_for_so_long():

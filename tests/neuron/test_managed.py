@@ -1,12 +1,8 @@
-"""One model with real workers, owned by a test instead of a neuron."""
+"""The life of one model: loads, requests, restarts and ends."""
 
 import asyncio
-import itertools
 import os
 import signal
-import types
-import typing
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -14,140 +10,13 @@ import neuron.models.managed
 import neuron.tenancy.epochs
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import Cancelled, Failed, Finished, Progress, Started
-from ipc.messages.requests import Generate
-from ipc.messages.sampling import Sampling
-from ipc.messages.state import ModelStatus
-from ipc.worker_messages import FailurePlan, SimulatedSpec
+from ipc.worker_messages import FailurePlan
 from neuron.admission.service_rate import SHORTEST
-from neuron.config import Memory, ModelSettings, NeuronConfig, Queue
-from neuron.memory.fit import Fit
-from neuron.memory.ledger import Ledger
-from neuron.memory.room import Room
-from neuron.models.life import TRANSITIONS, Event
-from neuron.models.managed import ManagedModel
+from neuron.config import NeuronConfig, Queue
 from neuron.processes.backoff import Backoff
 from neuron.processes.worker import Worker
-from neuron.requests.generation import Generation
-from neuron.tenancy.launcher import Launcher
-from neuron.text.parser import AnswerParser
-from tests.doubles import stands_for
-from tests.neuron.doubles import FrontEnd, Pieces, described
-from tests.neuron.harness import PATIENCE, children_of, until
-
-
-class Text(FrontEnd):
-    """A front end that says each token as its number."""
-
-    def __init__(self):
-        super().__init__(100)
-
-    def detokenizer(self, after=()):
-        return Pieces([f"{token} " for token in range(100)])
-
-    def spell(self, token_id):
-        return b"%d" % token_id
-
-    def answer_parser(self, thought, request, tools):
-        return AnswerParser()
-
-
-class Client:
-    """One request and its replies."""
-
-    def __init__(self, model, key, max_tokens=3, prompt=(1, 2, 3), keep_alive=None):
-        self.replies = []
-        self.ended = asyncio.get_running_loop().create_future()
-        request = Generate(
-            id=key,
-            model="sim",
-            prompt=list(prompt),
-            sampling=Sampling(max_tokens=max_tokens),
-            stream=True,
-            keep_alive=keep_alive,
-        )
-        self.generation = Generation(
-            itertools.chain((key,), itertools.count(1000 * key)), request, self.replies.append, self._end
-        )
-        self.generation.model = model
-        self.generation.prepare(Text(), model.description, model.context_length)
-        model.admit(self.generation)
-
-    def _end(self, generation):
-        generation.model.leave(generation)
-        self.ended.set_result(self.replies[-1])
-
-    async def last(self):
-        return await asyncio.wait_for(self.ended, PATIENCE)
-
-
-@stands_for(Room)
-class OneRoom(Room):
-    """Memory for one model."""
-
-    contested = False
-
-    def __init__(self, *, context_length=1000, refusal=None):
-        super().__init__(Memory(), Ledger([]), None, None, print)
-        self.fit = Fit(("cpu",), {"cpu": 0}, (0,), 1000, 1000, context_length)
-        self.refusal = refusal
-        self.spares = []  # of each wish
-        self.released = 0
-
-    async def take(self, tenant, tell, *, reuse=False, spare=0):
-        self.spares.append(spare)
-        if self.refusal is not None:
-            raise self.refusal
-        return self.fit
-
-    def correct(self, model, fit, measured, *, learn): ...
-
-    def release(self, model):
-        self.released += 1
-
-    def look(self): ...
-
-
-@asynccontextmanager
-async def owning(
-    room=None, *, settings=None, text=Text, config=None, backoff=None, texts_dropped=None, **simulated
-):
-    launcher = Launcher(config or NeuronConfig(), cores=1)
-
-    async def read_text(files):
-        return text()
-
-    description = described(
-        id="sim",
-        engine="simulated",
-        chat=False,
-        tools=False,
-        simulated=SimulatedSpec(answer=[7, 8], **simulated),
-    )
-    children = children_of(os.getpid())  # those of fixtures that outlive this test
-    model = ManagedModel(
-        ModelSettings(id="sim", **settings or {}),
-        description,
-        room or OneRoom(),
-        launcher,
-        backoff or Backoff(0.01, 0.05),
-        lambda *now: None,
-        read_text,
-        (texts_dropped if texts_dropped is not None else []).append,
-    )
-    try:
-        yield model
-    finally:
-        model.requests.fail_all(CortexError(Code.SHUTTING_DOWN, "the test ends"))
-        await model.close()
-        assert children_of(os.getpid()) == children
-
-
-def run(scenario):
-    asyncio.run(asyncio.wait_for(scenario, PATIENCE))
-
-
-async def load(model):
-    await asyncio.wait_for(model.load(lambda progress: None), PATIENCE)
+from tests.neuron.harness import children_of, until
+from tests.neuron.owned_model import Client, OneRoom, Text, load, owning, run
 
 
 def test_the_first_request_loads_the_model_and_sees_how_it_goes():
@@ -285,7 +154,7 @@ def test_a_cancelled_request_leaves_the_queue_or_the_worker():
         async with owning(settings={"max_sequences": 1}, step_seconds=0.01) as model:
             await load(model)
             clients = [Client(model, key, 900) for key in (1, 2, 3)]
-            await until(lambda: clients[0].generation.begun)
+            await clients[0].begun()
             assert (model.state().running, model.state().waiting) == (1, 2)
             for client in clients:
                 client.generation.cancel()
@@ -319,8 +188,7 @@ def test_unload_while_it_loads_ends_the_load_and_who_waits_for_it():
 def test_who_comes_during_an_unload_is_served_by_the_next_load():
     async def scenario():
         async with owning(step_seconds=0.01) as model:
-            running = Client(model, 1, 30)
-            await until(lambda: running.generation.begun)
+            running = await Client(model, 1, 30).begun()
             unloading = asyncio.create_task(model.unload())
             await asyncio.sleep(0)
             client = Client(model, 2)
@@ -375,8 +243,7 @@ def test_an_unload_gives_up_when_requests_run_on_and_the_model_goes_on(monkeypat
 
     async def scenario():
         async with owning(step_seconds=0.01) as model:
-            running = Client(model, 1, 900)
-            await until(lambda: running.generation.begun)
+            await Client(model, 1, 900).begun()
             with pytest.raises(CortexError) as refused:
                 await model.unload()
             assert refused.value.code == Code.QUEUE_TIMEOUT
@@ -420,8 +287,7 @@ def test_a_request_that_is_prepared_keeps_the_wish_of_a_model_in_the_line():
 def test_a_death_during_an_unload_ends_it_and_who_had_begun_goes_on_with_the_next_load():
     async def scenario():
         async with owning(step_seconds=0.01) as model:
-            running = Client(model, 1, 200)
-            await until(lambda: running.generation.begun)
+            running = await Client(model, 1, 200).begun()
             unloading = asyncio.create_task(model.unload())
             await asyncio.sleep(0)
             os.kill(model.ranks()[0].pid, signal.SIGKILL)
@@ -496,52 +362,6 @@ def test_cached_pages_are_told_and_forgotten_with_their_worker():
             assert model.state().prompt_tokens == 0
 
     run(scenario())
-
-
-# The whole table, cell by cell: what a state becomes by each event; a dot: nothing happens.
-LIVES = """
-         unloaded waiting   loading   ready      draining  restarting unloading failed
-WANTED   waiting  .         .         .          .         .          .         waiting
-GRANTED  .        loading   .         .          .         .          .         .
-SHORT    .        .         waiting   .          .         .          .         .
-READY    .        .         ready     .          .         ready      .         .
-REFUSED  .        unloaded  unloaded  .          .         .          .         .
-FAILED   failed   failed    failed    .          .         failed     .         .
-DIED     .        .         .         restarting unloading .          .         .
-LEAVE    unloaded unloading unloading draining   .         unloading  .         unloaded
-STAY     .        .         .         .          ready     .          .         .
-QUIET    .        .         .         .          unloading .          .         .
-GONE     .        .         .         .          .         .          unloaded  .
-DESERTED .        unloading .         .          .         .          .         .
-"""
-
-
-def cells():
-    heads, *rows = (line.split() for line in LIVES.strip().splitlines())
-    for event, *ends in rows:
-        for state, end in zip(heads, ends, strict=True):
-            yield state, Event[event], end
-
-
-def test_the_table_has_every_state_and_event():
-    states, events, _ = zip(*cells(), strict=True)
-    assert set(states) == set(typing.get_args(ModelStatus)) == set(TRANSITIONS)
-    assert set(events) == set(Event)
-
-
-@pytest.mark.parametrize(("state", "event", "end"), list(cells()))
-def test_each_event_in_each_state_leads_where_the_table_says(state, event, end):
-    """With no action taken: what the actions do is held by the other tests."""
-    model = types.SimpleNamespace(id="sim", status=state, error=None, _changed=lambda now: None)
-    model._tenancy = types.SimpleNamespace(epochs=types.SimpleNamespace(number=0))
-    done = []
-    if (transition := TRANSITIONS[state].get(event)) is not None:
-        action = f"_{transition[1]}"
-        assert hasattr(ManagedModel, action)
-        setattr(model, action, lambda error: done.append(model.status))
-    ManagedModel.handle(model, event)
-    assert model.status == (state if end == "." else end)
-    assert done == ([] if end == "." else [end])
 
 
 def test_a_rank_that_is_killed_in_its_first_load_is_tried_again():

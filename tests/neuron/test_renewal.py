@@ -16,8 +16,8 @@ from ipc.errors import Code, CortexError
 from ipc.messages.replies import TERMINAL, Failed, Finished
 from neuron.config import ModelSettings
 from tests.neuron.doubles import TEXT
-from tests.neuron.harness import PATIENCE
-from tests.neuron.test_managed import Client, OneRoom, load, owning, run, until
+from tests.neuron.harness import PATIENCE, until
+from tests.neuron.owned_model import Client, OneRoom, load, owning, run
 
 OTHER_TEXT = msgspec.structs.replace(TEXT, tokenizer="another")
 
@@ -48,8 +48,7 @@ def test_an_idle_model_is_loaded_again_and_a_busy_one_once_it_is_idle():
             await load(model)
             renew(model, context_length=50)
             await until(lambda: model.status == "ready" and model.state().epoch == 2)
-            running = Client(model, 1, 100)
-            await until(lambda: running.generation.begun)
+            running = await Client(model, 1, 100).begun()
             renew(model, context_length=60)
             assert (model.settings.context_length, model.wanted.context_length) == (50, 60)
             assert isinstance(await running.last(), Finished)
@@ -62,8 +61,7 @@ def test_an_idle_model_is_loaded_again_and_a_busy_one_once_it_is_idle():
 def test_what_is_taken_back_before_it_counted_costs_no_load():
     async def scenario():
         async with owning(step_seconds=0.01) as model:
-            running = Client(model, 1, 100)
-            await until(lambda: running.generation.begun)
+            running = await Client(model, 1, 100).begun()
             renew(model, context_length=50)
             renew(model, context_length=None, priority=7)
             assert isinstance(await running.last(), Finished)
@@ -77,8 +75,7 @@ def test_a_model_that_is_never_idle_leaves_in_the_end_and_who_waits_then_is_serv
 
     async def scenario():
         async with owning(step_seconds=0.01) as model:
-            running = Client(model, 1, 100)
-            await until(lambda: running.generation.begun)
+            running = await Client(model, 1, 100).begun()
             renew(model, context_length=50)
             await until(lambda: model.status == "draining")
             waiting = Client(model, 2)
@@ -95,8 +92,7 @@ def test_a_prompt_that_another_tokenizer_read_is_not_given_to_the_new_model(monk
     async def scenario():
         dropped = []
         async with owning(step_seconds=0.01, texts_dropped=dropped) as model:
-            running = Client(model, 1, 100)
-            await until(lambda: running.generation.begun)
+            running = await Client(model, 1, 100).begun()
             before = await model.text()
             renew(model, path="/another", text=OTHER_TEXT)
             await until(lambda: model.status == "draining")
@@ -131,8 +127,7 @@ def test_a_text_that_is_still_read_when_the_model_goes_is_dropped_once_it_is_the
 def test_a_model_that_retires_finishes_what_it_has_and_one_that_nobody_uses_leaves_at_once():
     async def scenario():
         async with owning(step_seconds=0.01) as model:
-            running = Client(model, 1, 100)
-            await until(lambda: running.generation.begun)
+            running = await Client(model, 1, 100).begun()
             model.retire()
             assert model.status == "ready"
             assert isinstance(await running.last(), Finished)
