@@ -71,6 +71,7 @@ class ManagedModel:
         self._renewal = Renewal(settings, description, self._leave_outdated)
         self.status: ModelStatus = "unloaded"
         self.error: str | None = None
+        self._refusal = ""  # why it had no memory, since it was ready last
         self.requests = RequestQueue(
             launcher.config.queue, settings.max_sequences, description.whole, self._serves
         )
@@ -122,11 +123,16 @@ class ManagedModel:
         status, action = transition
         epoch = self._tenancy.epochs.number
         if error is not None:
-            level = logging.WARNING if event is Event.REFUSED else logging.ERROR
+            level = logging.ERROR
+            if event is Event.REFUSED:  # one that is pinned is tried again and again: a warning says it once
+                level = logging.INFO if error.message == self._refusal else logging.WARNING
+                self._refusal = error.message
             log.log(level, "model %s model=%s epoch=%d reason=%s", status, self.id, epoch, error)
             self.error = error.message
         elif status != self.status:
             log.info("model %s model=%s epoch=%d", status, self.id, epoch)
+        if status == "ready":
+            self._refusal = ""
         if status in ("ready", "waiting") or (status == "unloaded" and error is None):
             self.error = None
         self.status = status

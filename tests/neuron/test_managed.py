@@ -419,6 +419,21 @@ def test_a_model_that_is_pinned_no_longer_is_not_tried_again():
     run(scenario())
 
 
+def test_a_pinned_model_that_does_not_fit_is_one_warning_for_each_reason(caplog):
+    async def scenario():
+        room = OneRoom(refusal=CortexError(Code.INSUFFICIENT_MEMORY, "too large"))
+        async with owning(room, settings={"pin": True}) as model:
+            model.bring_up()
+            await until(lambda: len(room.spares) > 3)
+            room.refusal = CortexError(Code.INSUFFICIENT_MEMORY, "others are in the way")
+            tries = len(room.spares)
+            await until(lambda: len(room.spares) > tries + 3)
+
+    run(scenario())
+    warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert [text.partition("reason=")[2] for text in warnings] == ["too large", "others are in the way"]
+
+
 def test_a_load_that_never_finds_memory_says_so_and_the_model_is_not_at_fault():
     async def scenario():
         async with owning(failure=FailurePlan(out_of_memory_in_load=True)) as model:
