@@ -17,6 +17,7 @@ from ipc.messages.replies import Quoted
 from ipc.messages.state import Device, ModelState
 
 KNOWN_IDS_SHOWN = 10
+REFUSALS_SHOWN = 4
 RETRY_SECONDS = 2.0  # a neuron that is away may be back by then
 
 # A load that goes on is waited for, and no second one begun, unless that would be there in so small a part of
@@ -179,6 +180,14 @@ def absent(hosts: Sequence[Host], model: str, may_use: Callable[[str], bool] = a
             retry_after=RETRY_SECONDS,
         )
     text = f"the model {shown(model)} does not exist; there is {some}"
+    return CortexError(Code.MODEL_NOT_FOUND, text, param="model")
+
+
+def unservable(model: str, quotes: Mapping[str, Quoted | CortexError]) -> CortexError:
+    """What to say of a model that the catalogue has and none of these hosts can serve."""
+    refusals = [f"{name}: {each.message}" for name, each in quotes.items() if isinstance(each, CortexError)]
+    told = "; ".join(refusals[:REFUSALS_SHOWN]) + ("; …" if len(refusals) > REFUSALS_SHOWN else "")
+    text = f"the catalogue has the model {shown(model)}, and no neuron can serve it ({told})"
     return CortexError(Code.MODEL_NOT_FOUND, text, param="model")
 
 

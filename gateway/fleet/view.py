@@ -235,7 +235,10 @@ class Fleet:
                 return await self.place(
                     model, avoid, needs_load=needs_load, prompt=prompt, key=key, may_use=may_use
                 )
-            raise router.absent(neurons, model, may_use)
+            error = router.absent(neurons, model, may_use)
+            if error.code == Code.MODEL_NOT_FOUND and self.entry(model) is not None:
+                error = router.unservable(model, quotes)
+            raise error
         if ready := [neuron for neuron in self.directory.of(model).ready if neuron in having]:
             best = score.best(ready, score.Asked(model, prompt, key), self.prefixes)
             return best.host, f"by now {best.reason(score.Asked(model), len(ready))}"

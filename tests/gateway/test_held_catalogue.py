@@ -13,10 +13,12 @@ from gateway.config import GatewayConfig
 from gateway.fleet import held_catalogue, listing
 from gateway.fleet.view import Fleet
 from gateway.telemetry import metrics_directory
+from ipc.errors import Code, CortexError
 from ipc.logs import JSONLines
+from ipc.messages.replies import Failed
 from ipc.settings import ConfigError
 from tests.gateway.fake_neuron import FakeNeuron
-from tests.gateway.fleets import eventually, fleet_of, run
+from tests.gateway.fleets import ask, eventually, fleet_of, run
 
 COST = {"input": 0, "output": 2}
 
@@ -89,6 +91,31 @@ def test_a_change_is_told_and_its_names_count_without_a_restart(write, caplog) -
     assert "added=slow removed=gone changed=echo" in record.message
     said = json.loads(JSONLines().format(record))
     assert (said["added"], said["removed"], said["changed"]) == ("slow", "gone", "echo")
+
+
+def test_a_model_of_the_file_that_no_neuron_can_serve_is_told_from_one_that_nobody_knows(write) -> None:
+    path = write({"id": "huge", "ranks": 8, "aliases": ["gpt-5"]})
+
+    def refusing(name: str) -> FakeNeuron:
+        why = Failed(id=0, code=Code.MODEL_NOT_FOUND, message=f"it wants 8 ranks, {name} has 1 GPU")
+        return FakeNeuron(name=name, models=(), quotes={"huge": why, "none": why})
+
+    async def scenario() -> None:
+        async with fleet_of(refusing("a"), refusing("b"), models_config=str(path)) as fleet:
+            said = {}
+            for asked in ("gpt-5", "none"):
+                with pytest.raises(CortexError) as caught:
+                    await ask(fleet, asked)
+                assert caught.value.code == Code.MODEL_NOT_FOUND
+                said[asked] = caught.value.message
+            assert said["gpt-5"].startswith(
+                "'gpt-5' is an alias of 'huge': the catalogue has the model 'huge'"
+            )
+            for name in "ab":
+                assert f"{name}: it wants 8 ranks, {name} has 1 GPU" in said["gpt-5"]
+            assert "does not exist" in said["none"]
+
+    run(scenario)
 
 
 def test_a_file_that_cannot_be_used_changes_nothing_and_says_why(write) -> None:
