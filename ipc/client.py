@@ -234,7 +234,7 @@ class NeuronClient:
         self._heard = self._loop.time()
         self._send = self._socket.send
         self._events = Pump(events, self._on_event)
-        self._pump = Pump(self._socket, self._on_message, self._on_drained)
+        self._pump = Pump(self._socket, self._on_message, self._on_drained, views=True)
 
     def _disconnect(self) -> None:
         self._socket.disable_monitor()  # before its reader goes: see `connection_events`
@@ -391,11 +391,11 @@ class NeuronClient:
             self._send_cancel(number)
         self._fail(self._calls, Code.NEURON_LOST, message)
 
-    def _on_message(self, frames: list[bytes]) -> None:
+    def _on_message(self, frames: list[bytes | memoryview]) -> None:
         self._heard = self._loop.time()
         self.alive = True
         frame = frames[0]
-        if (not frame.startswith(HEADER) or len(frames) > 1) and not self._is_ours(frames):
+        if (frame[: len(HEADER)] != HEADER or len(frames) > 1) and not self._is_ours(frames):
             return
         self._takes_several = frame[3] >= SEVERAL_SINCE
         body = memoryview(frame)[len(HEADER) :]
@@ -414,7 +414,7 @@ class NeuronClient:
                 # It could not read one of ours, and cannot say which.
                 self._fail(calls, reply.code, reply.message)
 
-    def _is_ours(self, frames: list[bytes]) -> bool:
+    def _is_ours(self, frames: list[bytes | memoryview]) -> bool:
         """Whether a message is of our protocol, of another minor version; where it is of another major one
         nothing that is open can be answered."""
         frame = frames[0]

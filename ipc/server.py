@@ -28,7 +28,7 @@ from ipc.messages.requests import (
     Watch,
     misread,
 )
-from ipc.sockets import LINGER_MS, MAX_MESSAGE, NOBLOCK, NOBLOCK_MORE, Pump, configure
+from ipc.sockets import LARGE_FRAME, LINGER_MS, MAX_MESSAGE, NOBLOCK, NOBLOCK_MORE, Pump, configure
 from ipc.unread import UNREAD_VERBS, Unread, first_fields
 from ipc.zap import Gatekeeper
 
@@ -42,7 +42,6 @@ MAX_FOLLOWED = 16  # and of these such as are told of every change
 MAX_BACKLOG = 100_000  # replies that wait for one peer, before it is given up
 MAX_ID = (1 << 64) - 1
 PROTOCOL_1 = b"cx\x01"  # how messages of it begin; they had two frames, header and body
-MOST_REPLIES = MAX_MESSAGE - len(HEADER)  # bytes of those in a message
 LARGE = 64 << 10  # bytes of a request; smaller ones are read within some milliseconds
 MOST = 1 << 20  # bytes of a request that this process has to read, however large
 
@@ -104,7 +103,7 @@ class Peer:
         self._server = server
         self._open: dict[int, type] = {}  # request id -> its verb's type
         self._outbox: list[Reply | Encoded] = []
-        self._stuck: bytes | None = None  # the body of a message that its queue had no room for
+        self._stuck: bytearray | None = None  # a message that its queue had no room for
         self._stalled = 0.0  # since when (loop time)
 
     def holds(self, request_id: int) -> bool:
@@ -167,7 +166,7 @@ class Server:
         self._peers: dict[bytes, Peer] = {}  # those with open requests
         self._dirty: list[Peer] = []  # those with replies queued since the last flush
         self._blocked: list[Peer] = []  # those with a message that their queue had no room for
-        self._encode = msgspec.msgpack.Encoder(enc_hook=_encoded).encode
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=_encoded)
         self._started = False
 
     def start(self) -> None:
@@ -336,7 +335,7 @@ class Server:
         """Say it in the two frames that such a client understands."""
         error = _mismatch(header)
         logger.warning("request refused code=%s reason=%s", error.code, error.message)
-        body = self._encode([Failed.of(0, error)])
+        body = self._encoder.encode([Failed.of(0, error)])
         with suppress(zmq.ZMQError):  # it is gone, or does not read
             self._socket.send_multipart([key, HEADER, body], NOBLOCK)
         self._pump.check_soon()
@@ -367,29 +366,34 @@ class Server:
     def _flush_peer(self, peer: Peer) -> None:
         replies, peer._outbox = peer._outbox, []
         try:
-            body = self._encode(replies)
+            message = self._message(replies)
         except Exception:  # rare and one reply's fault: find it, and let the others pass
             replies = self._encodable(peer, replies)
-            body = self._encode(replies)
-        if len(body) > MOST_REPLIES:
-            body = self._fitting(peer, replies)
-        self._transmit(peer, body)
+            message = self._message(replies)
+        if len(message) > MAX_MESSAGE:
+            message = self._fitting(peer, replies)
+        self._transmit(peer, message)
         if peer._outbox and peer._stuck is None:
             self._mark(peer)
         if not peer._open and self._peers.get(peer.key) is peer:
             del self._peers[peer.key]
 
-    def _fitting(self, peer: Peer, replies: list[Reply | Encoded]) -> bytes:
+    def _message(self, replies: list[Reply | Encoded]) -> bytearray:
+        message = bytearray(HEADER)
+        self._encoder.encode_into(replies, message, len(HEADER))
+        return message
+
+    def _fitting(self, peer: Peer, replies: list[Reply | Encoded]) -> bytearray:
         """So many of the replies as a message has room for; the others wait for the next. One that has no
         room at all ends its request: its peer would close the connection, to all."""
-        while (size := len(body := self._encode(replies))) > MOST_REPLIES:
+        while (size := len(message := self._message(replies))) > MAX_MESSAGE:
             if half := len(replies) // 2:
                 replies, peer._outbox = replies[:half], replies[half:] + peer._outbox
             else:
                 logger.error("reply too large type=%s id=%d", type(replies[0]).__name__, replies[0].id)
-                text = f"the reply has {size} bytes, and a message {MOST_REPLIES} at most"
+                text = f"the reply has {size} bytes, and a message {MAX_MESSAGE} at most"
                 replies = [self._failed(peer, replies[0].id, text)]
-        return body
+        return message
 
     def _encodable(self, peer: Peer, replies: list[Reply | Encoded]) -> list[Reply | Encoded]:
         """The replies with what cannot be encoded replaced by `Failed`, which ends its request."""
@@ -399,7 +403,7 @@ class Server:
             if reply.id in ended:
                 continue
             try:
-                self._encode(reply)
+                self._encoder.encode(reply)
             except Exception as error:
                 logger.exception("reply not encodable type=%s id=%d", type(reply).__name__, reply.id)
                 ended.add(reply.id)
@@ -415,7 +419,7 @@ class Server:
             self._handle(peer, Cancel(id=request_id))
         return Failed(id=request_id, code=Code.INTERNAL, message=text)
 
-    def _transmit(self, peer: Peer, body: bytes) -> None:
+    def _transmit(self, peer: Peer, message: bytearray) -> None:
         try:
             self._send(peer.key, NOBLOCK_MORE)
         except zmq.Again:
@@ -424,7 +428,7 @@ class Server:
                 self._blocked.append(peer)
                 if self._retry is None:
                     self._retry = self._loop.call_later(RETRY_SECONDS, self._retry_blocked)
-            peer._stuck = body
+            peer._stuck = message
         except zmq.ZMQError as error:
             if error.errno != errno.EHOSTUNREACH:
                 raise
@@ -432,7 +436,7 @@ class Server:
             peer._outbox.clear()
             self._lose(peer, "it disconnected")
         else:  # it found room for the whole message
-            self._send(HEADER + body, NOBLOCK)
+            self._send(message, NOBLOCK, len(message) < LARGE_FRAME)  # a large one is not copied
             peer._stuck = None
 
     def _retry_blocked(self) -> None:
@@ -440,9 +444,9 @@ class Server:
         peers, self._blocked = self._blocked, []
         now = self._loop.time()
         for peer in peers:
-            body, stalled = peer._stuck, peer._stalled
+            message, stalled = peer._stuck, peer._stalled
             peer._stuck = None
-            self._transmit(peer, body)
+            self._transmit(peer, message)
             if peer._stuck is None:
                 if peer._outbox:
                     self._flush_peer(peer)

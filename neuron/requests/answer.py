@@ -15,6 +15,9 @@ from neuron.text.detokenizer import Detokenizer
 from neuron.text.parser import AnswerParser, Piece
 
 
+TOGETHER = 10_000  # pieces of a text that is kept: to join, and to free, a million at its end takes long
+
+
 @dataclass(slots=True)
 class News:
     """What a report adds to an answer."""
@@ -187,5 +190,8 @@ class Answer:
         self.logprobs += news.logprobs
         for kind, piece in news.pieces:
             if kind != "tool":  # the parser keeps these
-                (self._text if kind == "text" else self._reasoning).append(piece)
+                texts = self._text if kind == "text" else self._reasoning
+                texts.append(piece)
+                if len(texts) == TOGETHER:
+                    texts[:] = ["".join(texts)]
         self._spans.add(news.pieces, len(news.logprobs))

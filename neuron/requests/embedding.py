@@ -14,14 +14,15 @@ class Embedding(VectorRequest):
 
     request: Embed
 
-    def reply(self) -> Embeddings:
+    def made(self, vector: np.ndarray) -> np.ndarray:
         normalize, own = self.request.normalize, self.description.embedder
         if normalize is None:
             normalize = own is None or own.normalize
-        vectors = []
-        for part in self.parts:
-            vector = part.values[: self.request.dimensions]
-            if normalize:
-                vector = vector / max(np.linalg.norm(vector.astype(np.float64)), 1e-12)
-            vectors.append(vector.astype("<f4").tobytes())
+        vector = vector[: self.request.dimensions]
+        if normalize:
+            vector = vector / max(np.linalg.norm(vector.astype(np.float64)), 1e-12)
+        return vector.astype("<f4")
+
+    def reply(self) -> Embeddings:
+        vectors = [part.values.tobytes() for part in self.parts]
         return Embeddings(id=self.request.id, vectors=vectors, prompt_tokens=self.prompt_tokens)

@@ -89,6 +89,10 @@ class VectorRequest(OpenRequest):
         if not self._missing:
             self._end("finished", self.reply())
 
+    def made(self, vector: np.ndarray) -> np.ndarray:
+        """What a worker's vector comes to."""
+        return vector
+
     @abstractmethod
     def reply(self) -> Reply:
         """The answer, once all vectors are there."""
@@ -106,5 +110,5 @@ class Vector:
     def advance(self, report: SequenceReport) -> None:
         """Take what a step brought."""
         if self._owner.take(report) and report.finish:
-            self.values = np.frombuffer(report.details.embedding, "<f4")
+            self.values = self._owner.made(np.frombuffer(report.details.embedding, "<f4"))
             self._owner.on_vector()

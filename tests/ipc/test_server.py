@@ -201,7 +201,7 @@ def test_a_reply_that_cannot_be_encoded_fails_its_own_request_only():
 
 
 def test_what_is_too_much_for_one_message_comes_in_several(monkeypatch):
-    monkeypatch.setattr(server_module, "MOST_REPLIES", 1000)
+    monkeypatch.setattr(server_module, "MAX_MESSAGE", 1000)
 
     async def main():
         async with serving() as (_, desk, client):
@@ -218,7 +218,7 @@ def test_what_is_too_much_for_one_message_comes_in_several(monkeypatch):
 
 
 def test_a_reply_that_is_too_large_for_any_message_ends_its_request_alone(monkeypatch):
-    monkeypatch.setattr(server_module, "MOST_REPLIES", 1000)
+    monkeypatch.setattr(server_module, "MAX_MESSAGE", 1000)
 
     async def main():
         async with serving() as (_, desk, client):
