@@ -10,8 +10,10 @@ the loop had at most between two looks, a millisecond apart: see the line for no
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import random
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,11 +23,12 @@ from typing import Any
 
 import msgspec
 import zmq
+from PIL import Image
 
 from benchmarks.beside import longest_wait, prepared
 from ipc.client import BlockingClient
 from ipc.messages.catalogue import FleetCatalogue
-from ipc.messages.conversation import Message, TextPart, Tool
+from ipc.messages.conversation import ImagePart, Message, TextPart, Tool
 from ipc.messages.framing import HEADER
 from ipc.messages.replies import TERMINAL, AnyReply, Failed
 from ipc.messages.requests import (
@@ -36,15 +39,21 @@ from ipc.messages.requests import (
     Generate,
     Hello,
     Request,
+    Rerank,
     Tokenize,
 )
 from ipc.messages.sampling import Sampling, Structured
-from ipc.model_settings import ModelSettings
+from ipc.model_settings import MAX_MODELS, ModelSettings
+from neuron.catalogue.catalogue import DEMO_FOLDER
+from tests.end_to_end.test_adapters import write as write_adapter
 from tests.held import Held
 from tests.neuron.harness import HELD, Neuron, simulated
+from tests.neuron.test_encoder_models import write_tokenizer
+from tests.workers import encoders, seeing
 
 SECONDS = 60.0  # for one request
 MODEL = "sim"
+SEES, RANKS, ADAPTED = "sees", "ranks", "adapted"
 ID = 1
 
 
@@ -91,9 +100,41 @@ def answered(**fields: Any) -> Generate:
     return Generate(id=ID, model="demo", account="dear", **values)
 
 
+def formed(**structured: Any) -> Generate:
+    return answered(prompt=None, messages=users(1, "Hi"), structured=Structured(**structured))
+
+
+def rule(number: int) -> str:
+    return f'r{number}: "w{number}" (r{(number + 1) % 300} | "x")\n'
+
+
+def noise(size: int) -> bytes:
+    """An image that no format makes small."""
+    file = io.BytesIO()
+    Image.frombytes("RGB", (size, size), random.Random(1).randbytes(3 * size * size)).save(file, "PNG")
+    return file.getvalue()
+
+
+def seen(*images: bytes) -> Generate:
+    turn = Message(role="user", content=[ImagePart(data=image) for image in images])
+    return Generate(id=ID, model=SEES, account="dear", messages=[turn], sampling=Sampling(max_tokens=1))
+
+
+def made(folder: Path) -> list[dict[str, Any]]:
+    """Models of which there is none in the package: little ones, with random weights."""
+    for name in (SEES, RANKS):
+        (folder / name).mkdir()
+    seeing.write(folder / SEES)
+    encoders.write("bert_classifier", folder / RANKS)
+    write_tokenizer(folder / RANKS)
+    write_adapter(folder / "a", 1)
+    adapted = {"id": ADAPTED, "path": str(DEMO_FOLDER), "adapters": {"a": str(folder / "a")}, "pin": True}
+    return [adapted, *({"id": name, "path": str(folder / name), "pin": True} for name in (SEES, RANKS))]
+
+
 def catalogue() -> CheckCatalogue:
-    """One as a gateway may have it."""
-    models = [ModelSettings(id=f"model-{number}", path="/nowhere") for number in range(18_000)]
+    """One as large as a gateway may have it."""
+    models = [ModelSettings(id=f"model-{number}", path="/nowhere") for number in range(MAX_MODELS)]
     return CheckCatalogue(
         id=ID, catalogue=FleetCatalogue(version="1", origin="o", modified=1.0, models=models)
     )
@@ -121,8 +162,17 @@ DEAR: dict[str, Callable[[], Request | dict[str, Any]]] = {
     "16 stop strings of 1,000": lambda: drawn(max_tokens=500, stop=STOPS),
     "300 biases": lambda: drawn(logit_bias=dict.fromkeys(range(300), 1.0)),
     "128 bad words": lambda: drawn(bad_words=["word " * 40] * 128),
-    "a schema of 100 KB": lambda: chat(structured=Structured(json=wide(2_500))),
-    "10,000 choices": lambda: chat(structured=Structured(choice=CHOICES)),
+    "a schema of 100 KB": lambda: formed(json=wide(2_500)),
+    "a schema of 500 properties": lambda: formed(json=wide(500)),
+    "10,000 choices": lambda: formed(choice=CHOICES),
+    "a regular expression of 50 KB": lambda: formed(regex="(a|[b-d]+)" * 5_000),
+    "a grammar of 300 rules": lambda: formed(grammar="start: r0\n" + "".join(map(rule, range(300)))),
+    "16 tools, one of which is called": lambda: answered(
+        prompt=None,
+        messages=users(1, "Hi"),
+        tools=tools(16, wide(2)),
+        must_call=[f"f{number}" for number in range(16)],
+    ),
     "128 answers": lambda: drawn(max_tokens=20, n=128),
     "template arguments of 60 KB": lambda: chat(template_args={"a": [[]] * 60_000}),
     "template arguments of 9,000 keys": lambda: chat(template_args=dict.fromkeys(map(str, range(9_000)), 0)),
@@ -132,9 +182,9 @@ DEAR: dict[str, Callable[[], Request | dict[str, Any]]] = {
         {**raw(prompt="word " * 300, sampling={"max_tokens": 1}), "id": ID + number} for number in range(16)
     ],
     "a hello of 1 MiB": lambda: raw(verb="hello", unknown=[0] * ((1 << 20) - 100)),
-    "a catalogue of 1 MiB": catalogue,
+    "a catalogue of 2,000 models": catalogue,
     "131,072 tokens written": lambda: chat(messages=None, prompt="a", written=[[300] * 131_072], stream=True),
-    "ids of 1,000,000 tokens": lambda: chat(messages=None, prompt=[300] * 1_000_000, return_token_ids=True),
+    "ids of 262,144 tokens": lambda: chat(messages=None, prompt=[300] * (1 << 18), return_token_ids=True),
     "1,000,000 tokens to read": lambda: Detokenize(id=ID, model=MODEL, token_ids=[300] * 1_000_000),
     "a text to tokenise": lambda: Tokenize(id=ID, model=MODEL, prompt="word " * 500_000, return_bytes=True),
     "log-probabilities of prompts": lambda: answered(prompt=PROMPTS[:18], prompt_logprobs=20, in_pieces=True),
@@ -147,6 +197,20 @@ DEAR: dict[str, Callable[[], Request | dict[str, Any]]] = {
     ),
     "128 answers, streamed": lambda: answered(
         prompt=["a"] * 128, max_tokens=50, ignore_eos=True, stream=True
+    ),
+    "log-probabilities, streamed": lambda: answered(
+        prompt=["word"] * 64, logprobs=20, max_tokens=100, ignore_eos=True, stream=True
+    ),
+    "log-probabilities of prompts, streamed": lambda: answered(
+        prompt=PROMPTS[:18], prompt_logprobs=20, stream=True
+    ),
+    "40 images": lambda: seen(*[noise(64)] * 40),
+    "8 images of 3 MB": lambda: seen(*[noise(1000)] * 8),
+    "2,048 documents to rank": lambda: Rerank(
+        id=ID, model=RANKS, query="w1 w2", input=["w3 " * 40] * 2048, account="dear"
+    ),
+    "64 answers of an adapter": lambda: msgspec.structs.replace(
+        answered(prompt=["word"] * 64, max_tokens=20, ignore_eos=True), model=f"{ADAPTED}:a"
     ),
     "2,048 texts to embed": lambda: Embed(id=ID, model="demo", input=["word " * 10] * 2048, account="dear"),
 }
@@ -202,13 +266,14 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="runs of each kind")
     parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
     args = parser.parse_args()
-    models = [simulated(MODEL, context_length=1 << 20), {"id": "demo", "pin": True}]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        models = [simulated(MODEL, context_length=1 << 20), {"id": "demo", "pin": True}, *made(folder)]
         os.environ[HELD] = str(folder / "held")
         held = Held(folder / "held")
         with Neuron(folder, models) as neuron, neuron.client() as client:
-            neuron.wait_for("demo")
+            for model in ("demo", SEES, RANKS, ADAPTED):
+                neuron.wait_for(model)
             client.ask(chat(), SECONDS)
             client.ask(answered(prompt="a"), SECONDS)
             print(f"{'request':40} {'MB':>5} {'held ms':>8} {'stall ms':>9} {'answered s':>11}")

@@ -20,7 +20,7 @@ from gateway.aliases import AliasError, Aliases
 from gateway.config import GatewayConfig
 from gateway.seed_keys import translated
 from ipc.messages.catalogue import FleetCatalogue
-from ipc.model_settings import ModelSettings, check_models
+from ipc.model_settings import MAX_MODELS, ModelSettings, check_models
 from ipc.settings import ConfigError, convert_settings, read_mapping
 
 Price = Annotated[float, Meta(ge=0)]
@@ -134,6 +134,9 @@ def _load(path: str | Path, neurons: Collection[str], aliases: Mapping[str, str]
     data, notes, inherited = dict(read_mapping(path)), [], {}
     defaults = _defaults(data.get("defaults") or {}, path, notes)
     if isinstance(listed := data.get("models"), list):
+        if len(listed) > MAX_MODELS:
+            text = f"there are {len(listed)} entries, and a neuron takes {MAX_MODELS}"
+            raise ConfigError(path, "models", text)
         entries = [translated(each, f"models[{i}]", path, notes) for i, each in enumerate(listed)]
         data["models"] = [_inheriting(each, defaults) for each in entries]
         for each in filter(lambda each: isinstance(each, dict), entries):

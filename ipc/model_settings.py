@@ -15,6 +15,7 @@ Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
+MAX_MODELS = 2000  # of a fleet's catalogue, which a neuron reads within some milliseconds
 MAX_MODEL_ID = 1024  # characters; it may be a folder's path
 
 Dtype = Literal["bfloat16", "float16", "float32"]  # that a model computes in

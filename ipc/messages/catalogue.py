@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from ipc.messages.values import ModelId, Name, Plain
-from ipc.model_settings import ModelSettings
+from ipc.model_settings import MAX_MODELS, ModelSettings
 
 
 class FleetCatalogue(Plain):
@@ -14,8 +16,10 @@ class FleetCatalogue(Plain):
     version: Name  # of what the file says: the same one says the same
     origin: Name  # the gateway's host and its file
     modified: float  # Unix time at which the file was written
-    models: list[ModelSettings] = []
-    elsewhere: dict[ModelId, list[str]] = {}  # models that only these other neurons serve
+    models: Annotated[list[ModelSettings], Meta(max_length=MAX_MODELS)] = []
+    elsewhere: Annotated[
+        dict[ModelId, list[str]], Meta(max_length=MAX_MODELS)
+    ] = {}  # models that only these other neurons serve
 
 
 class Appraisal(Plain):

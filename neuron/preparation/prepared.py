@@ -25,7 +25,8 @@ from neuron.text.frontend import TextFrontEnd
 from neuron.text.offered_tool import OfferedTool
 from neuron.text.reasoning import Thought
 
-MAX_PROMPT_LOGPROBS = 800_000  # of one request, alternatives included: some 50 MB in the last message
+MAX_PROMPT_LOGPROBS = 800_000  # of one request, alternatives included: some 50 MB for its client
+MAX_TOLD_IDS = 1 << 18  # of prompts, for a client that wants to see them: all go in one message
 
 
 class PreparedPrompt(msgspec.Struct, array_like=True):
@@ -100,6 +101,9 @@ def prepare(
             raise bad_request(prompt.param, f"{prompt.param} has no tokens")
         check_length(prompt.param, len(prompt.ids), request.sampling.max_tokens, context_length)
         tokens += len(prompt.ids)
+    if request.return_token_ids and tokens > MAX_TOLD_IDS:
+        name = "return_token_ids"
+        raise bad_request(name, f"{name}: {tokens} tokens of prompts are more than {MAX_TOLD_IDS}")
     _check_choices(request, context_length)
     for number, token_ids in enumerate(request.written):
         check_ids(token_ids, text, f"written[{number}]")

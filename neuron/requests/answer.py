@@ -14,7 +14,6 @@ from neuron.requests.order import Spans
 from neuron.text.detokenizer import Detokenizer
 from neuron.text.parser import AnswerParser, Piece
 
-
 TOGETHER = 10_000  # pieces of a text that is kept: to join, and to free, a million at its end takes long
 
 

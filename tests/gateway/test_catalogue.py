@@ -8,7 +8,7 @@ import pytest
 
 from gateway import catalogue
 from gateway.catalogue import Cost, Entry
-from ipc.model_settings import ModelSettings, SamplingDefaults
+from ipc.model_settings import MAX_MODELS, ModelSettings, SamplingDefaults
 from ipc.settings import ConfigError
 
 GIB = 1 << 30
@@ -168,6 +168,16 @@ def test_an_error_names_file_key_value_and_line(
     assert caught.value.key == key
     assert str(tmp_path / "models.yaml") in str(caught.value)
     assert all(word in caught.value.message for word in words), caught.value.message
+
+
+def test_a_file_has_so_many_models_at_most(read) -> None:
+    def file(count: int) -> str:
+        return "".join(f'[[models]]\nid = "m{number}"\n' for number in range(count))
+
+    assert len(read(file(MAX_MODELS), ".toml").models) == MAX_MODELS
+    with pytest.raises(ConfigError) as refused:
+        read(file(MAX_MODELS + 1), ".toml")
+    assert refused.value.key == "models"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

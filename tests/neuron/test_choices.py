@@ -10,6 +10,7 @@ from ipc.messages.answers import Alternative, TokenLogprob, Usage
 from ipc.messages.replies import Failed, Finished, LogprobPiece
 from ipc.messages.sampling import Sampling
 from ipc.worker_messages import Details, Logprobs, SequenceReport
+from neuron.preparation import prepared as prepared_module
 from neuron.requests import generation as generation_module
 from tests.neuron.letters import Client
 
@@ -258,6 +259,17 @@ def test_log_probabilities_in_pieces_are_those_of_a_whole_answer(monkeypatch):
     assert [msgspec.structs.replace(choice, **without) for choice in finished.choices] == [
         msgspec.structs.replace(choice, **without) for choice in whole.choices
     ]
+
+
+def test_so_many_ids_of_prompts_are_told_back_at_most(monkeypatch):
+    monkeypatch.setattr(prepared_module, "MAX_TOLD_IDS", 4)
+    fields = {"prompt": [[1, 2], [3, 4]], "return_token_ids": True}
+    Client(**fields).generation.hand_over(100)
+    fields["prompt"].append([5])
+    with pytest.raises(CortexError) as refused:
+        Client(**fields)
+    assert (refused.value.code, refused.value.param) == (Code.BAD_REQUEST, "return_token_ids")
+    Client(**fields | {"return_token_ids": False})
 
 
 def test_a_small_answer_has_no_pieces():
