@@ -258,6 +258,10 @@ class Connection(ASGIProtocol):
         wait = max(left, LOOK_AGAIN_SECONDS)
         self._keepalive_handle = self.worker.loop.call_later(wait, self._keepalive_timeout)
 
+    def _will_close(self, request: Any, response_requires_close: bool) -> bool:
+        """After HTTP/1.0 it does, whatever the client asks for: nothing else ends a stream there."""
+        return request.version < VERSION or super()._will_close(request, response_requires_close)
+
     def _send_response_start(self, *args: Any, **kwargs: Any) -> None:
         self._answering = True
         super()._send_response_start(*args, **kwargs)

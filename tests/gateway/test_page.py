@@ -320,7 +320,14 @@ def test_it_asks_for_a_key_and_shows_what_that_may_see(
             "document.getElementById('key-form').requestSubmit()"
         )
 
+    use("“sk-cortex-quoted”")
+    browser.wait("document.getElementById('said').textContent.includes('no API key')")
+    assert browser.run("sessionStorage.length") == 0
+    use("sk-cortex-nobodys")
+    browser.wait("document.getElementById('said').textContent.includes('not known here')")
+    assert not browser.run("document.getElementById('key-form').hidden")
     use(keys.create("bea"))
+    browser.wait("document.getElementById('said').textContent === ''")
     browser.wait("document.querySelector('#chat-model option') !== null")
     assert browser.run("document.getElementById('accounts').hidden")
     assert browser.run("[...document.querySelectorAll('#places .row')].every((node) => node.hidden)")
@@ -330,6 +337,12 @@ def test_it_asks_for_a_key_and_shows_what_that_may_see(
     assert browser.run("[...document.querySelectorAll('#places .row')].some((node) => !node.hidden)")
     assert browser.run("localStorage.length") == 0
     assert admin not in browser.run("document.documentElement.outerHTML")
+    browser.run("document.getElementById('key-forget').click()")
+    browser.wait(
+        "!document.getElementById('keys').textContent && !document.getElementById('key-form').hidden"
+    )
+    assert "root" not in browser.run("document.documentElement.outerHTML")
+    assert browser.run("sessionStorage.length") == 0
 
 
 @needs_chromium

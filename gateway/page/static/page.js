@@ -382,6 +382,7 @@ function chart(svg, spans, valuesOf, words, label) {
 async function accounts() {
   if (!admin) return;
   const [keys, usage] = await Promise.all([read("admin/keys"), read("admin/usage?days=30")]);
+  if (!admin) return; // no longer
   const names = new Map(keys.data.map((each) => [each.id, each.name]));
   table($("keys"), ["Key", "Name", "Made", "State", "Models", "Limits"], keys.data.map((each) => [
     each.id, each.name, date(each.created), stateOf(each),
