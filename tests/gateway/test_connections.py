@@ -191,6 +191,19 @@ def test_an_idle_connection_serves_again_until_its_time_is_over(strict: GatewayP
         assert KEPT * 0.9 < time.monotonic() - began < LATE
 
 
+@pytest.mark.parametrize("kept", [b"", b"connection: keep-alive\r\n"])
+def test_a_stream_over_http_1_0_ends_with_its_connection(gateway: GatewayProcess, kept: bytes) -> None:
+    body = BODY[:-1] + b',"stream":true}'
+    request = head(len(body)).replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\n" + kept)
+    with connected(gateway, request + body) as client:
+        told = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    fields, _, events = told.partition(b"\r\n\r\n")
+    assert b"\r\nConnection: close" in fields
+    assert b"chunked" not in fields
+    assert events.startswith(b"data: {")
+    assert events.endswith(b"data: [DONE]\n\n")
+
+
 @pytest.mark.parametrize("seconds", [1.2 * KEPT, SILENCE + 1.5])
 def test_a_request_that_waits_in_the_socket_while_the_process_stands_still_is_answered(
     strict: GatewayProcess, seconds: float
