@@ -100,9 +100,13 @@ async function ask(path, body, signal) {
   const method = body ? "POST" : "GET";
   const answer = await fetch(path, { method, headers, body: body && JSON.stringify(body), signal, cache: "no-store" });
   if (answer.ok) return answer;
-  if (answer.status === 401) showKeyForm(true);
   const told = await answer.json().catch(() => ({}));
-  throw new Refused(answer.status, told.error?.message ?? `the gateway answers ${answer.status}`);
+  const message = told.error?.message ?? `the gateway answers ${answer.status}`;
+  if (answer.status === 401) {
+    showKeyForm(true);
+    if (key) say($("said"), message);
+  }
+  throw new Refused(answer.status, message);
 }
 
 const read = async (path) => (await ask(path)).json();
@@ -139,6 +143,10 @@ function showKeyForm(shown) {
 }
 
 function useKey(text) {
+  if (/[^!-~]/.test(text)) { // no header may have it
+    say($("said"), "That is no API key: Expected one as `cortex keys create` shows it.");
+    return;
+  }
   key = text;
   if (key) sessionStorage.setItem(KEY, key);
   else sessionStorage.removeItem(KEY);
@@ -314,6 +322,7 @@ async function figures() {
     throw error;
   } finally {
     for (const node of document.querySelectorAll("[data-admin]")) node.hidden = !admin;
+    if (!admin) for (const node of [$("keys"), $("usage")]) node.replaceChildren();
   }
   const last = points.length - 1;
   if (last > 1 && points[last].time - points[last - 1].time < 10) points.splice(last - 1, 1); // too short to say much
