@@ -284,6 +284,14 @@ def test_what_is_no_http_is_refused_in_the_envelope_and_closed_cleanly(
         refused(client, status, code)
 
 
+def test_a_refused_client_may_go_on_sending_and_reads_why(gateway: GatewayProcess) -> None:
+    with connected(gateway, b"nonsense\r\n\r\n") as client:
+        client.recv(1, socket.MSG_PEEK)  # it is refused
+        for _ in range(3):  # to a socket that was closed, the second would fail
+            client.sendall(b"x" * 100_000)
+        refused(client, 400, "http_error")
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
