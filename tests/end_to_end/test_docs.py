@@ -101,6 +101,43 @@ def test_a_configuration_can_be_read(tmp_path, page, language, body):
     raise AssertionError(f"{page}: {reason}")
 
 
+def keys_in(part, struct):
+    """What a part of docs/configuration.md says of keys and their defaults, as a file would have it."""
+    told = {}
+    text = PAGES["docs/configuration.md"].partition(f"{part}\n")[2]
+    for key, default in re.findall(r"^\| `([a-z._]+)` \| (.*?) \|", text.partition("\n#")[0], re.M):
+        *path, name = key.split(".")
+        place = told
+        for each in path:
+            place = place.setdefault(each, {})
+        place[name] = yaml.safe_load(default.strip("`"))
+    names = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+    assert told.keys() | {"neurons", "models"} == names.keys() | {"neurons", "models"}, part
+    for name, inner in told.items():
+        if isinstance(inner, dict) and isinstance(names[name], type) and inner:
+            assert sorted(inner) == sorted(names[name].__struct_fields__), name
+    return told
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [("## The gateway", gateway.config.GatewayConfig), ("## A neuron", neuron.config.NeuronConfig)],
+)
+def test_the_page_has_every_key_with_its_default(tmp_path, part, kind):
+    path = tmp_path / "config.yaml"
+    told = keys_in(part, kind)
+    if "name" in told:
+        told["name"] = kind().name  # the host's
+    path.write_text(yaml.safe_dump(told))
+    assert load_settings(path, kind) == kind()
+
+
+def test_the_page_has_every_key_of_a_model_with_its_default():
+    told = keys_in("### Models", neuron.config.ModelSettings) | {"id": "m"}
+    settings = msgspec.convert([told], list[neuron.config.ModelSettings])
+    assert settings == [neuron.config.ModelSettings(id="m")]
+
+
 def test_every_target_of_make_is_there():
     targets = {name for text in PAGES.values() for name in re.findall(r"^make (\w+)", text, re.M)}
     assert {"run", "test"} <= targets
