@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ipc.errors import Code, CortexError
 from tests.workers import gguf_files
@@ -100,6 +101,19 @@ def test_a_tensor_that_is_missing_is_named(tmp_path):
     idle |= {"expert_weights_scale": 1.0, "logit_scale": 0.0}  # which change nothing
     path = file(tmp_path / "model.gguf", llama(**{f"llama.{key}": idle[key] for key in idle}), [EMBEDDING])
     assert f"{path}: the tensor 'model.layers.0.input_layernorm.weight' is in none" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["blk.1.attn_q.scale", "blk.0.attn_sub_norm.weight", "output.bias"])
+def test_a_tensor_of_what_is_computed_that_nobody_reads_is_refused(tiny, tmp_path, name, monkeypatch):
+    close = gguf_files.Writer.close
+
+    def and_one(writer: gguf_files.Writer) -> Path:
+        writer.tensor(name, torch.ones(48))
+        return close(writer)
+
+    monkeypatch.setattr(gguf_files.Writer, "close", and_one)
+    path = gguf_files.write(tmp_path / "model.gguf", tiny("llama_untied_linear").folder)
+    assert "is not used, and model.gguf says of no such tensor" in refusal(path)
 
 
 def test_more_experts_than_any_model_has_are_refused(tmp_path):

@@ -25,6 +25,7 @@ from workers.checkpoints import (
     registry,
     siglip,
     text,
+    unused_tensors,
     vision,
     within,
 )
@@ -32,7 +33,7 @@ from workers.checkpoints.blocks import FORMATS
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.experts import number_of
 from workers.checkpoints.families.llama import EMBEDDING, HEAD, MTP_JOINS
-from workers.checkpoints.family import MTP_HEAD, Family, TensorSpec
+from workers.checkpoints.family import Family, TensorSpec
 from workers.checkpoints.files import open_file, read_json, refuse
 from workers.checkpoints.gguf import checkpoint as gguf
 from workers.checkpoints.gguf.header import SUFFIX
@@ -48,17 +49,6 @@ from workers.checkpoints.vectors.stages import Stage
 from workers.checkpoints.vision import Vision
 
 WEIGHT_DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-KNOWN_UNUSED = (
-    HEAD,
-    "rotary_emb.inv_freq",
-    "attn.masked_bias",
-    "attn.bias",
-    "position_ids",
-    "pooler.dense.weight",
-    "pooler.dense.bias",
-    ".embed_tokens.weight",  # once more, in a head that predicts the token after the next
-    ".shared_head.head.weight",
-)  # what old files hold and nobody reads
 BLOCK = 1 << 20  # bytes that are compared at once
 NO_MTP = "speculation mtp needs a head that predicts several tokens"
 BETTER = "Leave it out, or take ngram"
@@ -130,7 +120,7 @@ def _of_gguf(path: Path, mtp: bool) -> ModelCard:
     tensors = {
         name: _as_meant(tensor, *checkpoint.undone(name, tensor.shape)) for name, tensor in stored.items()
     }
-    unused = sorted(name for name in checkpoint.tensors.keys() - used if not name.endswith(KNOWN_UNUSED))
+    unused = unused_tensors.notes(path, family, model, checkpoint.tensors, used)
     settings, more = checkpoint.sampling
     said, _, left_out = generation.understood(settings, model.vocab_size, path.name)
     return ModelCard(
@@ -145,7 +135,7 @@ def _of_gguf(path: Path, mtp: bool) -> ModelCard:
         special_tokens=words.special_tokens,
         eos_ids=_eos_ids([], None, words.end_ids, model.vocab_size),
         defaults=said,
-        notes=[*_unread(family, model, unused), *checkpoint.notes, *more, *left_out],
+        notes=[*unused, *checkpoint.notes, *more, *left_out],
         created=int(path.stat().st_mtime),
         embedder=made_for.embedder,
         reranker=made_for.reranker,
@@ -210,10 +200,8 @@ def _of_folder(folder: Path, mtp: bool) -> ModelCard:
     files, tensors, used = check_tensors(path, wanted, stored, scheme)
     if seeing is not None:
         seeing = msgspec.structs.replace(seeing, token_work=_token_work(model, tensors))
-    ignored = KNOWN_UNUSED if scheme is None else (*KNOWN_UNUSED, *scheme.beside)
-    unused = sorted(name for name in stored.keys() - used if not name.endswith(ignored))
     notes += [scheme.note] if scheme is not None else []
-    notes += _unread(family, model, unused)
+    notes += unused_tensors.notes(path, family, model, stored, used, () if scheme is None else scheme.beside)
     said, end_ids, more = generation.read(folder / "generation_config.json", model.vocab_size)
     words = text.read(folder)
     dtype, stored_as = _dtype(given, tensors)
@@ -265,26 +253,6 @@ def _with_mtp(
     if more := sorted(name for name in stored if name.startswith(others)):
         refuse(path, f"{NO_MTP}, of one layer, and its files have {more[0]!r} besides. {BETTER}")
     return model.with_mtp(), stored
-
-
-def _unread(family: Family, model: ModelConfig, unused: list[str]) -> Iterator[str]:
-    """What tensors are that nobody reads."""
-    beside = _beside(family, model)
-    for what in dict.fromkeys(beside.values()):
-        prefixes = tuple(prefix for prefix, each in beside.items() if each == what)
-        known = [name for name in unused if name.startswith(prefixes)]
-        unused = [name for name in unused if not name.startswith(prefixes)]
-        if known:
-            yield f"{len(known)} tensors are {what}"
-    if unused:
-        yield f"{len(unused)} tensors are not used, among them {unused[0]}"
-
-
-def _beside(family: Family, model: ModelConfig) -> Mapping[str, str]:
-    """What may be there and is not read, by how its names begin: in some files a head is one layer more."""
-    if family.mtp is None or model.mtp:
-        return family.beside
-    return {**family.beside, f"model.layers.{model.num_layers}.": MTP_HEAD}
 
 
 def _sight(

@@ -6,13 +6,19 @@ import re
 from collections.abc import Container, Iterator
 from dataclasses import replace
 
-from workers.checkpoints.families.llama import EMBEDDING, HEAD
+from workers.checkpoints.families.llama import EMBEDDING, HEAD, HEAD_BIAS
 from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.architectures import Architecture
 from workers.checkpoints.safetensors import Tensor
 from workers.checkpoints.stacked import MOST_EXPERTS
 
-MODEL = {"token_embd": EMBEDDING, "output": HEAD, "output_norm": "model.norm.weight"}
+MODEL = {
+    "token_embd.weight": EMBEDDING,
+    "output.weight": HEAD,
+    "output.bias": HEAD_BIAS,
+    "output_norm.weight": "model.norm.weight",
+    "output_norm.bias": "model.norm.bias",
+}
 LAYER = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -61,8 +67,8 @@ def usual(
     if name in architecture.whole:
         yield architecture.whole[name], tensor
         return
-    if name.removesuffix(".weight") in MODEL:
-        yield MODEL[name.removesuffix(".weight")], tensor
+    if name in MODEL:
+        yield MODEL[name], tensor
         return
     match = _LAYER.fullmatch(name)
     known = LAYER | dict(architecture.tensors)
