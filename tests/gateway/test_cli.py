@@ -1,6 +1,7 @@
 """The `cortex` command: what it refuses takes one line and exit code 1, and starts nothing."""
 
 import json
+import os
 import socket
 import subprocess
 import sysconfig
@@ -106,3 +107,12 @@ def test_a_bar_shows_names_as_they_are(monkeypatch):
     assert "loading [/red]" in result.stderr
     assert "reads [/shard]" in result.stderr
     assert "[/red] is loaded on beast" in result.stdout
+
+
+@pytest.mark.parametrize(("typed", "offered"), [("cortex ev", ["evict"]), ("cortex keys l", ["list"])])
+def test_a_shell_completes_its_commands(typed, offered):
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    environment = os.environ | words | {"_CORTEX_COMPLETE": "complete_bash"}
+    command = [sysconfig.get_path("scripts") + "/cortex"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150).stdout
+    assert said.split() == offered
