@@ -61,7 +61,9 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise invalid(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         text = str(error)
-        if text == "Input data was truncated":
+        if not body:
+            text = "it is empty"
+        elif text == "Input data was truncated":
             text = "it ends too soon, or has half of a surrogate pair"
         raise CortexError(Code.BAD_REQUEST, f"the body is not valid JSON: {text}") from error
 

@@ -147,6 +147,11 @@ def test_of_a_key_that_comes_twice_the_last_one_counts(path: str) -> None:
 
 
 @PATHS
+def test_an_empty_body_is_called_that(path: str) -> None:
+    assert outcome(path, b"").message == "the body is not valid JSON: it is empty"
+
+
+@PATHS
 def test_a_name_that_no_neuron_would_read_is_refused_here(path: str) -> None:
     for length, refused in ((MAX_MODEL_ID, None), (MAX_MODEL_ID + 1, "model")):
         error = outcome(path, json.dumps(VALID[path] | {"model": "x" * length}).encode())
