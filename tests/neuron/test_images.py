@@ -33,6 +33,7 @@ from neuron.requests.generation import Generation
 from neuron.requests.request import RequestOwner
 from neuron.text.frontend import TextFrontEnd
 from tests.neuron.doubles import described
+from tests.neuron.pictures import encoded, noise
 from tests.workers import seeing
 from workers.checkpoints.reading import read_card
 
@@ -62,16 +63,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text(folder):
     return TextFrontEnd.load(read_card(folder))
-
-
-def noise(rows, columns, channels=3, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (rows, columns, channels), dtype=np.uint8)
-
-
-def encoded(image, kind="PNG", **options):
-    file = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, kind, **options)
-    return file.getvalue()
 
 
 def as_transformers(folder, image):

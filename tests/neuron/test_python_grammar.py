@@ -10,7 +10,7 @@ import pytest
 from ipc.messages.conversation import Tool
 from neuron.grammar.tool_calls import require_call
 from neuron.text.formats.pythonic import PYTHONIC
-from tests.neuron.test_tool_grammar import encode, follow
+from tests.neuron.grammars import encode, follow
 
 
 def written(schema, seed):

@@ -16,7 +16,7 @@ from ipc.worker_messages import GRAMMAR_LIMITS
 from neuron.grammar import check, json_schema, structured
 from neuron.grammar.tool_calls import require_call
 from neuron.text.formats.registry import FORMATS
-from tests.neuron.test_tool_grammar import BYTES, encode
+from tests.neuron.grammars import BYTES, encode
 
 SEEDS = range(14)
 NAMES = ["a", "b_c", "city", "x-y", "n0", "Übung"]

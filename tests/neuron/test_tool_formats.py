@@ -25,7 +25,7 @@ from neuron.text.formats.tool_format import ToolFormat
 from neuron.text.tags import TOKEN
 from neuron.text.template import ChatTemplate
 from tests.neuron.chunks import cut
-from tests.neuron.test_tool_grammar import encode, follow
+from tests.neuron.grammars import encode, follow
 from tests.neuron.tool_texts import SAMPLES as TAGGED
 from tests.neuron.tool_texts_parameters import SAMPLES as PARAMETERS
 from tests.neuron.tool_texts_untagged import SAMPLES as UNTAGGED

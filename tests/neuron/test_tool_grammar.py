@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 
 import jsonschema
 import pytest
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from ipc.errors import Code, CortexError
 from ipc.messages.conversation import Tool
 from ipc.messages.sampling import Structured
-from neuron.grammar.check import Bytes
 from neuron.grammar.tool_calls import allow_call, require_call
 from neuron.text.formats.hermes import HermesParser
 from neuron.text.formats.registry import FORMATS
+from tests.neuron.grammars import encode, follow
 
 SCHEMA = {
     "type": "object",
@@ -30,32 +28,9 @@ TIME = Tool.function(
 )
 
 
-def encode(text: str) -> list[int]:
-    return list(text.encode())
-
-
 def written(tools: list[Tool], names: list[str], seed: int, *, parallel: bool = True) -> str:
     """What somebody writes who knows nothing but the grammar, one byte after the other."""
     return follow(require_call(tools, names, encode, "none", parallel).grammar, seed)
-
-
-BYTES = LLTokenizer(TokenizerWrapper(Bytes()))
-
-
-def follow(grammar: str, seed: int, length: int = 2000) -> str:
-    """The same, of any grammar."""
-    rng, text = random.Random(seed), b""
-    matcher = LLMatcher(BYTES, grammar, log_level=0)
-    while not matcher.is_stopped() and len(text) < length:
-        mask = int.from_bytes(matcher.compute_bitmask(), "little")
-        # nobody who guesses ends a string that has no bound soon: quotes are likelier
-        choices = [byte for byte in range(256) if mask >> byte & 1] or [256]
-        byte = ord('"') if ord('"') in choices and rng.random() < 0.5 else rng.choice(choices)
-        if mask >> 256 & 1 and rng.random() < 0.5:
-            break
-        matcher.consume_token(byte)
-        text += bytes([byte])
-    return text.decode(errors="replace")
 
 
 def calls_in(text: str) -> list:

@@ -12,7 +12,7 @@ from ipc.messages.conversation import Tool
 from neuron.grammar.check import Bytes
 from neuron.grammar.tool_calls import require_call
 from neuron.text.formats.registry import BY_NAME
-from tests.neuron.test_tool_grammar import encode, follow
+from tests.neuron.grammars import encode, follow
 
 TOOLS = [Tool.function(name) for name in ("get_weather", "ping", "get_time")]
 

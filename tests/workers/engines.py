@@ -22,6 +22,8 @@ from workers.scheduling.pacing import Pace
 from workers.scheduling.scheduler import Scheduler
 from workers.step.engine import Engine, OutOfDeviceMemory
 
+VOCABULARY = 131  # tokens of tiny checkpoints
+
 LIMITS = {"max_sequences": 8, "max_step_tokens": 64, "context_length": 4096, "kv_pages": 200}
 LARGEST = {"max_sequences": 16, "max_step_tokens": 512}  # of the steps that most tests make; a load tries one
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.device_count(), reason="there is no GPU")]
@@ -156,3 +158,30 @@ def serve(
     for answer in answers:
         assert answer.finish != "error", answer.message
     return [answer.token_ids for answer in answers]
+
+
+def logits_of(runner: ModelRunner, prompt: list[int]) -> torch.Tensor:
+    """Of the token after the prompt, over the vocabulary."""
+    seen, logits = [], runner.model.logits
+    runner.model.logits = lambda x: seen.append(logits(x)) or seen[-1].clone()
+    serve(runner, [request(1, prompt, 1)])
+    del runner.model.logits
+    return seen[-1][0]
+
+
+def unlike_requests(count: int):
+    """Greedy and sampled ones, each with its own seed and settings."""
+    settings = [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_k": 5},
+        {"temperature": 1.5, "top_p": 0.8},
+        {"temperature": 3.0, "top_k": 40, "top_p": 0.95},
+        {"temperature": 2.0, "min_p": 0.02, "repetition_penalty": 1.3, "min_tokens": 5},
+        {"temperature": 0.0, "presence_penalty": 0.7, "frequency_penalty": 0.4, "logit_bias": {7: 4.0}},
+        {"temperature": 1.0, "bad_words": [[3], [5, 9]], "allowed_token_ids": list(range(60))},
+    ]
+    for submit in some_requests(count, VOCABULARY, seed=3):
+        chosen = settings[submit.request_id % len(settings)]
+        submit.params = SamplingParams(**chosen, seed=1000 + submit.request_id)
+        yield submit

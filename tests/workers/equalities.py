@@ -9,13 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ipc.worker_messages import PAGE_SIZE, Constraint, SamplingParams, Submit
+import pytest
+import torch
+
+from ipc.worker_messages import PAGE_SIZE, Constraint, Logprobs, SamplingParams, Submit
 from neuron.grammar.structured import OPTIONS
 from tests.workers.engines import Answer, Session, prompt_of
 from workers.execution.model_runner import ModelRunner
 from workers.step.engine import OutOfDeviceMemory, StepResult
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
+
+CLOSE = 1e-4  # nats
 
 VOCABULARY = 1856  # of the demo's tokenizer, padded
 STOP = 0  # its end of text
@@ -174,3 +179,24 @@ def resume(runner: ModelRunner, stopped: list[Answer], every: int = 1) -> list[l
 
 
 assert max(len(submit.prompt) // 4 + submit.max_tokens for submit in requests()) < 15 * PAGE_SIZE
+
+
+def assert_close(ours: list[Logprobs], theirs: list[Logprobs]) -> None:
+    assert [each.token for each in ours] == [each.token for each in theirs]
+    assert [each.logprob for each in ours] == pytest.approx([each.logprob for each in theirs], abs=CLOSE)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert [value for _, value in mine.top] == pytest.approx([value for _, value in other.top], abs=CLOSE)
+
+
+def assert_equal(ours: list[Answer], theirs: list[Answer]) -> None:
+    """The same tokens and ends, and numbers that are close."""
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine.token_ids, mine.finish, mine.code) == (other.token_ids, other.finish, other.code)
+        assert_close(mine.logprobs, other.logprobs)
+        assert_close(mine.prompt_logprobs, other.prompt_logprobs)
+        torch.testing.assert_close(vector(mine), vector(other), rtol=CLOSE, atol=CLOSE)
+
+
+def vector(answer: Answer) -> torch.Tensor:
+    """`[hidden]` float32 of what embeds; one zero of what does not."""
+    return torch.frombuffer(bytearray(answer.embedding or bytes(4)), dtype=torch.float32)

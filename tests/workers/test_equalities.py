@@ -14,11 +14,10 @@ from ipc.worker_messages import Logprobs, Submit
 from tests.workers import ranks
 from tests.workers.checkpoints import SIZES, fill, qwen3
 from tests.workers.engines import DEVICES, Answer, prompt_of
-from tests.workers.equalities import VOCABULARY, Observed, requests
+from tests.workers.equalities import CLOSE, VOCABULARY, Observed, assert_close, assert_equal, requests, vector
 from tests.workers.ranks import Job, Result
 
 DEMO = Path(__file__).parents[2] / "neuron" / "demo"
-CLOSE = 1e-4  # nats
 
 
 @pytest.fixture(scope="module")
@@ -77,25 +76,6 @@ def results(request, world_size, every, folder, one_rank, alone) -> list[Result]
 @pytest.fixture(scope="module")
 def seen(results) -> Observed:
     return results[0].observed
-
-
-def assert_close(ours: list[Logprobs], theirs: list[Logprobs]) -> None:
-    assert [each.token for each in ours] == [each.token for each in theirs]
-    assert [each.logprob for each in ours] == pytest.approx([each.logprob for each in theirs], abs=CLOSE)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert [value for _, value in mine.top] == pytest.approx([value for _, value in other.top], abs=CLOSE)
-
-
-def assert_equal(ours: list[Answer], theirs: list[Answer]) -> None:
-    for mine, other in zip(ours, theirs, strict=True):
-        assert (mine.token_ids, mine.finish, mine.code) == (other.token_ids, other.finish, other.code)
-        assert_close(mine.logprobs, other.logprobs)
-        assert_close(mine.prompt_logprobs, other.prompt_logprobs)
-        torch.testing.assert_close(vector(mine), vector(other), rtol=CLOSE, atol=CLOSE)
-
-
-def vector(answer: Answer) -> torch.Tensor:
-    return torch.frombuffer(bytearray(answer.embedding or bytes(4)), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("circumstance", ["batched", "chunked", "cached", "preempted"])

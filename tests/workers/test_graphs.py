@@ -9,11 +9,10 @@ import torch
 
 from tests.workers import seeing
 from tests.workers.adapters import write_adapter
-from tests.workers.engines import GPU, Session, make_runner, request, serve
+from tests.workers.engines import GPU, Session, make_runner, request, serve, unlike_requests
+from tests.workers.guessing import replace_id
 from tests.workers.recorded import Recorder, record_steps
 from tests.workers.test_adapters import read, with_adapter
-from tests.workers.test_model_runner import unlike_requests
-from tests.workers.test_speculation import replace_id
 from workers.execution import model_runner
 from workers.execution.graphs import MOST_GRAPHS, Graphs, Kind, sizes
 from workers.sampling.draws import FILTERED, PLAIN, choose

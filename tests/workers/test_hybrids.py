@@ -18,8 +18,7 @@ from benchmarks.loading import memory
 from ipc.errors import CortexError
 from ipc.worker_messages import PAGE_SIZE, SamplingParams
 from tests.workers.checkpoints import fill, greedy, qwen3_5, qwen3_next
-from tests.workers.engines import Answer, Session, make_runner, request
-from tests.workers.test_model import logits_of
+from tests.workers.engines import Answer, Session, logits_of, make_runner, request
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.caches import num_states
 from workers.checkpoints.reading import read_card

@@ -14,9 +14,8 @@ from neuron.description import described
 from neuron.memory.fit import find_fit
 from tests.neuron.folders import write_checkpoint
 from tests.workers import encoders
-from tests.workers.engines import Answer, Session, make_runner, request
+from tests.workers.engines import Answer, Session, logits_of, make_runner, request
 from tests.workers.equalities import short_of_memory
-from tests.workers.test_model import logits_of
 from tests.workers.thread_ranks import Ranks
 from workers.cache.paged import KVCache
 from workers.cache.quantised import CODES, dequantise, quantise

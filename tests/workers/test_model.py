@@ -9,7 +9,7 @@ import torch
 
 from ipc.worker_messages import Submit
 from tests.workers.checkpoints import VARIANTS, fill, greedy, phi3
-from tests.workers.engines import Answer, Session, make_runner, request, serve
+from tests.workers.engines import Answer, Session, logits_of, make_runner, request, serve
 from tests.workers.thread_ranks import Ranks
 from workers.execution.model_runner import ModelRunner
 from workers.layers.linear import Linear
@@ -19,15 +19,6 @@ def load(folder, **changes) -> ModelRunner:
     runner = make_runner(folder, **changes)
     runner.load(lambda fraction, message: None)
     return runner
-
-
-def logits_of(runner: ModelRunner, prompt: list[int]) -> torch.Tensor:
-    """Of the token after the prompt, over the vocabulary."""
-    seen, logits = [], runner.model.logits
-    runner.model.logits = lambda x: seen.append(logits(x)) or seen[-1].clone()
-    serve(runner, [request(1, prompt, 1)])
-    del runner.model.logits
-    return seen[-1][0]
 
 
 LONG = [(7 * i + 3) % 131 for i in range(100)]  # tokens, more than a step takes

@@ -11,14 +11,21 @@ import torch
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import SamplingParams
-from tests.workers.engines import DEVICES, Session, make_runner, make_spec, request, serve, some_requests
+from tests.workers.engines import (
+    DEVICES,
+    VOCABULARY,
+    Session,
+    make_runner,
+    make_spec,
+    request,
+    serve,
+    unlike_requests,
+)
 from workers.execution import model_runner
 from workers.execution.device import check_builds, check_type
 from workers.step.engine import OutOfDeviceMemory
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 from workers.weights.loader import WeightFiles
-
-VOCABULARY = 131
 
 
 @pytest.fixture(scope="module", params=DEVICES)
@@ -27,24 +34,6 @@ def runner(request, tiny):
     runner.load(lambda fraction, message: None)
     yield runner
     runner.close()
-
-
-def unlike_requests(count: int):
-    """Greedy and sampled ones, each with its own seed and settings."""
-    settings = [
-        {"temperature": 0.0},
-        {"temperature": 1.0},
-        {"temperature": 0.7, "top_k": 5},
-        {"temperature": 1.5, "top_p": 0.8},
-        {"temperature": 3.0, "top_k": 40, "top_p": 0.95},
-        {"temperature": 2.0, "min_p": 0.02, "repetition_penalty": 1.3, "min_tokens": 5},
-        {"temperature": 0.0, "presence_penalty": 0.7, "frequency_penalty": 0.4, "logit_bias": {7: 4.0}},
-        {"temperature": 1.0, "bad_words": [[3], [5, 9]], "allowed_token_ids": list(range(60))},
-    ]
-    for submit in some_requests(count, VOCABULARY, seed=3):
-        chosen = settings[submit.request_id % len(settings)]
-        submit.params = SamplingParams(**chosen, seed=1000 + submit.request_id)
-        yield submit
 
 
 def alone(runner, requests):

@@ -13,7 +13,7 @@ from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImag
 from ipc.errors import CortexError
 from ipc.worker_messages import PlacedImage
 from neuron.images import sizing
-from tests.neuron.test_images import encoded, noise
+from tests.neuron.pictures import encoded, noise
 from tests.workers import seeing
 from tests.workers.checkpoints import SIZES, fill
 from tests.workers.seeing import (

@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from ipc.worker_messages import SamplingParams, Submit
-from tests.workers.engines import Answer, Session, make_runner, prompt_of
-from tests.workers.guessing import Knows
+from tests.workers.engines import Answer, Session, make_runner, prompt_of, unlike_requests
+from tests.workers.guessing import Knows, of_all_kinds, replace_id
 from tests.workers.recorded import record_steps
 from tests.workers.shortage import Shortage, assert_nothing_is_held, assert_right, short_of_memory
-from tests.workers.test_model_runner import unlike_requests
-from tests.workers.test_speculation import of_all_kinds, replace_id
 from workers.attention.states import RecurrentStates
 from workers.cache.state import HostStates
 from workers.execution import model_runner

@@ -18,7 +18,7 @@ from ipc.worker_messages import PlacedImage
 from neuron.config import ModelSettings
 from neuron.description import described
 from neuron.images import sizing
-from tests.neuron.test_images import encoded, noise
+from tests.neuron.pictures import encoded, noise
 from tests.workers import seeing
 from tests.workers.checkpoints import SIZES, fill
 from tests.workers.seeing import (

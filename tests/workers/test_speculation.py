@@ -17,11 +17,10 @@ from neuron.description import described
 from tests.workers import encoders
 from tests.workers.checkpoints import fill, lfm2, qwen3, qwen3_5
 from tests.workers.engines import Answer, Session, make_runner, make_spec, prompt_of, request
-from tests.workers.equalities import VOCABULARY
-from tests.workers.guessing import Knows
+from tests.workers.equalities import VOCABULARY, assert_equal
+from tests.workers.guessing import SIZES, Knows, answers_of, of_all_kinds, replace_id
 from tests.workers.recorded import record_steps
 from tests.workers.simulation import END, STORM_STEPS, Run, Shape, Storm, group, make_scheduler, submit
-from tests.workers.test_equalities import assert_equal
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.reading import read_card
 from workers.process.loop import make_scheduler as make_worker_scheduler
@@ -29,8 +28,6 @@ from workers.sampling.sampler import Sampler
 from workers.scheduling import drafts
 from workers.step.engine import Extra, Loaded, StepResult
 from workers.step.plan import UNKNOWN, verified
-
-SIZES = {"context_length": 256, "max_step_tokens": 64}
 
 
 def test_tokens_are_kept_up_to_the_first_that_was_guessed_otherwise():
@@ -262,35 +259,6 @@ def knowing(monkeypatch):
     return know
 
 
-def of_all_kinds() -> list[Submit]:
-    """Settings that are guessed and such as are not, with answers over several pages."""
-    dice = random.Random(3)
-    settings = [
-        {},
-        {"logprobs": 3},
-        {"temperature": 1.0, "seed": 7},
-        {"temperature": 0.8, "top_k": 9, "seed": 8, "logprobs": 0},
-        {"temperature": 1.2, "top_p": 0.9, "min_p": 0.01, "seed": 1 << 63},
-        {"temperature": 1.0, "logit_bias": {7: 2.0}, "bad_words": [[11]], "min_tokens": 20, "stop_ids": [5]},
-        {"repetition_penalty": 1.3, "logprobs": 1},
-        {"no_repeat_ngram": 2},
-        {"prompt_logprobs": 1},
-    ]
-    return [
-        request(number, [dice.randrange(6, 131) for _ in range(20 + 7 * number)], 50, **each)
-        for number, each in enumerate(settings)
-    ]
-
-
-def answers_of(
-    engine, submits: list[Submit], *, seed: int | None = None, **limits
-) -> tuple[list[Answer], dict]:
-    session = Session(engine, **{"max_sequences": 16} | SIZES | limits)
-    found = session.answer(submits, seed=seed)
-    session.end()
-    return found, session.scheduler.statistics()
-
-
 @pytest.fixture(scope="module", params=["cpu", "recorded"])
 def runner(request, tiny):
     """On the CPU, and as on a GPU: with a step in flight, and steps that are recorded."""
@@ -334,10 +302,6 @@ def test_so_are_those_to_prompts_that_are_cached(runner, expected, knowing):
     session.end()
     assert_equal(found, expected)
     assert sum(answer.cached_tokens > 0 for answer in found) > 5
-
-
-def replace_id(submit: Submit) -> Submit:
-    return msgspec.structs.replace(submit, request_id=submit.request_id + 1000)
 
 
 def test_a_text_that_repeats_itself_takes_fewer_steps(runner):
