@@ -19,6 +19,7 @@ from ipc.messages.framing import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from ipc.messages.replies import (
     Appraisals,
     Cancelled,
+    Claimed,
     Discovery,
     Done,
     Failed,
@@ -35,6 +36,7 @@ from ipc.messages.requests import (
     CachedPages,
     Cancel,
     CheckCatalogue,
+    Claim,
     CountTokens,
     Detokenize,
     Discover,
@@ -61,6 +63,7 @@ from ipc.server import Encoded, Peer
 from ipc.settings import ConfigError
 from ipc.unread import Unread
 from ipc.worker_messages import PAGE_SIZE
+from neuron.claims import Claims
 from neuron.config import NeuronConfig
 from neuron.models.managed import ManagedModel
 from neuron.models.manager import ModelManager
@@ -118,6 +121,7 @@ class Service:
         self._ended_log = EndedLog()
         self._tasks: dict[asyncio.Task[None], tuple[Peer, int]] = {}
         self._watches = Watches(models, self._state)
+        self._claims = Claims()
         self._drains = Drains(self._is_idle)
         self._ending = False
         self._verbs: dict[type[Request], Callable] = {
@@ -141,6 +145,7 @@ class Service:
             Unread: self._unread,
             CachedPages: partial(self._later, self._cached_pages),
             Quote: partial(self._later, self._quote),
+            Claim: self._claim,
             Drain: partial(self._later, self._drain),
             SetCatalogue: partial(self._later, self._set_catalogue),
             CheckCatalogue: partial(self._later, self._check_catalogue),
@@ -328,6 +333,10 @@ class Service:
         model = await self._models.open(request.model)
         self._refuse_drained(model)
         return await self._models.quote(model, request.id)
+
+    def _claim(self, peer: Peer, request: Claim) -> None:
+        neuron = self._claims.settle(request.model, request.equals, request.others)
+        peer.send(Claimed(id=request.id, neuron=neuron))
 
     async def _set_catalogue(self, peer: Peer, request: SetCatalogue) -> Reply:
         _check(request.catalogue)

@@ -112,6 +112,27 @@ def best(hosts: Sequence[H], model: str, quotes: Mapping[str, Quoted | CortexErr
     return host, _reason(host, model, quotes.get(host.name))
 
 
+def is_on_its_way(host: Host, model: str, quote: Quoted | CortexError | None) -> bool:
+    """Whether no load has to begin there for a request."""
+    return is_coming(host, model) or (isinstance(quote, Quoted) and quote.verdict in ("ready", "loading"))
+
+
+def choices(
+    hosts: Sequence[H], model: str, quotes: Mapping[str, Quoted | CortexError]
+) -> tuple[list[H], list[H]]:
+    """Of those that would load it the best ones, which are equal but for seconds and for what else they load,
+    and the others; the best first.
+    """
+    costs = {
+        host: (_cost(host, model, quote, inf, True), order(host.name, model))
+        for host in hosts
+        if isinstance(quote := quotes.get(host.name), Quoted) and quote.verdict != "refused"
+    }
+    found = sorted(costs, key=costs.__getitem__)
+    equals = [host for host in found if costs[host][0][:2] == costs[found[0]][0][:2]]
+    return equals, found[len(equals) :]
+
+
 def second(
     hosts: Sequence[H], model: str, quotes: Mapping[str, Quoted | CortexError], waits: float, each: float
 ) -> tuple[H, str] | None:

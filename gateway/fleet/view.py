@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -31,13 +31,14 @@ from ipc.errors import Code, CortexError
 from ipc.keys import load_secret
 from ipc.logs import Gathered
 from ipc.messages.replies import Quoted
-from ipc.messages.requests import Eviction
+from ipc.messages.requests import Claim, Eviction
 from ipc.messages.state import ModelState
 
 logger = logging.getLogger("gateway.fleet.view")
 
 QUOTED = 16  # neurons that are asked for a quote for one request
 SEARCHED = 64  # the same, for a model that none says that it has
+CLAIM_SECONDS = 1.0  # for a neuron to say where a model is to be loaded
 FINISH_SECONDS = 1.0  # for what is to be done before the end
 MEASURED = 0.1  # the weight of one prompt in how many bytes a token has
 
@@ -243,8 +244,35 @@ class Fleet:
             best = score.best(ready, score.Asked(model, prompt, key), self.prefixes)
             return best.host, f"by now {best.reason(score.Asked(model), len(ready))}"
         neuron, reason = router.best(having, model, quotes)
+        if not router.is_on_its_way(neuron, model, quotes.get(neuron.name)):
+            agreed = await self._agreed(having, model, quotes)
+            neuron, reason = router.best(having, model, quotes)  # more is known by now of what we began
+            is_coming = router.is_on_its_way(neuron, model, quotes.get(neuron.name))
+            if not (agreed is None or agreed is neuron or is_coming):
+                neuron, reason = agreed, f"it is agreed to load there, not on {neuron.name}"
         self._quotes.forget(neuron.name)
         return neuron, reason
+
+    async def _agreed(
+        self, hosts: list[Neuron], model: str, quotes: Mapping[str, Quoted | CortexError]
+    ) -> Neuron | None:
+        """The one of these hosts that loads a model for other processes as well, which may be deciding now;
+        None: that cannot be known."""
+        equals, others = router.choices(hosts, model, quotes)
+        by_instance = {neuron.instance: neuron for neuron in (*equals, *others)}
+        if len(by_instance) < 2:
+            return None
+        claim = Claim(
+            id=0,
+            model=model,
+            equals=[neuron.instance for neuron in equals],
+            others=[neuron.instance for neuron in others],
+        )
+        try:
+            reply = await by_instance[min(by_instance)].client.ask(claim, CLAIM_SECONDS)
+        except CortexError:  # it is of an older version, or was lost
+            return None
+        return by_instance.get(reply.neuron)
 
     async def _second(
         self, asked: score.Asked, best: score.Score[Neuron], avoid: Collection[Neuron]

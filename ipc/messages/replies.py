@@ -179,6 +179,12 @@ class Quoted(Reply, tag="quoted"):
     bytes_to_pull: int | None = None
 
 
+class Claimed(Reply, tag="claimed"):
+    """Terminal. The neuron at which a model is to be loaded."""
+
+    neuron: str
+
+
 class CatalogueReply(Reply, tag="catalogue"):
     """Terminal. The catalogue that counts here now, which may be that of another gateway."""
 
@@ -271,6 +277,7 @@ AnyReply = (
     | Ranked
     | PageHashes
     | Quoted
+    | Claimed
     | CatalogueReply
     | Appraisals
     | HelloReply
@@ -294,6 +301,7 @@ TERMINAL = (
     Ranked,
     PageHashes,
     Quoted,
+    Claimed,
     CatalogueReply,
     Appraisals,
     HelloReply,

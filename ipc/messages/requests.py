@@ -19,6 +19,7 @@ from ipc.messages.sampling import Sampling, Structured, Thinking
 from ipc.messages.values import MAX_TOKEN_IDS, ModelId, Name, Plain, Seconds, TokenIds
 
 MAX_MARKS = 8
+MAX_NEURONS = 64  # of which one is chosen
 MAX_WRITTEN = 1 << 17  # tokens of a request that were written elsewhere; to tell them again takes 20 ms
 
 # Who leaves first: the one that costs least to bring back, was used longest ago, has the lowest priority.
@@ -217,6 +218,18 @@ class Quote(Request, tag="quote"):
     model: ModelId
 
 
+class Claim(Request, tag="claim"):
+    """At which neuron that model is to be loaded: who asks first decides, for all that ask the same neuron
+    within a moment. Nothing is done for it. Answered by `Claimed`.
+
+    Neurons are told apart by their `instance`.
+    """
+
+    model: ModelId
+    equals: Annotated[list[Name], Meta(min_length=1, max_length=MAX_NEURONS)]  # that would do best, in order
+    others: Annotated[list[Name], Meta(max_length=MAX_NEURONS)] = []  # that would do, where it is decided so
+
+
 class Drain(Request, tag="drain"):
     """Take no new work, finish what runs. `Done` comes when nothing runs any more."""
 
@@ -262,6 +275,7 @@ AnyRequest = (
     | Rerank
     | CachedPages
     | Quote
+    | Claim
     | Drain
     | Resume
     | SetCatalogue

@@ -29,6 +29,7 @@ from ipc.messages.replies import (
     Appraisals,
     Cancelled,
     CatalogueReply,
+    Claimed,
     Delta,
     Done,
     Failed,
@@ -48,6 +49,7 @@ from ipc.messages.requests import (
     AnyRequest,
     Cancel,
     CheckCatalogue,
+    Claim,
     CountTokens,
     Detokenize,
     Drain,
@@ -124,6 +126,9 @@ class FakeNeuron:
     ranks: dict[str, list[RankState]] = field(default_factory=dict)  # by model
     cancelled: int = 0
     served: list[Generate] = field(default_factory=list)
+    instance: str = "1"
+    claims: list[Claim] = field(default_factory=list)  # that it was asked to settle
+    settles: str | None = None  # that a model is to be loaded there; None: it knows no claims
     counted: list[CountTokens] = field(default_factory=list)
     work: dict[tuple[bytes, int], Work] = field(default_factory=dict)
     watches: dict[tuple[bytes, int], Peer] = field(default_factory=dict)
@@ -153,7 +158,7 @@ class FakeNeuron:
         return State(
             id=request_id,
             neuron=self.name,
-            instance="1",
+            instance=self.instance,
             draining=False,
             devices=[device],
             models=[
@@ -196,7 +201,7 @@ class FakeNeuron:
         match request:
             case Hello():
                 self.eviction = request.eviction
-                peer.send(HelloReply(id=request.id, neuron=self.name, version="0", instance="1"))
+                peer.send(HelloReply(id=request.id, neuron=self.name, version="0", instance=self.instance))
             case SetCatalogue(catalogue=said):
                 self.catalogues.append(said)
                 reply = CatalogueReply(id=request.id, version=said.version, origin=said.origin)
@@ -218,6 +223,9 @@ class FakeNeuron:
                 missing = Failed(id=0, code=Code.MODEL_NOT_FOUND, message="no such model")
                 if (reply := self.quotes.get(request.model, missing)) is not None:
                     peer.send(msgspec.structs.replace(reply, id=request.id))
+            case Claim() if self.settles is not None:
+                self.claims.append(request)
+                peer.send(Claimed(id=request.id, neuron=self.settles))
             case CountTokens() if type(request) is CountTokens:
                 self.counted.append(request)
                 words = sum(len(text_of(message.content).split()) for message in request.messages)

@@ -58,6 +58,26 @@ def test_burst_asks_for_one_quote_and_begins_one_load() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("agreed", ["1", "2", "3", "nobody", None])
+def test_all_gateways_load_a_model_where_the_first_of_them_decided(agreed: str | None) -> None:
+    async def scenario() -> None:
+        verdicts = [quote("fits", 4.0), quote("fits", 9.0), quote("evicts", 1.0, evicts=["idle"])]
+        neurons = [
+            host(name, verdict, instance=instance, settles=agreed)
+            for name, verdict, instance in zip("abc", verdicts, "213", strict=True)
+        ]
+        async with fleet_of(*neurons) as fleet:
+            assert await ask(fleet) == "one two"
+        a, b, c = neurons
+        served = [each.instance for each in neurons if each.served]
+        assert served == [agreed if agreed in ("1", "2", "3") else a.instance]
+        assert (a.claims, c.claims) == ([], [])
+        told = [(each.equals, each.others) for each in b.claims]  # whose instance is the least
+        assert told == ([(["2", "1"], ["3"])] if agreed is not None else [])
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("code", [Code.QUEUE_FULL, Code.INSUFFICIENT_MEMORY, Code.DRAINING])
 def test_request_that_one_neuron_refuses_goes_to_the_next(code: str) -> None:
     async def scenario() -> None:

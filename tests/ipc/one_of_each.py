@@ -5,6 +5,7 @@ from ipc.messages.conversation import Message, Tool
 from ipc.messages.requests import (
     CachedPages,
     CheckCatalogue,
+    Claim,
     CountTokens,
     Detokenize,
     Discover,
@@ -54,6 +55,7 @@ ONE_OF_EACH = [
     Rerank(id=18, model="demo", input=["a", "b"], query="c"),
     CachedPages(id=13, model="m"),
     Quote(id=15, model="m"),
+    Claim(id=23, model="m", equals=["a"], others=["b"]),
     Pin(id=19, model="m", pinned=False),
     SetCatalogue(id=20, catalogue=FleetCatalogue(version="1", origin="here", modified=1.5)),
     CheckCatalogue(id=21, catalogue=FleetCatalogue(version="1", origin="here", modified=1.5)),
