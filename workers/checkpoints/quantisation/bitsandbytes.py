@@ -18,6 +18,7 @@ from workers.checkpoints.quantisation.scheme import Parts, Scheme, Stored, only,
 from workers.checkpoints.safetensors import Tensor
 
 BLOCK = 64
+BY_ROWS = b"\0"  # how an int8 weight lies; others are for the products of some GPUs
 STATE_LIMIT = 10_000  # bytes
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -52,6 +53,12 @@ def in_8_bits(stored: Stored, module: str, shape: tuple[int, int]) -> Parts:
     """A weight with the largest number of each row, which is 127 there."""
     weight = stored.need(f"{module}.weight", ["I8"], shape)
     largest = stored.need(f"{module}.SCB", ["F32"], (shape[0],), (shape[0], 1))
+    said = stored.find(f"{module}.weight_format")
+    if said is not None and said.size == 1:
+        with open_file(said.file) as file:
+            file.seek(said.offset)
+            if file.read(1) != BY_ROWS:
+                refuse(said.file, f"{module}.weight_format is not 0: only weights by rows are supported")
     return Parts("INT8_ROW", "bitsandbytes_8", (weight, reshaped(largest, shape[0])))
 
 

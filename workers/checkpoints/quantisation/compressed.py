@@ -160,5 +160,6 @@ def _packed(
         kept = "INT8_ROW"
     if kept is None:
         refuse(path, f"the weight of {module}, {list(shape)}, has groups of {size}, which is not supported")
-    order = orders.find(stored, f"{module}.weight_g_idx", columns, size)
+    is_said = weights.actorder in ("group", "dynamic")
+    order = orders.find(stored, f"{module}.weight_g_idx", columns, size, is_said=is_said)
     return Parts(kept, f"packed_{bits}", tuple(sources), order)

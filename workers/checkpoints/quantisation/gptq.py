@@ -44,7 +44,7 @@ def read(path: Path, given: Mapping[str, Any]) -> Scheme:
         weight = stored.need(f"{module}.qweight", ["I32"], (columns // packed, rows))
         zeros = stored.need(f"{module}.qzeros", ["I32"], (groups, rows // packed))
         scales = stored.need(f"{module}.scales", ["F16", "BF16", "F32"], (groups, rows))
-        order = orders.find(stored, f"{module}.g_idx", columns, size)
+        order = orders.find(stored, f"{module}.g_idx", columns, size, is_said=bool(given.get("desc_act")))
         exact = bits == 4 and symmetric and scales.dtype == "F16" and size % 32 == 0
         kept = "Q4_0" if exact else group_format(f"INT{bits}", size, columns)  # (q - 8) times a float16
         if kept is None:

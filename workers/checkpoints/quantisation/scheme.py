@@ -141,14 +141,16 @@ class Orders:
     def __init__(self) -> None:
         self._known: dict[bytes, Order] = {}
 
-    def find(self, stored: Stored, name: str, columns: int, group: int) -> Order | None:
+    def find(self, stored: Stored, name: str, columns: int, group: int, *, is_said: bool) -> Order | None:
         """What the tensor of that name says; None: groups are neighbours, or there is no such tensor.
 
+        Args:
+            is_said: the config says that they are none: then it is there.
+
         Raises:
-            CortexError: MODEL_LOAD_FAILED naming it: groups are not of that size.
+            CortexError: MODEL_LOAD_FAILED naming it: it is missing, or groups are not of that size.
         """
-        tensor = stored.find(name)
-        if tensor is None:
+        if stored.find(name) is None and not (is_said and group < columns):
             return None
         tensor = stored.need(name, ["I32"], (columns,))
         with open_file(tensor.file) as file:
