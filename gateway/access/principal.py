@@ -19,7 +19,7 @@ LEFTOVERS = 100  # the priority of who has no key, where others have one
 _NO_TERMS = Terms()
 
 
-class Ledger(Protocol):
+class Meter(Protocol):
     """Where usage is noted."""
 
     def note(self, key_id: str, model: str, usage: Usage) -> None:
@@ -49,14 +49,14 @@ class Principal:
         key: Key | None = None,
         priority: int | None = None,
         limits: Limits | None = None,
-        ledger: Ledger | None = None,
+        meter: Meter | None = None,
         admin: bool = False,
     ) -> None:
         self.account = account
         self.key_id = key.id if key is not None else ""
         self.name = key.name if key is not None else ""
         self.admin = key.terms.admin if key is not None else admin
-        self._key, self._priority, self._limits, self._ledger = key, priority, limits, ledger
+        self._key, self._priority, self._limits, self._meter = key, priority, limits, meter
         self.limits: list[Limit] = []
         self._terms = key.terms if key is not None else _NO_TERMS
 
@@ -107,7 +107,7 @@ class Principal:
             return
         if self._terms.limits_tokens:
             self._limits.charge(self._key.number, usage.prompt_tokens + usage.completion_tokens)
-        self._ledger.note(self.key_id, model, usage)
+        self._meter.note(self.key_id, model, usage)
 
 
 ANYBODY = Principal("")  # where nobody asked who it is

@@ -50,7 +50,7 @@ class Services:
     fleet: Fleet
     read: Callable[[falcon.asgi.Request], Awaitable[bytes | bytearray]]  # the body of a request
     context: Callable[[falcon.asgi.Request], RequestContext]  # of a request to a resource of its own
-    # The same, and the account that is taken of one that a neuron is asked for.
+    # The same, and the receipt of one that a neuron is asked for.
     open: Callable[[falcon.asgi.Request], tuple[RequestContext, Exchange]]
     store: ResponseStore | None  # what is kept for clients; None: nothing is
     keys: Keyring

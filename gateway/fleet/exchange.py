@@ -11,12 +11,12 @@ from time import monotonic
 from gateway.access.principal import ANYBODY, Principal
 from gateway.aliases import naming_both
 from gateway.fleet import prompts, router
-from gateway.fleet.account import Account, Asked, OneReply
 from gateway.fleet.breaker import FAULTS
 from gateway.fleet.neuron import Neuron
 from gateway.fleet.patience import NOT_THERE, waited_too_long
 from gateway.fleet.pieces import Pieces
 from gateway.fleet.prompts import NOTHING
+from gateway.fleet.receipt import Asked, OneReply, Receipt
 from gateway.fleet.transcript import Transcript
 from gateway.fleet.view import Fleet
 from gateway.refusals import STATUSES, shown
@@ -69,14 +69,14 @@ class Exchange:
         session: the conversation that it belongs to, where its headers say so; else the request may.
 
     Attributes:
-        account: what it comes to.
+        receipt: what it comes to.
         goes_on: it outlives its HTTP request; whoever notes that closes it.
     """
 
     def __init__(
         self, fleet: Fleet, request_id: str, principal: Principal = ANYBODY, session: str = ""
     ) -> None:
-        self.account = Account(request_id, principal, fleet.ended)
+        self.receipt = Receipt(request_id, principal, fleet.ended)
         self.request_id = request_id
         self.goes_on = False
         self._fleet = fleet
@@ -95,7 +95,7 @@ class Exchange:
         self._moving: asyncio.Task[None] | None = None  # to another neuron
         self._waits_for: Progress | None = None  # as its neuron said last, and
         self._told = 0.0  # when; or when that neuron was asked
-        self._waits_since: float | None = self.account.began  # None: it has begun
+        self._waits_since: float | None = self.receipt.began  # None: it has begun
         self._answered = False  # some of the answer has passed through here
         self._transcript: Transcript | None = None  # of it, where it can go on elsewhere
         self._pieces: Pieces | None = None  # that came before its end
@@ -104,17 +104,17 @@ class Exchange:
     @property
     def started(self) -> Started | None:
         """The neuron's word that the prompt is accepted."""
-        return self.account.started
+        return self.receipt.started
 
     @property
     def finished(self) -> Finished | None:
         """Its regular end."""
-        return self.account.finished
+        return self.receipt.finished
 
     @property
     def reply(self) -> OneReply | None:
         """The same, of a request that one reply answers."""
-        return self.account.reply
+        return self.receipt.reply
 
     # --- the way ----------------------------------------------------------------------------------------
 
@@ -125,18 +125,18 @@ class Exchange:
             CortexError: its sender may not use that model, or not now.
         """
         request.account, request.trace = self._principal.account, self.request_id
-        self.account.asked, request.model = request.model, self._fleet.resolve(request.model)
-        self._request = self.account.request = request
+        self.receipt.asked, request.model = request.model, self._fleet.resolve(request.model)
+        self._request = self.receipt.request = request
         self._needs_load = type(request) not in (CountTokens, Detokenize)
         if self._fleet.knows(request.model):
-            self.account.model = self.account.name = request.model
+            self.receipt.model = self.receipt.name = request.model
         else:
-            self.account.name = shown(request.model)
+            self.receipt.name = shown(request.model)
         try:
             self._principal.admit(request.model)
         except CortexError as error:
             raise self._naming_the_alias(error) from None
-        self.account.admitted = True
+        self.receipt.admitted = True
 
     async def send(self, request: Asked) -> None:
         """Hand the request over, or where it is streamed see to it that a neuron is found for it.
@@ -145,7 +145,7 @@ class Exchange:
             CortexError: its sender may not use that model, or no neuron can take it. Of a stream for which
                 neurons have to be asked that comes later, as all that becomes of it.
         """
-        if not self.account.admitted:
+        if not self.receipt.admitted:
             self.admit(request)
         if isinstance(request, Generate):
             request.session = prompts.session_name(self._principal.account, self._session or request.session)
@@ -197,24 +197,24 @@ class Exchange:
             elif kind is Started:
                 if self.started is not None:  # at the neuron before this one, and the client was told
                     replies = [other for other in replies if other is not reply]
-                self.account.started, self._waits_for, self._told = reply, None, 0.0
+                self.receipt.started, self._waits_for, self._told = reply, None, 0.0
             elif kind is Progress:
                 self._waits_for, self._told = reply, monotonic()
             elif kind is Finished:
-                self.account.finished = reply if self._pieces is None else self._pieces.join(reply)
+                self.receipt.finished = reply if self._pieces is None else self._pieces.join(reply)
                 self._neuron.served(self._request.model)
             elif kind is LogprobPiece:
                 self._pieces = self._pieces or Pieces()
                 self._pieces.take(reply)
             elif kind in ONE_REPLY:
-                self.account.reply = reply
+                self.receipt.reply = reply
                 if self._needs_load:
                     self._neuron.served(self._request.model)
             elif kind is Failed or kind is Cancelled:
                 replies.pop()  # the last one: it is terminal
                 self._fail(reply)
         if tokens:
-            self.account.on_tokens(tokens)
+            self.receipt.on_tokens(tokens)
         return replies
 
     async def verdict(self) -> list[Reply]:
@@ -232,8 +232,8 @@ class Exchange:
 
     def check(self) -> None:
         """Raise the failure of the request, where there is one."""
-        if self.account.error is not None:
-            raise self.account.error
+        if self.receipt.error is not None:
+            raise self.receipt.error
 
     async def whole(self) -> Finished:
         """Wait for the end of an unstreamed request. CortexError when it failed."""
@@ -269,7 +269,7 @@ class Exchange:
             waits_for = self._waits_for if is_told else None
             error = waited_too_long(self._request.model, state, waits_for, patience)
             if error is not None:
-                self.account.fail(self._naming_the_alias(error))
+                self.receipt.fail(self._naming_the_alias(error))
                 self.check()
         await self.take(left)
 
@@ -280,7 +280,7 @@ class Exchange:
             self._hold(*await self._place())
             self._metrics.placement.observe(monotonic() - began)
         except CortexError as error:
-            self.account.fail(self._naming_the_alias(error))
+            self.receipt.fail(self._naming_the_alias(error))
             self.check()
 
     def _begin_at_once(self) -> bool:
@@ -313,7 +313,7 @@ class Exchange:
             error = CortexError(Code.INTERNAL, "the neuron cancelled the request, and nobody had asked it to")
         else:
             error = reply.error()
-        metrics.rejected(self.account.model, self._neuron.name, _label(error)).inc(1)
+        metrics.rejected(self.receipt.model, self._neuron.name, _label(error)).inc(1)
         if error.code in FAULTS and self._needs_load:
             self._neuron.failed(self._request.model)
         self._note_whether_it_comes_back(error)
@@ -321,7 +321,7 @@ class Exchange:
             self._refusals[self._neuron], self._waits_for = error, None
             self._moving = asyncio.create_task(self._move(error))
         else:
-            self.account.fail(self._naming_the_alias(error))
+            self.receipt.fail(self._naming_the_alias(error))
 
     def _note_whether_it_comes_back(self, error: CortexError) -> None:
         """Whether that neuron may be asked again, where no other takes the request."""
@@ -348,9 +348,9 @@ class Exchange:
                 self._request.written = self._transcript.written()
             self._hold(*there)
         except CortexError:
-            self.account.fail(self._naming_the_alias(refusal))
+            self.receipt.fail(self._naming_the_alias(refusal))
             return
-        metrics.retried(self.account.model, self._neuron.name, _label(error)).inc(1)
+        metrics.retried(self.receipt.model, self._neuron.name, _label(error)).inc(1)
         if self._resumes:
             self._metrics.resumes.inc(1)
 
@@ -376,7 +376,7 @@ class Exchange:
         return error.code in _ELSEWHERE
 
     def _naming_the_alias(self, error: CortexError) -> CortexError:
-        return naming_both(error, self.account.asked, self._request.model)
+        return naming_both(error, self.receipt.asked, self._request.model)
 
     def _may_resume(self, error: CortexError) -> bool:
         """Whether another neuron might go on with what one has begun; this one may have refused to."""
@@ -425,8 +425,8 @@ class Exchange:
         if self._needs_load:
             neuron.began(self._request.model)
         self._fleet.placed(neuron, self._request.model, self._prompt)
-        self._metrics = metrics.of(self.account.model, neuron.name)
-        self.account.on_handed_over(neuron.name, reason, self._metrics)
+        self._metrics = metrics.of(self.receipt.model, neuron.name)
+        self.receipt.on_handed_over(neuron.name, reason, self._metrics)
         self._metrics.in_flight.inc(1)
         is_away = self._needs_load and _is_away(neuron, self._request.model)
         if is_away:
@@ -436,8 +436,8 @@ class Exchange:
             logger.info(
                 "request placed request_id=%s model=%s alias=%s neuron=%s reason=%s refused=%s",
                 self.request_id,
-                self.account.name,
-                self.account.alias,
+                self.receipt.name,
+                self.receipt.alias,
                 neuron.name,
                 reason,
                 ",".join(f"{other.name}:{error.code}" for other, error in self._refusals.items()),
@@ -451,15 +451,15 @@ class Exchange:
     # --- its end ----------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """The last byte is sent, or never will be: end what still runs, and the account of it."""
+        """The last byte is sent, or never will be: end what still runs, and write its receipt."""
         if self._moving is not None:
             self._moving.cancel()
         if self._call is None:
-            self.account.close()
+            self.receipt.close()
             return
         self._call.cancel()  # does nothing to one that has ended
         self._let_go()
-        if self.account.left and not self._call.closed:
+        if self.receipt.left and not self._call.closed:
             self._fleet.finish(self._close_account())
             return
         self._end_account()
@@ -477,10 +477,10 @@ class Exchange:
     def _hear_last_word(self, replies: Sequence[Reply]) -> None:
         for reply in replies:
             if isinstance(reply, Cancelled | Finished):
-                self.account.cut_short = reply.usage
+                self.receipt.cut_short = reply.usage
 
     def _end_account(self) -> None:
-        usage = self.account.close(retried=bool(self._refusals or self._returns), call_ended=self._call.ended)
+        usage = self.receipt.close(retried=bool(self._refusals or self._returns), call_ended=self._call.ended)
         if self.finished is not None:
             self._fleet.measure(self._request.model, self._prompt, usage.prompt_tokens)
 

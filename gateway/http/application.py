@@ -1,4 +1,4 @@
-"""The ASGI application: Falcon with our resources, the account of each request, the metrics port.
+"""The ASGI application: Falcon with our resources, the receipt of each request, the metrics port.
 
 It relies on what gunicorn's `asgi` worker does when a client leaves: it cancels the handler. What that worker
 leaves out is in `gateway.http.connections`.
@@ -135,7 +135,7 @@ class Gateway:
             await self._falcon(scope, receive, send)
         except asyncio.CancelledError:
             if (exchange := _own_exchange(scope)) is not None:
-                exchange.account.on_left()
+                exchange.receipt.on_left()
             raise
         finally:
             self._bodies.release(scope)
@@ -212,7 +212,7 @@ class _Identity:
             resp.set_header(name, req.context.request_id)
         if (exchange := req.scope.get(EXCHANGE)) is not None and req.get_header(EXPLAIN):
             await exchange.placed()
-            if placement := one_line(exchange.account.placement):
+            if placement := one_line(exchange.receipt.placement):
                 resp.set_header(PLACEMENT, placement.encode("ascii", "replace").decode())
         if (exchange := _own_exchange(req.scope)) is not None:
-            exchange.account.status = resp.status_code
+            exchange.receipt.status = resp.status_code

@@ -37,7 +37,7 @@ def write(refusal: Refusal, req: falcon.asgi.Request, resp: falcon.asgi.Response
 def _note(refusal: Refusal, req: falcon.asgi.Request) -> None:
     reason = f"{refusal.code}: {refusal.message}"
     if (exchange := req.scope.get(EXCHANGE)) is not None:
-        exchange.account.on_refused(reason)  # it says so at its end
+        exchange.receipt.on_refused(reason)  # it says so at its end
         return
     logger.info(
         "request refused request_id=%s method=%s path=%s status=%d reason=%s",

@@ -32,11 +32,11 @@ def context_of(req: falcon.asgi.Request) -> RequestContext:
 
 
 def open_exchange(fleet: Fleet, req: falcon.asgi.Request) -> tuple[RequestContext, Exchange]:
-    """What is known of a request, and the account of it, which `Gateway` closes."""
+    """What is known of a request, and its receipt, which `Gateway` closes."""
     context = context_of(req)
     exchange = Exchange(fleet, context.request_id, context.principal, session(req))
     if traces.is_on():
-        exchange.account.parent = req.get_header("traceparent")
+        exchange.receipt.parent = req.get_header("traceparent")
     req.scope[EXCHANGE] = exchange
     return context, exchange
 
@@ -79,6 +79,6 @@ class GenerationResource(ExchangeResource):
             # Unstreamed, a neuron says `Started` only where the prompt's ids were asked for.
             started = exchange.started or Started(id=0, prompt_tokens=finished.usage.prompt_tokens)
             resp.content_type = "application/json"
-            account = exchange.account.principal.account
+            account = exchange.receipt.principal.account
             resp.data = await rendered(partial(answer.whole, started, finished), [finished], account)
-            exchange.account.on_ready()
+            exchange.receipt.on_ready()

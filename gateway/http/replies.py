@@ -21,6 +21,6 @@ class ReplyResource(ExchangeResource):
         await exchange.send(request)
         reply = await exchange.one()
         resp.content_type = "application/json"
-        account = exchange.account.principal.account
+        account = exchange.receipt.principal.account
         resp.data = await rendered(partial(answer.whole, reply), [reply], account)
-        exchange.account.on_ready()
+        exchange.receipt.on_ready()

@@ -47,7 +47,7 @@ class EventStream:
             if data:
                 self._silent_since = monotonic()
                 if self._over:
-                    self._exchange.account.on_ready()
+                    self._exchange.receipt.on_ready()
                 return data
 
     async def _next(self) -> bytes:
@@ -60,7 +60,7 @@ class EventStream:
             if not replies:
                 return self._answer.waiting(None)
             write = partial(self._write_all, replies)
-            account = self._exchange.account.principal.account
+            account = self._exchange.receipt.principal.account
             written = await rendered(write, replies, account) if self._dear else write()
         except Exception as error:
             if not isinstance(error, CortexError):

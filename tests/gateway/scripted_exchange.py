@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gateway.config import GatewayConfig
-from gateway.fleet.account import Asked
 from gateway.fleet.exchange import Exchange
+from gateway.fleet.receipt import Asked
 from gateway.fleet.view import Fleet
 from ipc.errors import CortexError
 from ipc.messages.replies import Finished, Reply, Started
@@ -20,16 +20,16 @@ class Script(Exchange):
         self._batches, self._error = list(batches), error
 
     async def send(self, request: Asked) -> None:
-        self._request = self.account.request = request
+        self._request = self.receipt.request = request
 
     async def take(self, within: float) -> list[Reply]:
         self.check()
         batch = self._batches.pop(0)
         for reply in batch:
             if isinstance(reply, Started):
-                self.account.started = reply
+                self.receipt.started = reply
             elif isinstance(reply, Finished):
-                self.account.finished = reply
+                self.receipt.finished = reply
         return batch
 
     async def _wait(self) -> None:
@@ -38,5 +38,5 @@ class Script(Exchange):
     def check(self) -> None:
         if not self._batches and self._error is not None:
             if isinstance(self._error, CortexError):
-                self.account.fail(self._error)
+                self.receipt.fail(self._error)
             raise self._error

@@ -78,7 +78,7 @@ def test_a_stream_that_no_neuron_takes_in_the_end_fails_as_any_other() -> None:
             await exchange.send(Generate(id=0, model="echo", prompt="one two", stream=True))
             with pytest.raises(CortexError) as caught:
                 await take_all(exchange)
-            assert (caught.value.code, exchange.account.status) == (Code.NEURON_LOST, 503)
+            assert (caught.value.code, exchange.receipt.status) == (Code.NEURON_LOST, 503)
             exchange.close()
 
     run(scenario)
@@ -167,7 +167,7 @@ def test_a_request_that_had_begun_waits_anew_for_the_next_worker(monkeypatch: py
         neuron = FakeNeuron()
         async with fleet_of(neuron) as fleet:
             exchange = Exchange(fleet, "r")
-            exchange.account.began -= 10 * fleet.load_wait_seconds
+            exchange.receipt.began -= 10 * fleet.load_wait_seconds
             await exchange.send(generate("stuck"))
             ending = asyncio.create_task(exchange.whole())
             await eventually(lambda: exchange.started)

@@ -61,8 +61,8 @@ def written(script: Script) -> list[bytes]:
 
 def is_ready(script: Script) -> bool:
     """Whether a client that leaves now has had all."""
-    script.account.on_left()
-    return not script.account.left
+    script.receipt.on_left()
+    return not script.receipt.left
 
 
 def test_a_fault_of_ours_ends_the_stream_with_an_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -57,7 +57,7 @@ def test_a_neuron_that_lies_about_tokens_costs_no_request_its_account(
             exchange = Exchange(fleet, "r")
             await exchange.send(generate("echo"))
             finished = await exchange.whole()
-            exchange.account.finished = msgspec.structs.replace(
+            exchange.receipt.finished = msgspec.structs.replace(
                 finished, usage=Usage(prompt_tokens=said, completion_tokens=said)
             )
             with caplog.at_level(logging.INFO):

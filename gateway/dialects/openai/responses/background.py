@@ -111,16 +111,16 @@ class Background:
             kept.set_result(None)
             await recorder.record(run)
             if not recorder.is_wanted:
-                exchange.account.on_left()
+                exchange.receipt.on_left()
         except asyncio.CancelledError:
-            exchange.account.on_left()
+            exchange.receipt.on_left()
             raise
         except Exception as error:
             if not isinstance(error, CortexError):  # else it is of the store
                 logger.exception("response failed id=%s request_id=%s", creation.id, exchange.request_id)
                 error = CortexError(Code.INTERNAL, BUG)
-            exchange.account.status = status_of(error)
-            exchange.account.on_refused(f"{error.code}: {error.message}")
+            exchange.receipt.status = status_of(error)
+            exchange.receipt.on_refused(f"{error.code}: {error.message}")
             if not kept.done():
                 kept.set_result(error)
                 recorder.is_wanted = False

@@ -59,7 +59,7 @@ class Run:
         await rendered(partial(self._take, finished), [finished], self._creation.account)
         self._finish(finished)
         await self._keep()
-        self._exchange.account.on_ready()
+        self._exchange.receipt.on_ready()
         return encode(self._creation.response)
 
     def _take(self, finished: Finished) -> None:
@@ -83,7 +83,7 @@ class Run:
         except CortexError as error:
             if error.code != Code.CONTEXT_LENGTH_EXCEEDED:
                 raise
-            self._exchange.account.status = 200
+            self._exchange.receipt.status = 200
             self._failure = error
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -118,7 +118,7 @@ class Run:
             response.failed(self._creation.response, self._output.items, renamed(error, NAMES))
             with suppress(CortexError):
                 await self._keep()
-        self._exchange.account.on_ready()
+        self._exchange.receipt.on_ready()
         self.is_over = True
         yield self._now()
 

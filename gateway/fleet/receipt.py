@@ -1,4 +1,4 @@
-"""The account of one request: what it came to, counted, charged, traced, and said in one line of the log."""
+"""The receipt of one request: what it came to, counted, charged, traced, and said in one line of the log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Asked = Generate | Embed | CountTokens | Detokenize
 OneReply = Embeddings | Ranked | TokenCount | Tokens | Text  # that answers a request by itself
 
 
-class Account:
+class Receipt:
     """Of one request, from its arrival to its last byte.
 
     Args:
