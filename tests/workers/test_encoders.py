@@ -244,6 +244,18 @@ def test_a_config_that_asks_for_something_else_is_refused(tmp_path, key, value, 
     assert reason in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert", "nomic_bert"])
+@pytest.mark.parametrize(("key", "value"), [("head_dim", 24), ("num_key_value_heads", 2)])
+def test_heads_that_no_encoder_has_are_refused(tmp_path, name, key, value):
+    write(name, tmp_path)
+    path = tmp_path / "config.json"
+    whole = json.loads(path.read_text()) | {"head_dim": 12, "num_key_value_heads": 4}
+    path.write_text(json.dumps(whole))
+    assert refusal(tmp_path) is None
+    path.write_text(json.dumps(whole | {key: value}))
+    assert f"{key} {value} is not supported" in refusal(tmp_path)
+
+
 def test_an_input_has_as_many_tokens_as_the_model_was_made_for_or_by_wish_has_positions_for(tmp_path):
     write("roberta", tmp_path)
     (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 100, "do_lower_case": false}')

@@ -118,6 +118,16 @@ def refuse_above(path: Path, file: ConfigFile, key: str, limit: str) -> None:
         refuse(path, f"{key} {value} is above {limit}, which is {most}")
 
 
+def refuse_other_heads(path: Path, file: ConfigFile) -> None:
+    """Refuse heads that are not those of an encoder, which share all of `hidden_size` equally."""
+    heads = file.num_attention_heads
+    if file.hidden_size % heads:
+        refuse(path, f"{heads} heads do not divide a hidden_size of {file.hidden_size}")
+    for key, usual in (("head_dim", file.hidden_size // heads), ("num_key_value_heads", heads)):
+        if (value := getattr(file, key)) not in (None, usual):
+            refuse(path, f"{key} {value} is not supported: an encoder of this kind has {usual}")
+
+
 def notes(given: Mapping[str, Any]) -> list[str]:
     """What stands there and is not followed, for whoever serves the model."""
     turning = next((given[key] for key in rope.KEYS if given.get(key)), {})

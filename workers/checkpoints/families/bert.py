@@ -61,8 +61,7 @@ def _read(path: Path, given: Mapping[str, Any], skipped: int) -> ModelConfig:
         refuse(path, f"position_embedding_type {file.position_embedding_type} is not supported")
     if file.is_decoder:
         refuse(path, "is_decoder: a BERT that sees no later token is not supported")
-    if file.hidden_size % file.num_attention_heads:
-        refuse(path, f"{file.num_attention_heads} heads do not divide a hidden_size of {file.hidden_size}")
+    config.refuse_other_heads(path, file)
     rows = file.max_position_embeddings
     if rows <= skipped:
         refuse(path, f"max_position_embeddings {rows} leaves no position")

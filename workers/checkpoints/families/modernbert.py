@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from workers.checkpoints import config, rope
 from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.family import Classifier, Family, TensorSpec
-from workers.checkpoints.files import refuse
 from workers.checkpoints.model_config import Encoder, ModelConfig
 from workers.checkpoints.vectors.stages import Stage
 
@@ -58,8 +57,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     given = DEFAULTS | dict(given)
     far, near = rope.by_type(path, given)
     file = config.read(path, given, ModernBertFile)
-    if file.hidden_size % file.num_attention_heads:
-        refuse(path, f"{file.num_attention_heads} heads do not divide a hidden_size of {file.hidden_size}")
+    config.refuse_other_heads(path, file)
     if file.layer_types is None:
         far_layers = range(0, file.num_hidden_layers, file.global_attn_every_n_layers)
         kinds = ["full" if layer in far_layers else "sliding" for layer in range(file.num_hidden_layers)]

@@ -61,8 +61,7 @@ class NomicBertFile(ConfigFile, kw_only=True):
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Contexts beyond those of its training, in which its own code stretches the rope, are not served."""
     file = config.read(path, _in_words_of_bert(path, given), NomicBertFile)
-    if file.hidden_size % file.num_attention_heads:
-        refuse(path, f"{file.num_attention_heads} heads do not divide a hidden_size of {file.hidden_size}")
+    config.refuse_other_heads(path, file)
     theta = file.rope_theta or THETA
     file = replace(
         file,
