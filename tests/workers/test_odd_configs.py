@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 from ipc.errors import Code, CortexError
+from tests.neuron.folders import write_checkpoint
 from tests.workers.checkpoints import LLAMA3, VARIANTS, YARN, cwm, llama
-from workers.checkpoints import registry
+from workers.checkpoints import registry, rope
 from workers.checkpoints.config import ModelConfig
+from workers.checkpoints.reading import refusal
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 
@@ -62,10 +65,10 @@ def test_no_value_of_any_key_is_more_than_a_refusal(tmp_path, name):
     assert 100 < sum(each is None for each in found) < len(found)
 
 
-@pytest.mark.parametrize("rope", [LLAMA3, YARN], ids=["llama3", "yarn"])
-def test_an_original_context_that_cannot_be_meant_is_refused(tmp_path, rope):
+@pytest.mark.parametrize("turning", [LLAMA3, YARN], ids=["llama3", "yarn"])
+def test_an_original_context_that_cannot_be_meant_is_refused(tmp_path, turning):
     for length in (0, -1, 1 << 70):
-        given = llama(rope_parameters=rope).config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
+        given = llama(rope_parameters=turning).config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
         given["rope_parameters"]["original_max_position_embeddings"] = length
         assert read(tmp_path / "config.json", given) is None
 
@@ -76,3 +79,38 @@ def test_a_rope_that_says_no_base_has_that_of_its_family(tmp_path):
     config = read(tmp_path / "config.json", given)
     assert config.rope.rope_theta == base == 1_000_000.0
     MODELS["cwm"](config, RankGroup(), torch.float32)
+
+
+SCALED = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "is_same"),
+    [
+        ({"rope_theta": 10_000.0}, False),
+        ({"rope_theta": 10_000.0, "rope_type": "default"}, False),
+        (YARN | {"factor": 8.0}, False),
+        (YARN | {"beta_fast": 16.0}, False),
+        (YARN, True),
+        ({"full_attention": YARN, "sliding_attention": {"rope_theta": 5.0}}, True),
+        ({"full_attention": {"rope_type": "default"}}, False),
+        ({}, True),
+        (None, True),
+    ],
+)
+def test_a_rope_scaling_beside_other_parameters_is_never_left_out_in_silence(tmp_path, parameters, is_same):
+    given = {"rope_parameters": parameters, "rope_scaling": SCALED}
+    if is_same:
+        assert rope.said_once(tmp_path, given).get("rope_scaling") == (None if parameters else SCALED)
+    else:
+        with pytest.raises(CortexError, match="leave one of them out"):
+            rope.said_once(tmp_path, given)
+
+
+def test_a_yarn_that_somebody_adds_to_a_file_of_today_is_refused_and_not_ignored(tmp_path):
+    path = write_checkpoint(tmp_path) / "config.json"
+    given = json.loads(path.read_text()) | {"rope_parameters": {"rope_theta": 10_000.0}}
+    path.write_text(json.dumps(given))
+    assert refusal(tmp_path) is None
+    path.write_text(json.dumps(given | {"rope_scaling": SCALED}))
+    assert "rope_scaling says something else than rope_parameters" in refusal(tmp_path)

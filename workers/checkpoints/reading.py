@@ -23,6 +23,7 @@ from workers.checkpoints import (
     generation,
     pixtral,
     registry,
+    rope,
     siglip,
     text,
     unused_tensors,
@@ -173,6 +174,7 @@ def _of_folder(folder: Path, mtp: bool) -> ModelCard:
     if is_within:
         given = within.config(path, given, family.within[architecture])
     scheme = schemes.read(path, outer) or schemes.read(path, given)
+    given = rope.said_once(path, given)
     model = family.read(path, given)
     stored = family.rearrange(
         {family.usual_name(name): tensor for name, tensor in read_tensors(folder).items()}

@@ -67,6 +67,29 @@ def rotary_share(file: RopeKeys) -> float:
     return next((each for each in (nested, file.partial_rotary_factor) if each is not None), 1.0)
 
 
+def said_once(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """A `config.json` without `rope_scaling` where `rope_parameters` say the same.
+
+    Raises:
+        CortexError: they do not. Which of them holds, and with which base, readers disagree about.
+    """
+    parameters, scaling = (given.get(key) for key in KEYS)
+    if not (isinstance(parameters, dict) and isinstance(scaling, dict) and parameters and scaling):
+        return given
+    whole = parameters.get("full_attention")
+    if _turning(whole if isinstance(whole, dict) else parameters) != _turning(scaling):
+        refuse(path, "rope_scaling says something else than rope_parameters: leave one of them out")
+    return {key: value for key, value in given.items() if key != "rope_scaling"}
+
+
+def _turning(said: dict[str, Any]) -> dict[str, Any]:
+    """What is said, in today's words, of all that may stand beside `rope_scaling` as well."""
+    elsewhere = ("type", "rope_theta", "partial_rotary_factor")
+    kind = said.get("rope_type") or said.get("type") or "default"
+    own = {key: value for key, value in said.items() if value is not None and key not in elsewhere}
+    return own | {"rope_type": kind}
+
+
 def by_type(path: Path, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Take `rope_parameters` out of a `config.json` that has some for each type of layer.
 
