@@ -156,7 +156,9 @@ def look(*arguments: object) -> tuple[int, str]:
 def test_a_checkpoint_is_told_for_what_it_is_and_takes(tmp_path):
     folder = write_checkpoint(tmp_path / "model", hidden_size=256, intermediate_size=512)
     (folder / "chat_template.jinja").write_text("{{ tools }}<tool_call></tool_call><think></think>")
-    code, said = look(folder)
+    config = tmp_path / "neuron.yaml"  # without it what is free on this host is said, and changes
+    config.write_text(json.dumps({"devices": ["cpu"], "cpu": {"memory": "500MB"}}))
+    code, said = look(folder, "--config", config)
     assert code == 0, said
     card = read_card(folder)
     for fact in (
@@ -172,7 +174,7 @@ def test_a_checkpoint_is_told_for_what_it_is_and_takes(tmp_path):
     for quantization in (None, "q8", "q6", "q4", "int8", "fp8"):
         sizes = [size_of(card.bytes_per_rank(ranks, None, quantization)[0]) for ranks in (1, 2, 4)]
         assert f"│ {quantization or 'as stored'} │ {' │ '.join(sizes)} │ 512 │" in said
-    assert look(folder / "config.json") == (code, said)
+    assert look(folder / "config.json", "--config", config) == (code, said)
 
 
 def test_a_gpu_that_does_not_compute_in_the_type_of_a_model_is_named(tmp_path):
