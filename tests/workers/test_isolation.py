@@ -73,6 +73,35 @@ def test_a_prompt_that_ended_in_error_is_computed_anew_when_the_cause_is_gone(ru
     assert (mended.token_ids, mended.cached_tokens) == (healthy, 0)
 
 
+KINDS = ["gemma3", "gpt_oss", "deepseek_v3", "qwen3_next", "lfm2", "llama4"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_nor_does_any_other_kind_of_cache(tiny, name):
+    """Windows, latents and states, in a pool that four broken requests had to themselves."""
+    limits = {"kv_pages": 40, "max_sequences": 4}
+    runner = make_runner(tiny(name).folder, **limits)
+    runner.load(lambda fraction, message: None)
+    prompts = [[(5 * i + 11 * j) % 100 + 20 for j in range(70 + 13 * i)] for i in range(4)]
+    healthy = [request(i, prompt, 12, logprobs=3) for i, prompt in enumerate(prompts)]
+    session = Session(runner, **limits)
+    fresh = session.answer(healthy)
+    said = {token for answer in fresh for token in answer.token_ids}
+    poison = next(token for token in range(20) if token not in said)
+    fault = runner.model.embedding.weight[poison].clone()
+    runner.model.embedding.weight[poison] = float("nan")
+    broken = [request(10 + i, [20 + i] * 33 + [poison] * 200, 5) for i in range(4)]
+    beside = session.answer([*healthy[:2], *broken[:2]])
+    assert [answer.finish for answer in session.answer(broken)] == ["error"] * 4
+    runner.model.embedding.weight[poison] = fault
+    after = session.answer(healthy)
+    session.end()
+    runner.close()
+    assert [answer.finish for answer in beside[2:]] == ["error"] * 2
+    assert [answer.token_ids for answer in beside[:2]] == [answer.token_ids for answer in fresh[:2]]
+    assert [answer.token_ids for answer in after] == [answer.token_ids for answer in fresh]
+
+
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_a_vector_that_is_not_finite_is_an_error_and_no_embedding(runner, pooling):
     runner.model.embedding.weight[POISON] = float("nan")
