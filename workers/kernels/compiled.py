@@ -71,7 +71,7 @@ def load(path: Path) -> ctypes.CDLL | None:
         *(pointer, pointer, real, real),  # norms
         *(pointer, pointer, size, number),  # angles, threads
     )
-    found.step_write.argtypes = (pointer, size, pointer, size, pointer, pointer, *[size] * 3)
+    found.step_write.argtypes = (pointer, size, pointer, size, pointer, pointer, *[size] * 3, number)
     found.step_attention.argtypes = (
         *(pointer, size, pointer, pointer, size, pointer, number),  # queries, cache, output, their type
         *(*[pointer] * 3, size),  # pages

@@ -16,12 +16,12 @@ enum { UNGATED = -1, SILU, GELU_TANH };
 #define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 #define WIDE static inline __attribute__((always_inline)) AVX512
 
-enum { LANES = 16 };
+enum { LANES = 16, ALL_LANES = 0xffff };
 
 /* those of 16 numbers from `i` on that are below `size` */
 WIDE __mmask16 below(long i, long size)
 {
-    return (__mmask16)(i + LANES <= size ? 0xffff : (1u << (size - i)) - 1);
+    return (__mmask16)(i + LANES <= size ? ALL_LANES : (1u << (size - i)) - 1);
 }
 
 /* e to the power of x, which is not above 88, to 1.4e-6 of it: 2 to the power of a whole number, times a polynomial

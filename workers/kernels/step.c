@@ -18,6 +18,13 @@ SOURCE(step)
 enum { MAX_HEAD = 1024 };
 enum { MANY = 1 << 15 }; /* numbers, from which on further threads pay */
 
+/* Numbers that come next begin to come: what a product has made of many tokens is in no near cache */
+static inline void fetch(const void *x, long from, long size)
+{
+    for (long i = from; i < from + size; i += 32) /* a line of a cache */
+        _mm_prefetch((const char *)((const uint16_t *)x + i), _MM_HINT_T0);
+}
+
 INLINE void store_half(void *y, long i, int type, __m256 v)
 {
     _mm_storeu_si128((__m128i *)((uint16_t *)y + i), to_half(v, type));
@@ -110,14 +117,37 @@ INLINE void norm_row(const void *x, const void *weight, const void *residual, vo
     }
 }
 
-AVX2 static void norm_bfloat16(const void *x, const void *w, const void *r, void *y, long at, long size, float eps, float o)
+/* The same to the same bits, but for numbers too small to be normal */
+AVX512 static void norm_wide(const uint16_t *x, const uint16_t *weight, const uint16_t *residual, uint16_t *y,
+                             long size, float eps, float offset)
 {
-    norm_row(x, w, r, y, BFLOAT16, at, size, eps, o);
+    __m512 squares = _mm512_setzero_ps();
+    for (long i = 0; i < size; i += LANES) {
+        const __m512 v = load_wide(x + i, below(i, size));
+        squares = _mm512_fmadd_ps(v, v, squares);
+    }
+    const __m256 both = _mm256_add_ps(_mm512_castps512_ps256(squares), _mm512_extractf32x8_ps(squares, 1));
+    const __m512 by = _mm512_set1_ps(1.0f / sqrtf(sum(both) / (float)size + eps)), more = _mm512_set1_ps(offset);
+    for (long i = 0; i < size; i += LANES) {
+        const __mmask16 some = below(i, size);
+        __m512 v = _mm512_mul_ps(load_wide(x + i, some), by);
+        v = _mm512_mul_ps(v, _mm512_add_ps(load_wide(weight + i, some), more));
+        if (residual)
+            v = _mm512_add_ps(load_wide(residual + i, some), rounded_lanes(v));
+        store_wide(y + i, some, v);
+    }
 }
 
-AVX2 static void norm_float16(const void *x, const void *w, const void *r, void *y, long at, long size, float eps, float o)
+AVX2 static void norm_any(const void *x, const void *weight, const void *residual, void *y, int type, long at,
+                          long size, float eps, float offset)
 {
-    norm_row(x, w, r, y, FLOAT16, at, size, eps, o);
+    const uint16_t *r = residual;
+    if (goes_wide(type))
+        norm_wide((const uint16_t *)x + at, weight, r ? r + at : NULL, (uint16_t *)y + at, size, eps, offset);
+    else if (type == FLOAT16)
+        norm_row(x, weight, residual, y, FLOAT16, at, size, eps, offset);
+    else
+        norm_row(x, weight, residual, y, BFLOAT16, at, size, eps, offset);
 }
 
 /* y [rows, size] = residual (or nothing) + x / rms(x) * (weight [size] + offset); size is divided by 8 */
@@ -126,7 +156,7 @@ void step_norm(const void *x, const void *weight, const void *residual, void *y,
 {
 #pragma omp parallel for num_threads(threads) if (rows > 1 && rows * size >= MANY)
     for (long row = 0; row < rows; row++)
-        (type == FLOAT16 ? norm_float16 : norm_bfloat16)(x, weight, residual, y, row * size, size, eps, offset);
+        norm_any(x, weight, residual, y, type, row * size, size, eps, offset);
 }
 
 INLINE void sum_row(const void *x, const void *y, void *total, int type, long at, long size)
@@ -135,14 +165,22 @@ INLINE void sum_row(const void *x, const void *y, void *total, int type, long at
         store_half(total, i, type, _mm256_add_ps(load_any(x, i, type), load_any(y, i, type)));
 }
 
-AVX2 static void sum_bfloat16(const void *x, const void *y, void *total, long at, long size)
+AVX512 static void sum_wide(const uint16_t *x, const uint16_t *y, uint16_t *total, long size)
 {
-    sum_row(x, y, total, BFLOAT16, at, size);
+    for (long i = 0; i < size; i += LANES) {
+        const __mmask16 some = below(i, size);
+        store_wide(total + i, some, _mm512_add_ps(load_wide(x + i, some), load_wide(y + i, some)));
+    }
 }
 
-AVX2 static void sum_float16(const void *x, const void *y, void *total, long at, long size)
+AVX2 static void sum_any(const void *x, const void *y, void *total, int type, long at, long size)
 {
-    sum_row(x, y, total, FLOAT16, at, size);
+    if (goes_wide(type))
+        sum_wide((const uint16_t *)x + at, (const uint16_t *)y + at, (uint16_t *)total + at, size);
+    else if (type == FLOAT16)
+        sum_row(x, y, total, FLOAT16, at, size);
+    else
+        sum_row(x, y, total, BFLOAT16, at, size);
 }
 
 /* total [rows, size] = x + y, and, unless `weight` is NULL, z = total / rms(total) * (weight [size] + offset); size is
@@ -152,9 +190,13 @@ void step_sum(const void *x, const void *y, const void *weight, void *total, voi
 {
 #pragma omp parallel for num_threads(threads) if (rows > 1 && rows * size >= MANY)
     for (long row = 0; row < rows; row++) {
-        (type == FLOAT16 ? sum_float16 : sum_bfloat16)(x, y, total, row * size, size);
+        const long next = (row + 1) * size, more = row + 1 < rows ? size : 0;
+        fetch(x, next, more);
+        fetch(y, next, more);
+        fetch(total, next, more);
+        sum_any(x, y, total, type, row * size, size);
         if (weight)
-            (type == FLOAT16 ? norm_float16 : norm_bfloat16)(total, weight, NULL, z, row * size, size, eps, offset);
+            norm_any(total, weight, NULL, z, type, row * size, size, eps, offset);
     }
 }
 
@@ -245,7 +287,8 @@ INLINE void head_row(uint16_t *x, int type, const Head *h)
     }
 }
 
-AVX512 static void head_wide(uint16_t *x, const Head *h)
+/* `whole`: of 16 numbers there are never fewer */
+WIDE void head_lanes(uint16_t *x, const Head *h, int whole)
 {
     float wide[MAX_HEAD] __attribute__((aligned(64)));
     const long size = h->head_dim, half = h->turned / 2;
@@ -253,24 +296,24 @@ AVX512 static void head_wide(uint16_t *x, const Head *h)
     if (h->weight) {
         __m512 s = _mm512_setzero_ps();
         for (long i = 0; i < size; i += LANES) {
-            const __m512 v = load_wide(x + i, below(i, size));
+            const __m512 v = load_wide(x + i, whole ? ALL_LANES : below(i, size));
             s = _mm512_fmadd_ps(v, v, s);
         }
         by = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(s) / (float)size + h->eps));
     }
     for (long i = 0; i < size; i += LANES) {
-        const __mmask16 some = below(i, size);
+        const __mmask16 some = whole ? ALL_LANES : below(i, size);
         __m512 v = load_wide(x + i, some);
         if (h->weight) {
             const __m512 weight = load_wide((const uint16_t *)h->weight + i, some);
             v = _mm512_mul_ps(_mm512_mul_ps(v, by), _mm512_add_ps(weight, _mm512_set1_ps(h->offset)));
         }
-        _mm512_mask_storeu_ps(wide + i, some, v);
+        _mm512_store_ps(wide + i, v);
     }
     for (long i = 0, next; i < size; i = next) { /* of what is turned the first half, the second, and the rest */
         const long end = !h->cos || i >= h->turned ? size : i < half ? half : h->turned;
         next = i + LANES < end ? i + LANES : end;
-        const __mmask16 some = below(i, end);
+        const __mmask16 some = whole ? ALL_LANES : below(i, end);
         __m512 v = _mm512_maskz_loadu_ps(some, wide + i);
         if (h->cos && i < h->turned) {
             const __m512 partner = _mm512_maskz_loadu_ps(some, wide + (i < half ? i + half : i - half));
@@ -279,6 +322,14 @@ AVX512 static void head_wide(uint16_t *x, const Head *h)
         }
         store_wide(x + i, some, v);
     }
+}
+
+AVX512 static void head_wide(uint16_t *x, const Head *h)
+{
+    if (h->head_dim % LANES == 0 && h->turned / 2 % LANES == 0)
+        head_lanes(x, h, 1);
+    else
+        head_lanes(x, h, 0);
 }
 
 AVX2 static void head_any(uint16_t *x, int type, const Head *h)
@@ -303,6 +354,7 @@ void step_heads(void *x, int type, long tokens, long all, long heads, long key_h
         for (long i = 0; i < heads + key_heads; i++) {
             const Head h = {i < heads ? weight : key_weight, cos ? cos + token * turned : NULL,
                             sin ? sin + token * turned : NULL, head_dim, turned, eps, offset};
+            fetch(x, ((token + 1) * all + i) * head_dim, token + 1 < tokens ? head_dim : 0);
             head_any((uint16_t *)x + (token * all + i) * head_dim, type, &h);
         }
 }
@@ -511,8 +563,9 @@ int step_attention(const void *q, long q_stride, const void *keys, const void *v
 /* Keys (or values) [tokens, kv_heads, head_dim], a token `stride` numbers after the one before, into their pages,
  * which are as those of step_attention */
 void step_write(const void *x, long stride, void *cache, long page_stride, const int64_t *pages, const int64_t *places, long tokens,
-                long kv_heads, long head_dim)
+                long kv_heads, long head_dim, int threads)
 {
+#pragma omp parallel for num_threads(threads) if (tokens > 1 && tokens * kv_heads * head_dim >= MANY)
     for (long token = 0; token < tokens; token++)
         for (long head = 0; head < kv_heads; head++)
             memcpy((uint16_t *)cache + pages[token] * page_stride + (head * PAGE + places[token]) * head_dim,

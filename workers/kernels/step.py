@@ -132,6 +132,7 @@ def write(kv: Tensor, keys: Tensor, values: Tensor | None, pages: Tensor, places
             pages.data_ptr(),
             places.data_ptr(),
             *x.shape,
+            torch.get_num_threads(),
         )
 
 
