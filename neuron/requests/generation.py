@@ -31,11 +31,9 @@ from neuron.trace import word
 
 log = logging.getLogger("neuron.requests.generation")
 
-# Log-probabilities, alternatives included, of which each takes some 50 bytes:
-PIECE = (
-    1000  # so many go on their way at once, for a turn of the loop lasts as long as what it names and writes,
-)
-MOST_WHOLE = 2_000_000  # and an answer that is not streamed has no more, for its client holds all of them
+# Log-probabilities, alternatives included, of which each takes some 50 bytes.
+PIECE = 1000  # that go together: a turn of the loop lasts as long as what it names and writes
+MOST_WHOLE = 2_000_000  # of an answer that is not streamed, for its client holds all of them
 
 _encode = msgspec.msgpack.Encoder().encode
 

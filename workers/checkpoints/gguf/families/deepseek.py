@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workers.checkpoints.files import refuse
+from workers.checkpoints.gguf.families.experts import routed
 from workers.checkpoints.gguf.keys import Json, Keys
 from workers.checkpoints.gguf.unread import SIGMOID, SOFTMAX
 
@@ -26,7 +27,7 @@ def config(keys: Keys) -> Json:
         refuse(keys.path, f"expert_gating_func {gating}, expert_weights_norm {normalised} is not supported")
     turning = keys.size("rope.dimension_count")
     key = keys.size("attention.key_length_mla", keys.head_dim())
-    return {
+    return routed(keys) | {
         "architectures": ["DeepseekV3ForCausalLM" if gating == SIGMOID else "DeepseekV2ForCausalLM"],
         "topk_method": None if gating == SIGMOID or groups == 1 else "group_limited_greedy",
         "q_lora_rank": keys.get("attention.q_lora_rank") or None,
@@ -34,13 +35,6 @@ def config(keys: Keys) -> Json:
         "qk_rope_head_dim": turning,
         "qk_nope_head_dim": key - turning,
         "v_head_dim": keys.size("attention.value_length_mla", keys.get("attention.value_length")),
-        "n_routed_experts": keys.number("expert_count"),
-        "num_experts_per_tok": keys.number("expert_used_count"),
-        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
-        "n_shared_experts": keys.number("expert_shared_count", 0),
-        "first_k_dense_replace": keys.number("leading_dense_block_count", 0),
-        "routed_scaling_factor": keys.number("expert_weights_scale", 1.0),
-        "norm_topk_prob": normalised,
         "n_group": groups,
         "topk_group": keys.number("expert_group_used_count", 1),
     }

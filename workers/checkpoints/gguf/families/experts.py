@@ -9,6 +9,24 @@ from workers.checkpoints.gguf.keys import WINDOW, Json, Keys, pattern
 from workers.checkpoints.gguf.unread import SIGMOID
 
 
+def routed(keys: Keys) -> Json:
+    """What DeepSeek's and its kin say of their experts, of which the first layers have none."""
+    return {
+        "n_routed_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "n_shared_experts": keys.number("expert_shared_count", 0),
+        "first_k_dense_replace": keys.number("leading_dense_block_count", 0),
+        "routed_scaling_factor": keys.number("expert_weights_scale", 1.0),
+        "norm_topk_prob": keys.get("expert_weights_norm", False),
+    }
+
+
+def _check_sigmoid(keys: Keys) -> None:
+    if (gating := keys.number("expert_gating_func", SIGMOID)) != SIGMOID:
+        refuse(keys.path, f"expert_gating_func {gating} is not supported; {SIGMOID} is")
+
+
 def llama(keys: Keys) -> Json:
     """One with experts is a Mixtral."""
     if keys.get("expert_count"):
@@ -56,14 +74,7 @@ def qwen2_moe(keys: Keys) -> Json:
 def glm4_moe(keys: Keys) -> Json:
     """Its first layers have no experts."""
     keys.get("rope.dimension_sections")  # of one that sees; of text all of them have one position
-    return {
-        "n_routed_experts": keys.number("expert_count"),
-        "num_experts_per_tok": keys.number("expert_used_count"),
-        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
-        "n_shared_experts": keys.number("expert_shared_count", 0),
-        "first_k_dense_replace": keys.number("leading_dense_block_count", 0),
-        "routed_scaling_factor": keys.number("expert_weights_scale", 1.0),
-        "norm_topk_prob": keys.get("expert_weights_norm", False),
+    return routed(keys) | {
         "n_group": keys.number("expert_group_count", 1),
         "topk_group": keys.number("expert_group_used_count", 1),
         "use_qk_norm": keys.has("blk.0.attn_q_norm.weight"),
@@ -134,8 +145,7 @@ def olmoe(keys: Keys) -> Json:
 
 def minimax_m2(keys: Keys) -> Json:
     """All of its layers have experts, whose scores are sigmoids."""
-    if (gating := keys.number("expert_gating_func", SIGMOID)) != SIGMOID:
-        refuse(keys.path, f"expert_gating_func {gating} is not supported; {SIGMOID} is")
+    _check_sigmoid(keys)
     return {
         "intermediate_size": keys.number("expert_feed_forward_length"),
         "num_local_experts": keys.number("expert_count"),
@@ -145,17 +155,8 @@ def minimax_m2(keys: Keys) -> Json:
 
 def dots1(keys: Keys) -> Json:
     """Its scores are sigmoids."""
-    if (gating := keys.number("expert_gating_func", SIGMOID)) != SIGMOID:
-        refuse(keys.path, f"expert_gating_func {gating} is not supported; {SIGMOID} is")
-    return {
-        "n_routed_experts": keys.number("expert_count"),
-        "num_experts_per_tok": keys.number("expert_used_count"),
-        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
-        "n_shared_experts": keys.number("expert_shared_count", 0),
-        "first_k_dense_replace": keys.number("leading_dense_block_count", 0),
-        "routed_scaling_factor": keys.number("expert_weights_scale", 1.0),
-        "norm_topk_prob": keys.get("expert_weights_norm", False),
-    }
+    _check_sigmoid(keys)
+    return routed(keys)
 
 
 def afmoe(keys: Keys) -> Json:
