@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -85,18 +86,21 @@ def test_logs_are_read_and_followed_as_the_page_says(fleet: Services, tmp_path: 
     (follow,) = [line for line in typed("cortex logs") if line.endswith("-f")]
     (of_one,) = [line for line in typed("cortex logs") if line != follow]
 
-    def ask() -> bool:
+    def ask() -> None:
         body = {"model": BIG, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 2}
         headers = {"x-request-id": of_one.split()[-1]}
         address = f"{fleet.base}/v1/chat/completions"
         assert httpx.post(address, json=body, headers=headers, timeout=PATIENCE).status_code == 200
-        return True
+
+    def told(program: Program, pattern: str) -> bool:
+        ask()
+        return program.said(pattern)
 
     ask()
     assert "request finished" in ran(of_one)
     for endless, pattern in ((follow, "^beast: .*req-7"), (typed("cortex top")[0], BIG)):
         with Program(*shlex.split(endless), folder=tmp_path) as program:
-            wait_until(lambda: ask() and program.said(pattern), f"{endless} to tell of it")  # noqa: B023
+            wait_until(partial(told, program, pattern), f"{endless} to tell of it")
             assert program.end(signal.SIGINT) == 0
 
 

@@ -77,6 +77,14 @@ def test_a_reply_type_of_a_newer_minor_version_is_skipped():
     asyncio.run(main())
 
 
+async def acquainted(neuron, client):
+    """Return once the client has heard of the neuron's version."""
+    call = client.open(Health(id=0))
+    await neuron.request()
+    await neuron.reply(Done(id=call.id))
+    await everything(call)
+
+
 def test_requests_of_one_turn_travel_together_to_a_neuron_that_takes_that():
     async def main():
         async with puppet() as (neuron, client):
@@ -98,10 +106,7 @@ def test_requests_of_one_turn_travel_together_to_a_neuron_that_takes_that():
 def test_a_neuron_with_less_than_waits_for_it_gets_several_at_once():
     async def main():
         async with puppet() as (neuron, client):
-            call = client.open(Health(id=0))
-            await neuron.request()
-            await neuron.reply(Done(id=call.id))
-            await everything(call)
+            await acquainted(neuron, client)
             for _ in range(3 * ENOUGH):
                 client.open(Health(id=0))
             # The last ones are fewer than what the neuron has by then: they wait for others.
@@ -116,10 +121,7 @@ def test_a_neuron_with_less_than_waits_for_it_gets_several_at_once():
 def test_more_than_one_message_holds_travels_in_several():
     async def main():
         async with puppet() as (neuron, client):
-            call = client.open(Health(id=0))
-            await neuron.request()
-            await neuron.reply(Done(id=call.id))
-            await everything(call)
+            await acquainted(neuron, client)
             for _ in range(2 * MOST_TOGETHER):  # of which so many are with the neuron that what follows waits
                 client.open(Health(id=0))
             sent = 0
