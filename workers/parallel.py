@@ -147,12 +147,6 @@ class RankGroup:
             self._run(partial(dist.broadcast, src=0), x)
         return x
 
-    def told(self, x: Tensor) -> Tensor:
-        """What rank 0 has in `x`, on all ranks, in place."""
-        if self.size > 1:
-            self._run(partial(dist.broadcast, src=0), x)
-        return x
-
     def from_first(self, x: Tensor) -> Tensor:
         """What rank 0 has, on every rank, in place."""
         if self.size > 1:

@@ -56,9 +56,6 @@ class ThreadGroup(RankGroup):
         parts = self.meet(self.rank, x)
         return torch.cat(parts, dim=-1) if self.rank == 0 else None
 
-    def told(self, x: Tensor) -> Tensor:
-        return x.copy_(self.meet(self.rank, x)[0])
-
     def least(self, value: int) -> int:
         return min(self.meet(self.rank, value))
 

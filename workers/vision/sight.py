@@ -94,7 +94,7 @@ class Sight:
             features = torch.empty(len(rows), self._width, dtype=self.dtype, device=device)
         else:
             features = torch.cat([self._features(image)[first:end].to(device) for image, first, end in parts])
-        return Seen(sent(rows, device), self.group.told(features))
+        return Seen(sent(rows, device), self.group.from_first(features))
 
     def _features(self, image: PlacedImage) -> Tensor:  # [tokens, width]
         if image.digest not in self._seen:
