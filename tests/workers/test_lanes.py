@@ -66,8 +66,8 @@ def late(monkeypatch):
         devices.append(mine := Late())
         return mine
 
-    def always(jobs, device, progress) -> None:
-        run(jobs, torch.device("meta"), progress, made, nothing_is_left)
+    def always(jobs, device, total, progress) -> None:
+        run(jobs, torch.device("meta"), total, progress, made, nothing_is_left)
 
     for module in (workers.weights.loader, parking):
         monkeypatch.setattr(module, "run", always)
@@ -139,10 +139,12 @@ def test_what_is_there_is_let_go_of_before_the_next_block_is_done(monkeypatch):
             lane.send(lane.place(self.into).fill_(1), self.into, lambda: seen.append(gone() is None))
             return self.into.nbytes
 
-    jobs = deque([Block(first), Block(torch.zeros(4))])
+    jobs, fractions = deque([Block(first), Block(torch.zeros(4))]), []
+    total = 2 * first.nbytes
     del first
-    run(jobs, torch.device("cpu"), lambda size: None)
+    run(jobs, torch.device("cpu"), total, fractions.append)
     assert seen[-1] is True
+    assert fractions == [0.5, 1.0]
 
 
 @pytest.mark.parametrize("fails", ["job", "arrival", "progress"])
@@ -159,7 +161,7 @@ def test_the_first_failure_is_raised_and_all_threads_end(fails):
 
     jobs, before = deque([job] * 1000), threading.active_count()
     with pytest.raises(InterruptedError, match=fails):
-        run(jobs, torch.device("cpu"), lambda size: fail("progress"))
+        run(jobs, torch.device("cpu"), 16 * len(jobs), lambda fraction: fail("progress"))
     assert not jobs
     assert threading.active_count() == before
 
@@ -180,7 +182,7 @@ def test_nothing_travels_any_more_once_a_failure_is_raised(late, monkeypatch):
 
     jobs = deque([job, job])
     with pytest.raises(InterruptedError, match="the second"):
-        run(jobs, torch.device("meta"), lambda size: None, made, lambda: None)
+        run(jobs, torch.device("meta"), 2 * into.nbytes, lambda fraction: None, made, lambda: None)
     assert [device.under_way for device in late] == [0] * len(late)
 
 

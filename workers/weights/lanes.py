@@ -137,21 +137,23 @@ Job = Callable[[Lane], int]
 def run(
     jobs: deque[Any],  # each of them a `Job`
     device: torch.device,
-    progress: Callable[[int], None],
+    total: int,
+    progress: Callable[[float], None],
     transfers: Callable[[torch.device], Transfers] = CudaTransfers,
     release: Callable[[], None] = release_pinned,
 ) -> None:
     """Do all jobs, of which none is kept once it is done.
 
     Args:
-        progress: told the bytes of each job that was done, in this thread.
+        total: bytes of all of them.
+        progress: told the fraction of these that is there, after each job, in this thread.
         transfers: to a device that is not the CPU, of each lane.
         release: called when no lane has memory of these any more.
 
     Raises:
         BaseException: one of a job, or of `progress`; no other job is begun then.
     """
-    told: SimpleQueue[int | None] = SimpleQueue()
+    sizes: SimpleQueue[int | None] = SimpleQueue()  # of what jobs have brought; None: a lane has ended
 
     def work() -> None:
         lane = None
@@ -161,7 +163,7 @@ def run(
                 size = job(lane)
                 del job  # what has arrived may let go of what it fills
                 lane.land()
-                told.put(size)
+                sizes.put(size)
             lane.land(last=True)
         except BaseException:
             jobs.clear()
@@ -169,18 +171,19 @@ def run(
                 lane.stop()
             raise
         finally:
-            told.put(None)
+            sizes.put(None)
 
     number = max(1, min(threads_for(device), len(jobs)))
     with ThreadPoolExecutor(number, thread_name_prefix="weights") as threads:
         try:
             running = [threads.submit(work) for _ in range(number)]
-            left = len(running)
+            left, done = len(running), 0
             while left:
-                if (size := told.get()) is None:
+                if (size := sizes.get()) is None:
                     left -= 1
                 else:
-                    progress(size)
+                    done += size
+                    progress(done / total)
         finally:
             jobs.clear()
     if device.type != "cpu":

@@ -99,14 +99,7 @@ class WeightFiles:
         jobs = deque(job for part in parts for job in self._jobs(part, keep))
         total = sum(job.piece.into.nbytes for job in jobs)
         device = jobs[0].piece.into.device if jobs else torch.device("cpu")
-        done = 0
-
-        def told(size: int) -> None:
-            nonlocal done
-            done += size
-            progress(done / total)
-
-        run(jobs, device, told)
+        run(jobs, device, total, progress)
         self._check_files()  # who wrote there meanwhile has left some of the old and some of the new
 
     def read(self, tensor: StoredTensor, rows: range, columns: range, into: Tensor | None = None) -> Tensor:

@@ -132,14 +132,7 @@ def _wake(fd: int, shards: Iterable[Shard], size: int, progress: Progress) -> No
     """Fill and finish every shard from `fd`."""
     jobs = deque(job for shard, places in _places(shards) for job in _jobs(fd, shard, places))
     device = jobs[0].into.device if jobs else torch.device("cpu")
-    done = 0
-
-    def told(filled: int) -> None:
-        nonlocal done
-        done += filled
-        progress(done / size)
-
-    run(jobs, device, told)
+    run(jobs, device, size, progress)
 
 
 def _jobs(fd: int, shard: Shard, places: list[int]) -> list[_Job]:
