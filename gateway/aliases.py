@@ -106,6 +106,7 @@ class Aliases:
 _ABOUT_MODEL = frozenset(
     (
         Code.MODEL_NOT_FOUND,
+        Code.MODEL_TOO_LARGE,
         Code.MODEL_LOAD_FAILED,
         Code.MODEL_LOADING,
         Code.INSUFFICIENT_MEMORY,

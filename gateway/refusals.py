@@ -24,6 +24,8 @@ STATUSES: dict[str, ErrorStatus] = {
     Code.TEMPLATE_FAILED: ErrorStatus(422),
     Code.NOT_SUPPORTED: ErrorStatus(400),
     Code.MODEL_NOT_FOUND: ErrorStatus(404),
+    # What no wait mends is no 5xx: clients try those again, whatever headers say.
+    Code.MODEL_TOO_LARGE: ErrorStatus(404),
     Code.MODEL_LOAD_FAILED: ErrorStatus(500),
     Code.INSUFFICIENT_MEMORY: ErrorStatus(503, 10),
     # 503, not 429: clients take 429 for a limit of their own, and some do not try again.

@@ -14,6 +14,7 @@ class Code:
     NOT_SUPPORTED = "not_supported"  # understood, and this neuron or model cannot do it
     MODEL_NOT_FOUND = "model_not_found"
     MODEL_LOAD_FAILED = "model_load_failed"
+    MODEL_TOO_LARGE = "model_too_large"  # it fits nowhere here, whoever leaves
     INSUFFICIENT_MEMORY = "insufficient_memory"  # it would fit another day, not now
     QUEUE_FULL = "queue_full"
     QUEUE_TIMEOUT = "queue_timeout"

@@ -48,7 +48,8 @@ LOOK_SECONDS = 1.0  # between two looks at whether a request waits that is not s
 _PASSING = frozenset(
     (Code.NEURON_LOST, Code.DRAINING, Code.SHUTTING_DOWN, Code.QUEUE_FULL, Code.INSUFFICIENT_MEMORY)
 )
-_ELSEWHERE = _PASSING | {Code.MODEL_LOAD_FAILED, Code.MODEL_NOT_FOUND}
+_LASTING = frozenset((Code.MODEL_NOT_FOUND, Code.MODEL_TOO_LARGE))
+_ELSEWHERE = _PASSING | _LASTING | {Code.MODEL_LOAD_FAILED}
 
 # The same, once: another time it would be the request itself that kills workers.
 _DEATHS = frozenset((Code.WORKER_DIED, Code.STEP_DEADLINE))
@@ -373,7 +374,20 @@ class Exchange:
         """Whether another neuron might serve it, of which this one has made nothing yet."""
         if error.code in _DEATHS:
             return not any(other.code in _DEATHS for other in self._refusals.values())
+        if error.code == Code.CONTEXT_LENGTH_EXCEEDED:
+            return self._is_longer_elsewhere(error)
         return error.code in _ELSEWHERE
+
+    def _is_longer_elsewhere(self, error: CortexError) -> bool:
+        """Whether the model is loaded on a host that had memory for a longer context; all others would refuse
+        the request as this one did."""
+        model = self._request.model
+        copies = self._fleet.directory.of(model)
+        here = self._neuron.models.get(model)
+        longest = here.context_length if here is not None else 0
+        longer = [other for other in copies.ready if other.models[model].context_length > longest]
+        self._refusals |= {other: error for other in copies.known if other not in longer}
+        return any(other not in self._refusals for other in longer)
 
     def _naming_the_alias(self, error: CortexError) -> CortexError:
         return naming_both(error, self.receipt.asked, self._request.model)
@@ -391,11 +405,20 @@ class Exchange:
 
         One that has not the model says least, where another has it and failed.
         """
-        refusals = list(self._refusals.values())
-        if all(error.code == Code.MODEL_NOT_FOUND for error in refusals):
-            absent = router.absent(self._fleet.neurons, self._request.model, self._principal.may_use)
-            if absent.code != Code.MODEL_NOT_FOUND:  # somebody may have it who was not heard yet
+        refusals, model = list(self._refusals.values()), self._request.model
+        if all(error.code in _LASTING for error in refusals):
+            others = [
+                neuron for neuron in self._fleet.directory.of(model).known if neuron not in self._refusals
+            ]
+            try:  # somebody may have it, or be large enough, who is away or was not heard yet
+                router.able(others, model)
+            except CortexError as away:
+                return away
+            absent = router.absent(self._fleet.neurons, model, self._principal.may_use)
+            if absent.code != Code.MODEL_NOT_FOUND:
                 return absent
+            if any(error.code == Code.MODEL_TOO_LARGE for error in refusals):
+                return router.too_large(model, {each.name: error for each, error in self._refusals.items()})
         if len(refusals) == 1:
             return refusals[0]
         having = [error for error in refusals if error.code != Code.MODEL_NOT_FOUND] or refusals

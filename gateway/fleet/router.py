@@ -206,10 +206,26 @@ def absent(hosts: Sequence[Host], model: str, may_use: Callable[[str], bool] = a
 
 def unservable(model: str, quotes: Mapping[str, Quoted | CortexError]) -> CortexError:
     """What to say of a model that the catalogue has and none of these hosts can serve."""
-    refusals = [f"{name}: {each.message}" for name, each in quotes.items() if isinstance(each, CortexError)]
-    told = "; ".join(refusals[:REFUSALS_SHOWN]) + ("; …" if len(refusals) > REFUSALS_SHOWN else "")
-    text = f"the catalogue has the model {shown(model)}, and no neuron can serve it ({told})"
+    refusals = {name: each for name, each in quotes.items() if isinstance(each, CortexError)}
+    text = f"the catalogue has the model {shown(model)}, and no neuron can serve it ({_told(refusals)})"
     return CortexError(Code.MODEL_NOT_FOUND, text, param="model")
+
+
+def too_large(model: str, refusals: Mapping[str, CortexError]) -> CortexError:
+    """What to say of a model for which no neuron that has it has the memory.
+
+    Args:
+        refusals: of all that have it, by name.
+    """
+    large = {name: each for name, each in sorted(refusals.items()) if each.code == Code.MODEL_TOO_LARGE}
+    text = f"no neuron has the memory that the model {shown(model)} needs ({_told(large)})"
+    details = {name: each.details for name, each in large.items()}
+    return CortexError(Code.MODEL_TOO_LARGE, text, param="model", details=details)
+
+
+def _told(refusals: Mapping[str, CortexError]) -> str:
+    told = [f"{name}: {each.message}" for name, each in refusals.items()]
+    return "; ".join(told[:REFUSALS_SHOWN]) + ("; …" if len(told) > REFUSALS_SHOWN else "")
 
 
 def _would_fit(quote: Quoted | CortexError) -> bool:

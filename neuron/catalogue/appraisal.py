@@ -13,7 +13,7 @@ from neuron.config import ModelSettings
 from neuron.description import ModelDescription, describe
 from neuron.memory.fit import Fit, find_fit
 
-_VERDICTS = {Code.MODEL_NOT_FOUND: "missing", Code.INSUFFICIENT_MEMORY: "too_large"}
+_VERDICTS = {Code.MODEL_NOT_FOUND: "missing", Code.MODEL_TOO_LARGE: "too_large"}
 
 
 def appraise(
@@ -42,7 +42,7 @@ def _appraise(name: str, catalogue: Catalogue, free: dict[str, int], runtime: Ma
         settings = catalogue.settings(name)
         folder = catalogue.folder(settings)
         path = "" if settings.simulated is not None else str(folder)
-        description, fit = place(settings, folder, free, runtime)
+        description, fit = place(settings, folder, free, runtime, total=free)
     except CortexError as error:
         verdict = _VERDICTS.get(error.code, "broken")
         if verdict == "missing" and settings.pull:
@@ -61,7 +61,11 @@ def _appraise(name: str, catalogue: Catalogue, free: dict[str, int], runtime: Ma
 
 
 def place(
-    settings: ModelSettings, folder: Path, free: Mapping[str, int], runtime: Mapping[str, int]
+    settings: ModelSettings,
+    folder: Path,
+    free: Mapping[str, int],
+    runtime: Mapping[str, int],
+    total: Mapping[str, int] | None = None,
 ) -> tuple[ModelDescription, Fit]:
     """What a model is, and where it would go.
 
@@ -69,9 +73,10 @@ def place(
         folder: where it is.
         free: bytes, by device.
         runtime: bytes of a process without a model, by kind of device.
+        total: as `find_fit` takes it.
 
     Raises:
-        CortexError: MODEL_LOAD_FAILED or INSUFFICIENT_MEMORY, and why.
+        CortexError: MODEL_LOAD_FAILED, MODEL_TOO_LARGE or INSUFFICIENT_MEMORY, and why.
     """
     description = describe(settings, folder)
-    return description, find_fit(description.need(settings, runtime), free, [], "lru")
+    return description, find_fit(description.need(settings, runtime), free, [], "lru", total=total)

@@ -111,6 +111,7 @@ def find_fit(
     strategy: Strategy,
     leaving: Collection[str] = (),
     at_work: Mapping[str, Mapping[str, int]] | None = None,
+    total: Mapping[str, int] | None = None,
 ) -> Fit:
     """Find room for `need`, with as little eviction as possible.
 
@@ -123,9 +124,11 @@ def find_fit(
         strategy: who leaves first (`neuron.memory.eviction`).
         leaving: holders that shall leave for it, whether it would fit beside them or not.
         at_work: who else works, and the bytes by device that they hold until that is done.
+        total: bytes by device if nobody held any; None: nobody knows.
 
     Raises:
-        CortexError: INSUFFICIENT_MEMORY saying who holds what; BAD_REQUEST for devices that are not there.
+        CortexError: INSUFFICIENT_MEMORY saying who holds what; MODEL_TOO_LARGE where nobody has to hold
+            anything for it not to fit.
     """
     candidates = candidates_for(need, free)
     staying = [holder for holder in holders if holder.model not in leaving]
@@ -146,6 +149,9 @@ def find_fit(
                 return replace(fit, victims=tuple(victim.model for victim in (*chosen, *victims)))
             if not victims and (fit := _beside(need, candidates, free_then, staying, context_length)):
                 return replace(fit, victims=tuple(victim.model for victim in chosen))
+    smallest = min(need.context_length, SMALLEST_CONTEXT)
+    if total is not None and _place(need, candidates, total, smallest) is None:
+        raise _too_large(need, candidates, total)
     raise _refusal(need, candidates, free, holders, at_work or {})
 
 
@@ -155,12 +161,12 @@ def candidates_for(need: Need, free: Collection[str]) -> list[str]:
     chosen = list(need.devices or [name for name in free if name != "cpu"] or ["cpu"])
     if missing := [name for name in chosen if name not in free]:
         raise CortexError(
-            Code.INSUFFICIENT_MEMORY,
+            Code.MODEL_TOO_LARGE,
             f"{need.model} wants device {', '.join(missing)}; this neuron has {', '.join(free) or 'none'}",
         )
     if chosen != ["cpu"] and len(chosen) < ranks:
         raise CortexError(
-            Code.INSUFFICIENT_MEMORY,
+            Code.MODEL_TOO_LARGE,
             f"{need.model} wants {ranks} ranks, one a GPU, and there are {len(chosen)}: {', '.join(chosen)}",
         )
     return chosen
@@ -318,13 +324,8 @@ def _pool(need: Need, device: str, room: int) -> int:
     return min(int(room * pool_share(device)), max(CPU_KV_DEFAULT, int(ONE_CONTEXT * one_context)))
 
 
-def _refusal(
-    need: Need,
-    candidates: list[str],
-    free: dict[str, int],
-    holders: Sequence[Holder],
-    at_work: Mapping[str, Mapping[str, int]],
-) -> CortexError:
+def _least(need: Need, candidates: list[str]) -> tuple[list[int], str]:
+    """The bytes of each rank without which it cannot be loaded, and that in words."""
     context_length = min(need.context_length, SMALLEST_CONTEXT)
     smallest = need.caches.pages_for(context_length) * need.caches.page_bytes
     pool = need.kv_memory if need.kv_memory is not None else smallest
@@ -332,6 +333,33 @@ def _refusal(
     pool += states * need.caches.state_bytes
     of_states = f", of which {states} states take {gib(states * need.caches.state_bytes)}" if states else ""
     needed = [need.fixed_bytes(rank, candidates[0]) + pool for rank in range(len(need.rank_bytes))]
+    return (
+        needed,
+        f"{need.model} needs at least {' and '.join(map(gib, needed))}, one amount a rank{of_states}",
+    )
+
+
+def _shown(sizes: Mapping[str, int], devices: list[str]) -> str:
+    return ", ".join(f"{gib(sizes[name])} on {name}" for name in devices)
+
+
+def _too_large(need: Need, candidates: list[str], total: Mapping[str, int]) -> CortexError:
+    needed, told = _least(need, candidates)
+    return CortexError(
+        Code.MODEL_TOO_LARGE,
+        f"{told}; with nothing else loaded there would be {_shown(total, candidates)}",
+        details={"needed": needed, "total": {name: total[name] for name in candidates}},
+    )
+
+
+def _refusal(
+    need: Need,
+    candidates: list[str],
+    free: dict[str, int],
+    holders: Sequence[Holder],
+    at_work: Mapping[str, Mapping[str, int]],
+) -> CortexError:
+    needed, told = _least(need, candidates)
     there = {
         holder.model: (holder.reserved, stays(holder, need.priority) or "could leave, which is not enough")
         for holder in holders
@@ -350,9 +378,7 @@ def _refusal(
     )
     return CortexError(
         Code.INSUFFICIENT_MEMORY,
-        f"{need.model} needs at least {' and '.join(map(gib, needed))}, "
-        f"one amount a rank{of_states}; "
-        f"free are {', '.join(f'{gib(free[name])} on {name}' for name in candidates)}" + who_holds,
+        f"{told}; free are {_shown(free, candidates)}" + who_holds,
         retry_after=5.0 if held.keys() - at_work.keys() else None,
         details={"needed": needed, "free": free, "held": held},
     )

@@ -17,15 +17,18 @@ class Ledger:
 
     Args:
         devices: all that may be booked, as they were before any model of ours was on them.
+
+    Attributes:
+        total: bytes of each device.
     """
 
     def __init__(self, devices: Iterable[Device]) -> None:
-        self._total: dict[str, int] = {}
+        self.total: dict[str, int] = {}
         self._foreign: dict[str, int] = {}
         self._booked: dict[str, dict[str, int]] = {}  # model -> device -> bytes
         self._unmeasured: set[tuple[str, str]] = set()  # (model, device)
         for device in devices:
-            self._total[device.id] = device.memory_total
+            self.total[device.id] = device.memory_total
             self._foreign[device.id] = max(0, device.memory_total - device.memory_free)
 
     def reserve(self, model: str, amounts: Mapping[str, int]) -> None:
@@ -52,7 +55,7 @@ class Ledger:
     def account(self, holder: str, device: str, measured: int) -> None:
         """Book what `holder` was measured to hold on `device`, who never asks whether it may; nothing where
         that is no device of this neuron."""
-        if device in self._total:
+        if device in self.total:
             self._booked[holder] = {device: measured}
 
     def release(self, model: str) -> None:
@@ -68,19 +71,17 @@ class Ledger:
         """
         in_motion = {device for _, device in self._unmeasured} | set(changing)
         for device in devices:
-            if device.id in self._total and device.id not in in_motion:
-                taken = self._total[device.id] - device.memory_free
+            if device.id in self.total and device.id not in in_motion:
+                taken = self.total[device.id] - device.memory_free
                 self._foreign[device.id] = max(0, taken - self.reserved(device.id))
 
     def would_fit(self, amounts: Mapping[str, int]) -> bool:
         """Whether `reserve` would take `amounts` now. A device that is not there has no room at all."""
-        return all(
-            device in self._total and amount <= self.free(device) for device, amount in amounts.items()
-        )
+        return all(device in self.total and amount <= self.free(device) for device, amount in amounts.items())
 
     def free(self, device: str) -> int:
         """Bytes on `device` that can be promised now, never below 0."""
-        return max(0, self._total[device] - self._foreign[device] - self.reserved(device))
+        return max(0, self.total[device] - self._foreign[device] - self.reserved(device))
 
     def reserved(self, device: str) -> int:
         """Bytes on `device` that models hold or were promised."""
@@ -93,14 +94,14 @@ class Ledger:
     @property
     def devices(self) -> list[str]:
         """All devices, in the order in which they were given."""
-        return list(self._total)
+        return list(self.total)
 
     def _refusal(self, model: str, amounts: Mapping[str, int]) -> CortexError:
         shortages, details = [], {}
         for device, needed in amounts.items():
-            if device not in self._total:
+            if device not in self.total:
                 shortages.append(
-                    f"{device} is not a device of this neuron ({', '.join(self._total) or 'none'})"
+                    f"{device} is not a device of this neuron ({', '.join(self.total) or 'none'})"
                 )
                 continue
             held = {who: sizes[device] for who, sizes in self._booked.items() if sizes.get(device)}

@@ -41,11 +41,13 @@ class Outlook:
     later: dict[str, int]  # what is left of them once all that leave have left and those wishes are granted
     holders: dict[str, Holder]  # that are not leaving for one of those wishes
     at_work: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # as `find_fit` takes it
+    total: Mapping[str, int] | None = None  # the same
 
     def add(self, need: Need, strategy: Strategy, leaving: Sequence[str] = ()) -> Prospect:
         """The next wish: what it comes to, and what it leaves to those behind it."""
         try:
-            fit = find_fit(need, self.later, list(self.holders.values()), strategy, leaving, self.at_work)
+            holders = list(self.holders.values())
+            fit = find_fit(need, self.later, holders, strategy, leaving, self.at_work, self.total)
         except CortexError as refusal:
             return Prospect(refusal=refusal)
         victims = [self.holders.pop(victim) for victim in fit.victims]

@@ -126,8 +126,8 @@ class Room:
                 more than it would take leaves then, for what was booked was not there.
 
         Raises:
-            CortexError: INSUFFICIENT_MEMORY, at once where nobody who could leave makes it fit, else after
-                `wait_seconds`.
+            CortexError: MODEL_TOO_LARGE, at once; INSUFFICIENT_MEMORY, at once where nobody who could leave
+                makes it fit, else after `wait_seconds`.
         """
         if reuse:
             await self._measure_process(tenant)
@@ -456,7 +456,7 @@ class Room:
             for name, size in holder.coming.items():
                 later[name] += size
         at_work = {NAME: self._texts.at_work} if self._texts is not None else {}
-        return Outlook(free, later, holders, at_work)
+        return Outlook(free, later, holders, at_work, self._ledger.total)
 
     def _changing(self) -> set[str]:
         """Devices of models whose pools shrink or grow now: what is booked there is not what is held."""

@@ -96,8 +96,8 @@ class Passage:
 
     async def _bring_up(self, reading: asyncio.Future[object]) -> None:
         """From a wish for memory to workers that are ready."""
+        spare = 0
         try:
-            spare = 0
             for tries_left in reversed(range(SHORT_LOADS)):
                 await self._tenancy.book(self._tenant, self._news.on_place, spare)
                 self._handle(Event.GRANTED, None)
@@ -115,7 +115,9 @@ class Passage:
                     self.let_go()
                     self._handle(Event.SHORT, None)
         except CortexError as error:
-            refused = error.code == Code.INSUFFICIENT_MEMORY
+            if spare and error.code == Code.MODEL_TOO_LARGE:
+                error.code = Code.INSUFFICIENT_MEMORY  # a guess made it so large, for others took what it had
+            refused = error.code in (Code.INSUFFICIENT_MEMORY, Code.MODEL_TOO_LARGE)
             self._handle(Event.REFUSED if refused else Event.FAILED, error)
         except Exception as error:
             self._fail("load", error)

@@ -97,7 +97,7 @@ def _perform(task: HubTask, out: BinaryIO) -> None:
     weights = sum(file.size for name, file in chosen.files.items() if name.endswith(WEIGHTS))
     if task.most_weights is not None and weights > task.most_weights:
         raise CortexError(
-            Code.INSUFFICIENT_MEMORY,
+            Code.MODEL_TOO_LARGE,
             f"{chosen.repository} has {weights >> 20:,} MiB of weights, and the devices that it may use here "
             f"have {task.most_weights >> 20:,} in all",
         )

@@ -230,6 +230,8 @@ class Pull:
 
     def _failed(self, error: CortexError) -> CortexError:
         """Why a request cannot have the model, and what to do."""
+        if error.code == Code.MODEL_TOO_LARGE:  # of which another try makes nothing
+            return error
         wait = max(0.0, self._retry_at - time.monotonic())
         said = error.message.removeprefix(f"{self.settings.id}: ")  # which its repository may be, too
         again = f"it is tried again for who asks in {wait:.0f} s, or there by `neuron pull {self._source}`"

@@ -92,9 +92,10 @@ def test_a_model_goes_where_it_fits_and_an_overflow_to_the_next_host(tmp_path: P
         assert served[first] > 0
         assert served.total() == 60
         assert len(served) == 2
-        with pytest.raises(CortexError, match=r"refused by ([ab] \(insufficient_memory\)(, )?){2}") as caught:
+        with pytest.raises(CortexError, match=r"no neuron has the memory") as caught:
             await ask(fleet, "huge")
-        assert caught.value.code == Code.INSUFFICIENT_MEMORY
+        assert caught.value.code == Code.MODEL_TOO_LARGE
+        assert caught.value.details.keys() == {"a", "b"}
 
     with_two_hosts(tmp_path, scenario)
 

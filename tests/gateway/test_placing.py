@@ -14,10 +14,11 @@ from gateway.fleet.exchange import Exchange
 from gateway.fleet.neuron import Neuron
 from gateway.fleet.quotes import Quotes
 from gateway.fleet.view import Fleet
+from gateway.refusals import Refusal
 from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
 from ipc.messages.conversation import Message
-from ipc.messages.replies import Failed, Quoted
+from ipc.messages.replies import Failed, Quoted, State
 from ipc.messages.requests import (
     AnyRequest,
     CountTokens,
@@ -30,7 +31,7 @@ from ipc.messages.requests import (
 from ipc.server import Peer
 from tests.doubles import stands_for
 from tests.gateway.fake_neuron import FakeNeuron
-from tests.gateway.fleets import ask, count, fleet_of, host, quote, run
+from tests.gateway.fleets import ask, count, eventually, fleet_of, host, quote, run
 
 
 def test_model_that_is_loaded_nowhere_goes_where_the_quotes_say(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,5 +292,66 @@ def test_quotes_are_bounded_in_number() -> None:
             names = [f"nowhere-{number}" for number in range(quotes.REMEMBERED)]
             await asyncio.gather(*(fleet.place(name) for name in names), return_exceptions=True)
             assert len(fleet._quotes._asked) <= quotes.REMEMBERED
+
+    run(scenario)
+
+
+TOO_LARGE = {"echo": Code.MODEL_TOO_LARGE}
+
+
+def test_what_fits_on_no_host_says_so_of_each_and_when_to_try_again_of_none() -> None:
+    async def scenario() -> None:
+        hosts = [host(name, quote("refused", code=Code.MODEL_TOO_LARGE), refuses=TOO_LARGE) for name in "ab"]
+        async with fleet_of(*hosts) as fleet:
+            with pytest.raises(CortexError, match=r"a: a says so; b: b says so") as caught:
+                await ask(fleet)
+            assert (caught.value.code, caught.value.retry_after) == (Code.MODEL_TOO_LARGE, None)
+            refusal = Refusal.of(caught.value)
+            assert (refusal.status, refusal.retry_after) == (404, None)
+
+    run(scenario)
+
+
+def test_what_fits_on_no_host_but_one_that_is_full_or_away_may_be_tried_again() -> None:
+    async def scenario() -> None:
+        small = host("a", quote("refused", code=Code.MODEL_TOO_LARGE), refuses=TOO_LARGE)
+        full = host("b", quote("waits", 60.0), refuses={"echo": Code.INSUFFICIENT_MEMORY})
+        async with fleet_of(small, full) as fleet:
+            with pytest.raises(CortexError) as caught:
+                await ask(fleet)
+            assert caught.value.code == Code.INSUFFICIENT_MEMORY
+            assert Refusal.of(caught.value).status == 503
+            full.close()
+            await eventually(lambda: not fleet.neurons[1].healthy)
+            with pytest.raises(CortexError, match="the neuron b, which has the model 'echo'") as caught:
+                await ask(fleet)
+            assert caught.value.code == Code.NEURON_LOST
+
+    run(scenario)
+
+
+def test_a_prompt_that_is_too_long_for_one_host_goes_where_the_context_is_longer() -> None:
+    class Host(FakeNeuron):
+        context = 0
+
+        def state(self, watch: int) -> State:
+            state = super().state(watch)
+            models = [msgspec.structs.replace(each, context_length=self.context) for each in state.models]
+            return msgspec.structs.replace(state, models=models)
+
+    async def scenario() -> None:
+        short = {"echo": Code.CONTEXT_LENGTH_EXCEEDED}
+        hosts = [Host(name=name, models=("echo",), refuses=short) for name in "abc"]
+        for each, context in zip(hosts, (100, 100, 900), strict=True):
+            each.context = context
+        hosts[2].refuses = {}
+        async with fleet_of(*hosts) as fleet:
+            fleet.neurons[2].in_flight["echo"] = 9  # so the others have less to do
+            assert await ask(fleet) == "one two"
+            assert sorted(len(each.served) for each in hosts) == [0, 1, 1]
+            hosts[2].refuses = short
+            with pytest.raises(CortexError, match=r"says so$") as caught:
+                await ask(fleet)
+            assert caught.value.code == Code.CONTEXT_LENGTH_EXCEEDED
 
     run(scenario)

@@ -363,3 +363,18 @@ def test_a_pool_that_was_resized_is_booked_and_budgeted_as_it_is():
     assert smaller.rank_budgets == (3 * GIB - ten, 2 * GIB - ten)
     again = smaller.resized(fit.kv_pages, smaller.rank_budgets)
     assert (again.reservations, again.rank_budgets) == (fit.reservations, measured)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rank_bytes": (30 * GIB,)}, {"kv_memory": 30 * GIB}, {"caches": full(GIB // 16)}]
+)
+def test_what_would_not_fit_on_an_empty_device_is_too_large_and_what_would_is_not(changes):
+    holders = [holder("pinned", 20 * GIB, pinned=True)]
+    free, total = {"cuda:0": 2 * GIB, "cpu": 64 * GIB}, {"cuda:0": 24 * GIB, "cpu": 64 * GIB}
+    with pytest.raises(CortexError, match=r"would be 24\.00 GiB on cuda:0$") as refused:
+        find_fit(need(**changes), free, holders, "lru", total=total)
+    assert refused.value.code == Code.MODEL_TOO_LARGE
+    assert refused.value.details["total"] == {"cuda:0": 24 * GIB}
+    with pytest.raises(CortexError) as refused:
+        find_fit(need(), free, holders, "lru", total=total)
+    assert refused.value.code == Code.INSUFFICIENT_MEMORY

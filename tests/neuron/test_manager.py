@@ -170,7 +170,10 @@ def test_a_model_that_never_fits_is_refused_and_nobody_leaves_for_it(tmp_path):
         load(client, "a")
         with pytest.raises(CortexError) as refused:
             load(client, "huge")
-        assert refused.value.code == Code.INSUFFICIENT_MEMORY
+        assert refused.value.code == Code.MODEL_TOO_LARGE
+        assert refused.value.retry_after is None
+        assert "needs at least 64.00 GiB" in refused.value.message
+        assert "with nothing else loaded there would be 4.00 GiB on cpu" in refused.value.message
         assert status(neuron) == {"a": "ready", "huge": "unloaded"}
 
 
@@ -297,7 +300,7 @@ def test_a_quote_says_what_it_would_take_and_does_nothing(tmp_path):
         stream = begin(other, "a")
         assert quote(client, "b").verdict == "waits"
         refused = quote(client, "huge")
-        assert (refused.verdict, refused.code) == ("refused", Code.INSUFFICIENT_MEMORY)
+        assert (refused.verdict, refused.code) == ("refused", Code.MODEL_TOO_LARGE)
         assert "64.00 GiB" in refused.message
         assert status(neuron) == {"a": "ready", "b": "unloaded", "huge": "unloaded"}
         assert neuron.model("a").load_seconds > 0.1

@@ -286,6 +286,25 @@ def test_a_pull_that_is_ended_before_it_began_leaves_nobody_waiting() -> None:
     asyncio.run(scenario())
 
 
+def test_what_is_too_large_for_this_host_is_called_that_and_no_retry_is_asked_for() -> None:
+    async def arrived(model_id: str) -> None: ...
+
+    async def download() -> None:
+        raise CortexError(Code.MODEL_TOO_LARGE, "org/m has 9 MiB of weights")
+
+    async def scenario() -> None:
+        shared = Shared(NeuronConfig(), lambda: "", lambda settings: 0, lambda: 0, arrived, lambda: None)
+        pull = Pull(ModelSettings(id="org/m", pull=True), shared)
+        pull._download = download
+        for _ in range(2):
+            with pytest.raises(CortexError, match=r"^org/m has 9 MiB of weights$") as refused:
+                await pull.wait("", lambda progress: None)
+            assert (refused.value.code, refused.value.retry_after) == (Code.MODEL_TOO_LARGE, None)
+        assert (await pull.quote(1)).code == Code.MODEL_TOO_LARGE
+
+    asyncio.run(scenario())
+
+
 def test_who_asks_while_an_earlier_question_is_being_ended_has_a_pull_of_its_own() -> None:
     async def arrived(model_id: str) -> None: ...
 
@@ -319,14 +338,18 @@ def test_who_asks_while_an_earlier_question_is_being_ended_has_a_pull_of_its_own
 
 
 @pytest.mark.parametrize(
-    ("bounds", "words"),
-    [({"most_weights": 1000}, "the devices that it may use"), ({"promised": 1 << 60}, "MiB are to come")],
+    ("bounds", "words", "code"),
+    [
+        ({"most_weights": 1000}, "the devices that it may use", Code.MODEL_TOO_LARGE),
+        ({"promised": 1 << 60}, "MiB are to come", Code.MODEL_LOAD_FAILED),
+    ],
 )
 def test_what_this_host_has_no_room_for_is_not_begun(
-    environment: None, hub: Hub, tmp_path: Path, bounds: dict[str, int], words: str
+    environment: None, hub: Hub, tmp_path: Path, bounds: dict[str, int], words: str, code: str
 ) -> None:
-    with pytest.raises(CortexError, match=words):
+    with pytest.raises(CortexError, match=words) as refused:
         asyncio.run(fetch(tmp_path, **bounds))
+    assert refused.value.code == code
     assert not [*tmp_path.glob("*/snapshots")]
 
 
