@@ -11,6 +11,7 @@ from neuron.catalogue.appraisal import place
 from neuron.catalogue.catalogue import Catalogue
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.description import ModelDescription
+from neuron.inspection import notes_on
 from neuron.memory.devices import Inventory
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
@@ -67,15 +68,17 @@ def place_all(config: NeuronConfig) -> Placement:
         except CortexError as error:
             found.problems.append(f"{model.id}: {error.message}")
             continue
-        if (reason := _unreadable(model, description)) is not None:
+        try:
+            absent = _absent(model, description)
+        except CortexError as error:
             # Known when it is loaded, and until then it is offered.
             unread = found.problems if model.id in configured else found.notes
-            unread.append(f"{model.id} cannot be loaded: {reason}")
+            unread.append(f"{model.id} cannot be loaded: {error.message}")
             continue
         if model.pin:
             ledger.reserve(model.id, fit.reservations)
         found.placed.append(Placed(model, description, fit))
-        found.notes += [f"{model.id}: {note}" for note in description.notes]
+        found.notes += [f"{model.id}: {note}" for note in (*description.notes, *notes_on(absent))]
         if copies is not None and model.quantization is not None:
             kept = f"what {model.quantization} makes of it is kept in {copies.folder}"
             found.notes.append(f"{model.id}: {kept}")
@@ -89,13 +92,14 @@ def place_all(config: NeuronConfig) -> Placement:
     return found
 
 
-def _unreadable(model: ModelSettings, description: ModelDescription) -> str | None:
-    """Why its texts cannot be read; None: they can."""
+def _absent(model: ModelSettings, description: ModelDescription) -> list[str]:
+    """Those tokens of its tokenizer that it does not have.
+
+    Raises:
+        CortexError: its texts cannot be read.
+    """
     if model.simulated is not None:
-        return None
-    try:
-        description.text.try_templates()
-        added_tokens(Path(description.text.tokenizer), description.text.vocabulary_size)
-    except CortexError as error:
-        return error.message
-    return None
+        return []
+    files = description.text
+    tried = files.try_templates()
+    return files.absent(added_tokens(Path(files.tokenizer), files.vocabulary_size), tried)

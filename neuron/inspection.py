@@ -30,6 +30,7 @@ from workers.checkpoints.vision import Vision
 
 ADAPTER = "adapter_config.json"
 RANKS = (1, 2, 4, 8)
+NAMED = 3  # tokens that the model does not have
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +81,15 @@ def inspect(path: Path, devices: list[Device], outline: Outline | None = None) -
     if (path / ADAPTER).is_file() and not (path / "config.json").exists():
         refuse(path, "is an adapter, which is served beside its base: list it there, under `adapters`")
     card = read_card(path)
-    facts, problems = _facts(card), []
+    facts, problems, notes = _facts(card), [], list(card.notes)
     try:
-        facts |= _text(card, outline or Outline())
+        facts |= _text(card, outline or Outline(), notes)
     except CortexError as error:
         problems.append(error.message)
     choices = [_choice(path.resolve().name, card, each, devices) for each in (None, *QUANTIZATIONS)]
     stored = choices[0].rank_bytes
     choices[1:] = [each for each in choices[1:] if each.rank_bytes != stored]
-    notes = [*card.notes, *_missing_types(card, devices)]
+    notes += _missing_types(card, devices)
     return Inspection(facts, choices, notes, problems)
 
 
@@ -170,10 +171,12 @@ def _stored(tensors: Iterable[StoredTensor]) -> Iterator[tuple[tuple[int, ...], 
             yield each.shape, each.dtype
 
 
-def _text(card: ModelCard, outline: Outline) -> dict[str, str]:
+def _text(card: ModelCard, outline: Outline, notes: list[str]) -> dict[str, str]:
     files = TextFiles.of(card)
-    tried = files.try_templates().values()
+    templates = files.try_templates()
+    tried = templates.values()
     added = outline.added_tokens(card.tokenizer_file, files.vocabulary_size)
+    notes += notes_on(files.absent(added, templates))
     facts = {"vocabulary": f"{files.vocabulary_size:,} tokens"}
     if card.reranker is not None:
         return facts | {"does": "scores documents for a query"}
@@ -187,6 +190,13 @@ def _text(card: ModelCard, outline: Outline) -> dict[str, str]:
     tags, thinks = thoughts([text for each in tried for text in each.texts], files.thinks_as, added)
     facts["reasoning"] = f"{tags.opening} … {tags.closing}" if thinks else "none that a template knows"
     return facts
+
+
+def notes_on(absent: list[str]) -> Iterator[str]:
+    """What is said of tokens of the tokenizer that the model does not have."""
+    if absent:
+        named = ", ".join(map(repr, absent[:NAMED])) + (" and others" if len(absent) > NAMED else "")
+        yield f"the model has no place for {named} of its tokenizer, and a text with that in it is refused"
 
 
 def _choice(name: str, card: ModelCard, quantization: Quantization | None, devices: list[Device]) -> Choice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,24 @@ class TextFiles(msgspec.Struct, frozen=True):
             )
         return found
 
+    def absent(self, added: Mapping[str, int], tried: Mapping[str, TriedTemplate]) -> list[str]:
+        """Those tokens of the tokenizer that the model does not have.
+
+        Args:
+            added: ids of texts that are tokens of their own.
+            tried: its templates.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED, the default template writes one of them whatever is said.
+        """
+        found = [content for content, number in added.items() if number >= self.vocabulary_size]
+        _, prompt = next((each.texts for each in tried.values()), ("", ""))
+        if (written := next((content for content in found if content in prompt), None)) is not None:
+            which = f"{written!r}, the token {added[written]}"
+            has = f"the model has only {self.vocabulary_size}"
+            refuse(Path(self.template_file), f"has a chat template that writes {which}, and {has}")
+        return found
+
 
 class ModelText(msgspec.Struct, frozen=True):
     """A model's text path as it travels: what it is made of, and what was found out about its templates."""
@@ -151,6 +169,7 @@ class TextFrontEnd(AnswerText):
         tokenizer = TextTokenizer(
             Path(files.tokenizer), files.vocabulary_size, shown=(*known, *calls.markers)
         )
+        files.absent(tokenizer.added, model.tried)
         templates = {
             name: ChatTemplate(
                 each, files.special_tokens, files.template_file, calls, sees=files.vision is not None

@@ -7,10 +7,12 @@ vocabulary. Whatever is unlike what is known here, it is given as a whole.
 
 from __future__ import annotations
 
-from collections.abc import KeysView
+import os
+from collections.abc import Iterator, KeysView, Mapping
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from tokenizers import Tokenizer
@@ -32,6 +34,7 @@ from workers.checkpoints.gguf.tokenizer import tokenizer_parts
 from workers.checkpoints.text import TOKENIZER
 
 COMMENT = "#version"  # how lines among merges begin that are none
+STDERR = 2
 Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
 
@@ -55,16 +58,17 @@ class Outline:
         self._file = None if path is None else _first_look(path)
         self._beside = None if self._file is None else Beside(self._read)
 
-    def added_tokens(self, file: Path, vocabulary_size: int) -> frozenset[str]:
+    def added_tokens(self, file: Path, vocabulary_size: int) -> dict[str, int]:
         """See the function of that name."""
         read = self._beside.result() if self._beside is not None else b""
         if read and file == self._file:
-            return msgspec.json.decode(read, type=frozenset[str])
+            return msgspec.json.decode(read, type=dict[str, int])
         return added_tokens(file, vocabulary_size)
 
     def _read(self) -> bytes:
-        frame = frame_of(self._file)
-        return b"" if frame is None else msgspec.json.encode(_added(frame))
+        with unheard():
+            frame = frame_of(self._file)
+        return b"" if frame is None else msgspec.json.encode(frame.added)
 
 
 def _first_look(path: Path) -> Path | None:
@@ -75,29 +79,45 @@ def _first_look(path: Path) -> Path | None:
     return file if file.is_file() else None
 
 
-def added_tokens(path: Path, vocabulary_size: int) -> frozenset[str]:
+def added_tokens(path: Path, vocabulary_size: int) -> dict[str, int]:
     """Texts that are tokens of their own in the tokenizer at `path`, as `TextTokenizer.added` has them.
 
     Raises:
         CortexError: where `TextTokenizer` does, for the same reason.
     """
-    frame = frame_of(path)
-    if frame is None:
-        return TextTokenizer(path, vocabulary_size, shown=()).added
-    return _added(frame)
+    with unheard():
+        frame = frame_of(path)
+        return frame.added if frame is not None else TextTokenizer(path, vocabulary_size, shown=()).added
 
 
-def _added(frame: Tokenizer) -> frozenset[str]:
-    return frozenset(token.content for token in frame.get_added_tokens_decoder().values())
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Let the library say nothing: where it panics, it writes a page about that to this process's stderr, and
+    what it cannot read is raised all the same. For commands, of which nothing else runs."""
+    kept = os.dup(STDERR)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(kept, STDERR)
+        os.close(kept)
 
 
-def frame_of(path: Path) -> Tokenizer | None:
-    """The tokenizer at `path` without its vocabulary; None: whether it can be read is not known here."""
+class Frame(NamedTuple):
+    """A tokenizer without its vocabulary, and the tokens that it finds whole in any text."""
+
+    tokenizer: Tokenizer
+    added: dict[str, int]
+
+
+def frame_of(path: Path) -> Frame | None:
+    """That of the tokenizer at `path`; None: whether it can be read is not known here."""
     if path.suffix == SUFFIX:
         parts = tokenizer_parts(read_header(path), merges=False)
         if parts["model"]["type"] != "BPE":
             return None
-        return _framed(parts, parts["model"])  # whose merges would be of tokens
+        return _framed(parts, parts["model"], parts["model"]["vocab"])  # whose merges would be of tokens
     source = read_bytes(path)
     try:
         parts = msgspec.json.decode(source, type=dict[str, msgspec.Raw])
@@ -109,7 +129,7 @@ def frame_of(path: Path) -> Tokenizer | None:
             or not _are_tokens(bpe.merges, bpe.vocab.keys())
         ):
             return None
-        return _framed(parts, model)
+        return _framed(parts, model, bpe.vocab)
     except (msgspec.MsgspecError, KeyError):
         return None
 
@@ -129,7 +149,18 @@ def _are_tokens(merges: msgspec.Raw, vocabulary: KeysView[str]) -> bool:
     return all(map(vocabulary.__ge__, parts)) and all(map(vocabulary.__contains__, map("".join, pairs)))
 
 
-def _framed(parts: dict[str, Any], model: dict[str, Any]) -> Tokenizer | None:
+def _are_in_order(added: Mapping[str, Any], vocabulary: Mapping[str, int]) -> bool:
+    """Whether tokens have the ids that the library gives them, whatever the file says: those of the
+    vocabulary their own, and the others the next one in turn."""
+    following = len(vocabulary)
+    for content, number in added.items():
+        if number != vocabulary.get(content, following):
+            return False
+        following = max(following, number + 1)
+    return True
+
+
+def _framed(parts: dict[str, Any], model: dict[str, Any], vocabulary: Mapping[str, int]) -> Frame | None:
     """`parts` with a model that knows no token."""
     frame = msgspec.json.encode(parts | {"model": model | {"vocab": {}, "merges": []}})
     file = msgspec.json.decode(frame, type=TokenizerFile)
@@ -137,8 +168,10 @@ def _framed(parts: dict[str, Any], model: dict[str, Any]) -> Tokenizer | None:
         return None
     if any(map(nests, regexes(file))):  # which has to be tried
         return None
+    if not _are_in_order(file.added, vocabulary):
+        return None
     try:
-        return Tokenizer.from_buffer(frame)
+        return Frame(Tokenizer.from_buffer(frame), file.added)
     except BaseException as error:  # the library raises nothing more special
         if not isinstance(error, Exception) and not is_panic(error):
             raise

@@ -38,11 +38,22 @@ class _Model(msgspec.Struct, frozen=True):
     max_input_chars_per_word: Any = 0  # of WordPiece
 
 
+class _Added(msgspec.Struct, frozen=True):
+    content: str = ""
+    id: Any = None
+
+
 class TokenizerFile(msgspec.Struct):
     normalizer: Any = None
     pre_tokenizer: Any = None
     decoder: Any = None
     model: _Model = _Model()
+    added_tokens: list[_Added] | None = None
+
+    @property
+    def added(self) -> dict[str, Any]:
+        """The id that it says for each text that is a token of its own."""
+        return {token.content: token.id for token in self.added_tokens or () if token.content}
 
 
 class TextTokenizer:
@@ -72,6 +83,11 @@ class TextTokenizer:
                 path,
                 f"makes a text up to {max(grown, decoded):,.0f} times as long, in steps one upon another",
             )
+        for content, number in file.added.items():
+            if (given := self.tokenizer.token_to_id(content)) != number:
+                refuse(
+                    path, f"says that {content!r} is the token {number}, and is read as if it were {given}"
+                )
         # Files may carry the limits of the training run; cutting a prompt is not for the tokenizer to do.
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -166,13 +182,13 @@ class TextTokenizer:
 
     def tokens_of(self, tags: Iterable[str]) -> dict[int, str]:
         """Those of some tags that are tokens of their own, by id."""
-        ids = {token.content: token_id for token_id, token in self._added.items()}
+        ids = self.added
         return {ids[tag]: tag for tag in tags if tag in ids}
 
     @property
-    def added(self) -> frozenset[str]:
-        """Texts that are tokens of their own."""
-        return frozenset(token.content for token in self._added.values())
+    def added(self) -> dict[str, int]:
+        """The ids of texts that are tokens of their own, those too that the model does not have."""
+        return {token.content: number for number, token in self._added.items()}
 
     def fewest(self, characters: int) -> int:
         """A number of tokens that so much text has at least, known without reading it."""

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from ipc.errors import CortexError
 from ipc.messages.state import Device
 from neuron.cli import app
 from neuron.inspection import inspect, size_of
 from neuron.processes.worker import Worker
-from tests.neuron.folders import CONFIG, write_checkpoint
+from neuron.text.frontend import TextFrontEnd
+from tests.neuron.folders import CONFIG, TEMPLATE, write_checkpoint
 from workers.checkpoints.reading import read_card
 
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
@@ -154,7 +156,8 @@ def look(*arguments: object) -> tuple[int, str]:
 
 
 def test_a_checkpoint_is_told_for_what_it_is_and_takes(tmp_path):
-    folder = write_checkpoint(tmp_path / "model", hidden_size=256, intermediate_size=512)
+    sizes = {"vocab_size": 402, "hidden_size": 256, "intermediate_size": 512}
+    folder = write_checkpoint(tmp_path / "model", **sizes)
     (folder / "chat_template.jinja").write_text("{{ tools }}<tool_call></tool_call><think></think>")
     config = tmp_path / "neuron.yaml"  # without it what is free on this host is said, and changes
     config.write_text(json.dumps({"devices": ["cpu"], "cpu": {"memory": "500MB"}}))
@@ -163,9 +166,9 @@ def test_a_checkpoint_is_told_for_what_it_is_and_takes(tmp_path):
     card = read_card(folder)
     for fact in (
         "family qwen3 (Qwen3ForCausalLM)",
-        "parameters 1.0M",
+        "parameters 1.1M",
         "layers 2 of 256 (2 full)",
-        "stored as BF16 1.8 MiB",
+        "stored as BF16 2.1 MiB",
         "context 512 tokens",
         "tool calls hermes",
         "reasoning <think> … </think>",
@@ -189,7 +192,7 @@ def test_a_gpu_that_does_not_compute_in_the_type_of_a_model_is_named(tmp_path):
         )
         for number, capability in enumerate(("7.5", "8.6", "12.0"))
     ]
-    [note] = inspect(write_checkpoint(tmp_path), gpus).notes
+    note = inspect(write_checkpoint(tmp_path), gpus).notes[-1]
     assert note.startswith("cuda:0 has no bfloat16 (its compute capability is 7.5")
 
 
@@ -225,6 +228,24 @@ def test_a_text_format_that_fails_is_a_problem_beside_what_is_known(tmp_path):
     assert code == 1
     assert "family qwen3" in said
     assert "chat_template.jinja" in said
+
+
+def test_tokens_that_the_model_does_not_have_are_told(check, tmp_path):
+    folder = write_checkpoint(tmp_path / "model", vocab_size=400)
+    note = "the model has no place for '<think>', '<tool_call>' of its tokenizer"
+    for code, said in (look(folder), check(**configured(folder))):
+        assert (code, note in said) == (0, True), said
+    assert note not in look(write_checkpoint(tmp_path / "other", vocab_size=402))[1]
+
+
+def test_a_template_that_writes_one_of_them_is_refused_as_it_is_when_it_is_loaded(check, tmp_path):
+    folder = write_checkpoint(tmp_path / "model", vocab_size=400)
+    (folder / "chat_template.jinja").write_text(TEMPLATE + "<think>")
+    reason = "has a chat template that writes '<think>', the token 400, and the model has only 400"
+    for code, said in (look(folder), check(**configured(folder))):
+        assert (code, reason in said) == (1, True), said
+    with pytest.raises(CortexError, match=reason):
+        TextFrontEnd.load(read_card(folder))
 
 
 def test_what_is_no_checkpoint_says_what_it_is(tmp_path):

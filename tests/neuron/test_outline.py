@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from ipc.errors import CortexError
-from neuron.text.outline import added_tokens, frame_of
+from neuron.text.outline import Outline, added_tokens, frame_of
 from neuron.text.tokenizer import TextTokenizer
 from tests.neuron.folders import byte_level
 
@@ -66,6 +66,13 @@ CHANGES = {
     "a tag of another id": replaced(
         "added_tokens", lambda tokens: [tokens[0] | {"id": 990, "content": "<other>"}, *tokens]
     ),
+    "a tag far behind": replaced(
+        "added_tokens", lambda tokens: [*tokens, tokens[0] | {"id": 999_999, "content": "<far>"}]
+    ),
+    "a tag of a token's text": replaced(
+        "added_tokens", lambda tokens: [*tokens, tokens[0] | {"id": 402, "content": "the"}]
+    ),
+    "an empty tag": replaced("added_tokens", lambda tokens: [*tokens, tokens[0] | {"content": ""}]),
     "two tags of an id": replaced(
         "added_tokens", lambda tokens: [*tokens, tokens[0] | {"content": "<twice>"}]
     ),
@@ -97,11 +104,31 @@ def test_a_tokenizer_is_taken_or_refused_as_it_is_read(folder, change):
     assert said == found(lambda: TextTokenizer(path, 1000, shown=()).added)
 
 
+def test_a_tag_whose_id_is_another_than_the_library_gives_it_is_refused(folder):
+    file = json.loads(byte_level().to_str())
+    CHANGES["a tag far behind"](file)
+    path = folder / "far.json"
+    path.write_text(json.dumps(file))
+    with pytest.raises(CortexError, match="'<far>' is the token 999999, and is read as if it were 402"):
+        added_tokens(path, 1000)
+
+
+def test_a_library_that_panics_is_one_line_and_no_page(folder, capfd):
+    file = json.loads(byte_level().to_str())
+    CHANGES["characters that are none"](file)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(file))
+    with pytest.raises(CortexError, match="is no tokenizer: ") as raised:
+        Outline(path).added_tokens(path, 1000)
+    assert "\n" not in raised.value.message
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_large_vocabulary_is_not_built(folder):
     path = folder / "whole.json"
     byte_level().save(str(path))
-    assert frame_of(path).get_vocab_size(with_added_tokens=False) == 0
-    assert isinstance(frame_of(path).model, models.BPE)
+    assert frame_of(path).tokenizer.get_vocab_size(with_added_tokens=False) == 0
+    assert isinstance(frame_of(path).tokenizer.model, models.BPE)
     assert Tokenizer.from_file(str(path)).get_vocab_size(with_added_tokens=False) > 0
 
 
