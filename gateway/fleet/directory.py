@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
 from ipc.messages.state import ModelState
@@ -62,6 +62,10 @@ class Directory(Generic[H]):
     def __contains__(self, model: str) -> bool:
         """Whether some host has, or had, that model."""
         return model in self._copies
+
+    def __iter__(self) -> Iterator[str]:
+        """Those models."""
+        return iter(self._copies)
 
     def of(self, model: str) -> Copies[H]:
         """Where that model is."""

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from time import monotonic
+from typing import TypeVar
 
 from gateway.access.principal import ANYBODY, Principal
 from gateway.aliases import naming_both
@@ -34,6 +35,8 @@ from ipc.messages.replies import (
     Started,
 )
 from ipc.messages.requests import CountTokens, Detokenize, Embed, Generate
+
+T = TypeVar("T")
 
 logger = logging.getLogger("gateway.requests")
 
@@ -117,6 +120,11 @@ class Exchange:
         """The same, of a request that one reply answers."""
         return self.receipt.reply
 
+    @property
+    def placement(self) -> str:
+        """The neuron that has it, and why, in words for its sender."""
+        return self._for_its_sender(self.receipt.placement)
+
     # --- the way ----------------------------------------------------------------------------------------
 
     def admit(self, request: Asked) -> None:
@@ -136,7 +144,7 @@ class Exchange:
         try:
             self._principal.admit(request.model)
         except CortexError as error:
-            raise self._naming_the_alias(error) from None
+            raise self._as_told(error) from None
         self.receipt.admitted = True
 
     async def send(self, request: Asked) -> None:
@@ -200,6 +208,7 @@ class Exchange:
                     replies = [other for other in replies if other is not reply]
                 self.receipt.started, self._waits_for, self._told = reply, None, 0.0
             elif kind is Progress:
+                reply.message = self._for_its_sender(reply.message)
                 self._waits_for, self._told = reply, monotonic()
             elif kind is Finished:
                 self.receipt.finished = reply if self._pieces is None else self._pieces.join(reply)
@@ -270,7 +279,7 @@ class Exchange:
             waits_for = self._waits_for if is_told else None
             error = waited_too_long(self._request.model, state, waits_for, patience)
             if error is not None:
-                self.receipt.fail(self._naming_the_alias(error))
+                self.receipt.fail(self._as_told(error))
                 self.check()
         await self.take(left)
 
@@ -281,7 +290,7 @@ class Exchange:
             self._hold(*await self._place())
             self._metrics.placement.observe(monotonic() - began)
         except CortexError as error:
-            self.receipt.fail(self._naming_the_alias(error))
+            self.receipt.fail(self._as_told(error))
             self.check()
 
     def _begin_at_once(self) -> bool:
@@ -322,7 +331,7 @@ class Exchange:
             self._refusals[self._neuron], self._waits_for = error, None
             self._moving = asyncio.create_task(self._move(error))
         else:
-            self.receipt.fail(self._naming_the_alias(error))
+            self.receipt.fail(self._as_told(error))
 
     def _note_whether_it_comes_back(self, error: CortexError) -> None:
         """Whether that neuron may be asked again, where no other takes the request."""
@@ -349,7 +358,7 @@ class Exchange:
                 self._request.written = self._transcript.written()
             self._hold(*there)
         except CortexError:
-            self.receipt.fail(self._naming_the_alias(refusal))
+            self.receipt.fail(self._as_told(refusal))
             return
         metrics.retried(self.receipt.model, self._neuron.name, _label(error)).inc(1)
         if self._resumes:
@@ -389,8 +398,13 @@ class Exchange:
         self._refusals |= {other: error for other in copies.known if other not in longer}
         return any(other not in self._refusals for other in longer)
 
-    def _naming_the_alias(self, error: CortexError) -> CortexError:
+    def _as_told(self, error: CortexError) -> CortexError:
+        error.message = self._for_its_sender(error.message)
+        error.details = self._for_its_sender(error.details)
         return naming_both(error, self.receipt.asked, self._request.model)
+
+    def _for_its_sender(self, told: T) -> T:
+        return told if self._principal.sees_all else self._fleet.for_one(told, self._principal.may_use)
 
     def _may_resume(self, error: CortexError) -> bool:
         """Whether another neuron might go on with what one has begun; this one may have refused to."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from time import monotonic
+from typing import TypeVar
 
 import msgspec
 
@@ -22,6 +23,7 @@ from gateway.aliases import Aliases
 from gateway.catalogue import Entry
 from gateway.fleet import router, score
 from gateway.fleet.directory import Directory
+from gateway.fleet.discretion import discreet
 from gateway.fleet.held_catalogue import HeldCatalogue
 from gateway.fleet.neuron import Neuron
 from gateway.fleet.prefixes import Prefixes
@@ -33,6 +35,8 @@ from ipc.logs import Gathered
 from ipc.messages.replies import Quoted
 from ipc.messages.requests import Claim, Eviction
 from ipc.messages.state import ModelState
+
+T = TypeVar("T")
 
 logger = logging.getLogger("gateway.fleet.view")
 
@@ -137,6 +141,10 @@ class Fleet:
     def knows(self, model: str) -> bool:
         """Whether some neuron has, or had, that model: only then may its name become a label."""
         return model in self.directory
+
+    def for_one(self, told: T, may_use: Callable[[str], bool]) -> T:
+        """What a neuron said, without the names of models of which who asks may not know."""
+        return discreet(told, {model for model in self.directory if not may_use(model)})
 
     def resolve(self, asked: str) -> str:
         """The model that is meant by what a client calls one."""

@@ -212,7 +212,7 @@ class _Identity:
             resp.set_header(name, req.context.request_id)
         if (exchange := req.scope.get(EXCHANGE)) is not None and req.get_header(EXPLAIN):
             await exchange.placed()
-            if placement := one_line(exchange.receipt.placement):
+            if placement := one_line(exchange.placement):
                 resp.set_header(PLACEMENT, placement.encode("ascii", "replace").decode())
         if (exchange := _own_exchange(req.scope)) is not None:
             exchange.receipt.status = resp.status_code
