@@ -44,7 +44,7 @@ class Neuron:
 
     Attributes:
         healthy: it has told its state, and has not been lost since.
-        heard: it has told its state since this process began.
+        heard: it has told its state since this process began, and no later process of it has answered since.
         reason: why it is not healthy.
         models: by id. Those of a lost neuron are kept: a model that is away is not one that never was.
         in_flight: our own open requests, by model.
@@ -88,6 +88,7 @@ class Neuron:
             try:
                 hello = await self.client.ask(Hello(id=0, client=name, eviction=eviction), HELLO_SECONDS)
                 self.version = hello.version
+                self.heard &= hello.instance == self.instance  # a new one may have other models
                 if self.catalogue is not None:  # first, or it would say that it has not what stands there
                     await self.catalogue.greet(HELLO_SECONDS)
                 async for reply in self.client.open(Watch(id=0)):

@@ -52,7 +52,7 @@ class Host(Protocol):
 
     name: str
     healthy: bool  # it answers
-    heard: bool  # it has told its models since this process began
+    heard: bool  # it has told its models
     draining: bool
     models: Mapping[str, ModelState]  # as it said last
     devices: Sequence[Device]
@@ -196,8 +196,8 @@ def absent(hosts: Sequence[Host], model: str, may_use: Callable[[str], bool] = a
     if silent := ", ".join(host.name for host in hosts if not host.heard):
         return CortexError(
             Code.NEURON_LOST,
-            f"the neuron {silent} has not answered yet and may have the model {shown(model)}; of the others "
-            f"there is {some}",
+            f"the neuron {silent} has not said yet what it has, and may have the model {shown(model)}; "
+            f"of the others there is {some}",
             retry_after=RETRY_SECONDS,
         )
     text = f"the model {shown(model)} does not exist; there is {some}"

@@ -27,6 +27,7 @@ from ipc.messages.requests import (
     Quote,
     Rerank,
     Tokenize,
+    Watch,
 )
 from ipc.server import Peer
 from tests.doubles import stands_for
@@ -181,7 +182,7 @@ def test_a_model_is_not_unknown_while_a_host_was_not_heard_that_may_have_it() ->
                 await ask(fleet)
             assert caught.value.code == Code.MODEL_NOT_FOUND
             fleet.neurons.append(Neuron(NeuronSettings(name="b", endpoint="tcp://127.0.0.1:1"), None))
-            with pytest.raises(CortexError, match="the neuron b has not answered yet") as caught:
+            with pytest.raises(CortexError, match="the neuron b has not said yet what it has") as caught:
                 await ask(fleet)
             assert caught.value.code == Code.NEURON_LOST
 
@@ -237,6 +238,37 @@ def test_model_that_only_a_neuron_unheard_of_may_have_is_no_404() -> None:
         assert (caught.value.code, caught.value.retry_after is not None) == (Code.NEURON_LOST, True)
         await fleet.stop()
         here.close()
+
+    run(scenario)
+
+
+def test_what_a_neuron_had_before_it_was_started_again_makes_no_model_unknown() -> None:
+    class Searching(FakeNeuron):
+        def _on_request(self, peer: Peer, request: AnyRequest) -> None:
+            if isinstance(request, Watch):
+                self.watched = (peer, request)
+            else:
+                super()._on_request(peer, request)
+
+    async def scenario() -> None:
+        here, first = FakeNeuron(name="here"), FakeNeuron(name="b")
+        async with fleet_of(here, first) as fleet:
+            view = fleet.neurons[1]
+            first.close()
+            await eventually(lambda: not view.healthy)
+            with pytest.raises(CortexError) as caught:
+                await fleet.place("new")
+            assert caught.value.code == Code.MODEL_NOT_FOUND
+            again = Searching(first.endpoint, name="b", models=("new",), instance="2")
+            again.start()
+            await eventually(lambda: hasattr(again, "watched"))
+            with pytest.raises(CortexError, match="the neuron b has not said yet what it has") as caught:
+                await fleet.place("new")
+            assert caught.value.code == Code.NEURON_LOST
+            super(Searching, again)._on_request(*again.watched)
+            await eventually(lambda: view.healthy)
+            assert (await fleet.place("new"))[0] is view
+            again.close()
 
     run(scenario)
 

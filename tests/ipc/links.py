@@ -1,6 +1,7 @@
 """Clients and a neuron with bad links between them: `python -m tests.ipc.links SECONDS SEED`.
 
-A process of its own, because what it must not do is abort. It says what it saw, as JSON.
+A process of its own, because what it must not do is abort. It says what it saw, as JSON, and ends with 1
+where that is wrong.
 """
 
 from __future__ import annotations
@@ -236,4 +237,6 @@ async def main(seconds: float, seed: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(main(float(sys.argv[1]), int(sys.argv[2])))))
+    seen = asyncio.run(main(float(sys.argv[1]), int(sys.argv[2])))
+    print(json.dumps(seen))
+    sys.exit(1 if seen["faults"] or seen["late"] or seen["left"] else 0)
