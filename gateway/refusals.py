@@ -69,6 +69,14 @@ HTTP_CODES = {
 }
 
 
+def unwind(error: BaseException | None) -> None:
+    """Forget the frames that an error came through: where whoever keeps it stands in one of them, all that a
+    request held would stay until the next search for garbage."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
+
+
 class Refusal(NamedTuple):
     """What a client is told instead of an answer, or of the rest of one."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 
 from gateway.access.principal import Principal
-from gateway.refusals import one_line, shown, status_of
+from gateway.refusals import one_line, shown, status_of, unwind
 from gateway.telemetry import metrics, traces
 from ipc.errors import CortexError
 from ipc.logs import Gathered
@@ -125,6 +125,7 @@ class Receipt:
         Returns:
             What it came to.
         """
+        unwind(self.error)
         usage, duration = self.usage(), (self._left_at or monotonic()) - self.began
         metrics.ended(self.model, self._neuron, self.status).inc(1)
         if self._metrics is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -244,10 +244,7 @@ class Fleet:
                 return await self.place(
                     model, avoid, needs_load=needs_load, prompt=prompt, key=key, may_use=may_use
                 )
-            error = router.absent(neurons, model, may_use)
-            if error.code == Code.MODEL_NOT_FOUND and self.entry(model) is not None:
-                error = router.unservable(model, quotes)
-            raise error
+            raise self._missing(model, neurons, quotes, may_use)
         if ready := [neuron for neuron in self.directory.of(model).ready if neuron in having]:
             best = score.best(ready, score.Asked(model, prompt, key), self.prefixes)
             return best.host, f"by now {best.reason(score.Asked(model), len(ready))}"
@@ -260,6 +257,19 @@ class Fleet:
                 neuron, reason = agreed, f"it is agreed to load there, not on {neuron.name}"
         self._quotes.forget(neuron.name)
         return neuron, reason
+
+    def _missing(
+        self,
+        model: str,
+        neurons: Sequence[Neuron],
+        quotes: Mapping[str, Quoted | CortexError],
+        may_use: Callable[[str], bool],
+    ) -> CortexError:
+        """What to say of a model that none of these has."""
+        error = router.absent(neurons, model, may_use)
+        if error.code == Code.MODEL_NOT_FOUND and self.entry(model) is not None:
+            return router.unservable(model, quotes)
+        return error
 
     async def _agreed(
         self, hosts: list[Neuron], model: str, quotes: Mapping[str, Quoted | CortexError]

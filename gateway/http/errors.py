@@ -11,7 +11,7 @@ import falcon
 import falcon.asgi
 
 from gateway.fleet.exchange import EXCHANGE
-from gateway.refusals import BUG, Refusal, one_line, shown
+from gateway.refusals import BUG, Refusal, one_line, shown, unwind
 from ipc.errors import Code, CortexError
 
 LONGEST_RETRY = 120  # seconds, after which no client should try again by itself
@@ -53,6 +53,7 @@ async def _on_cortex_error(
     req: falcon.asgi.Request, resp: falcon.asgi.Response, error: CortexError, params: dict[str, Any]
 ) -> None:
     write(Refusal.of(error, req.context.request_id), req, resp)
+    unwind(error)
 
 
 def _meant(path: str, paths: Container[str]) -> str | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import falcon.asgi
@@ -21,7 +20,8 @@ from ipc.messages.conversation import Message
 from ipc.messages.replies import Delta, Finished, Progress, Started
 from ipc.messages.requests import Generate
 from tests.doubles import stands_for
-from tests.gateway.conftest import PATIENCE, NeuronThread
+from tests.gateway.conftest import NeuronThread
+from tests.gateway.in_process import serving
 
 PATH = "/shout"
 
@@ -107,26 +107,6 @@ def make_gateway(neuron: NeuronThread, tmp_path_factory: pytest.TempPathFactory)
         return Gateway(settings, (*(lambda services, each=each: each for each in dialects), *DIALECTS))
 
     return make
-
-
-@asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of `app`, in this process."""
-    messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
-    life = asyncio.create_task(app(scope, messages.get, said.put))
-    await messages.put({"type": "lifespan.startup"})
-    assert (await said.get())["type"] == "lifespan.startup.complete"
-    try:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://127.0.0.1", timeout=PATIENCE
-        ) as client:
-            yield client
-    finally:
-        await messages.put({"type": "lifespan.shutdown"})
-        await life
 
 
 def ask(

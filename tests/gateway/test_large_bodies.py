@@ -3,21 +3,27 @@
 import asyncio
 import gc
 import threading
+import time
 import warnings
 import weakref
 from types import SimpleNamespace
 
 import pytest
 
+from gateway.config import GatewayConfig, Listeners, NeuronSettings
 from gateway.dialects import RequestContext
 from gateway.dialects.openai.responses import create
 from gateway.dialects.parsing import LARGE, MANY, parsed
+from gateway.fleet import exchange
 from gateway.http import generation
 from gateway.http.replies import ReplyResource
+from gateway.http.request import Request
 from ipc.errors import Code, CortexError
+from tests.gateway.in_process import serving
 
-PATIENCE = 60.0  # seconds
+PATIENCE = 20.0  # seconds
 AT_ONCE = 2  # bodies that are read
+MOST = 2 * LARGE  # bytes of a body, in one test
 
 
 def test_a_large_body_is_read_while_others_are():
@@ -124,3 +130,55 @@ def test_every_address_that_takes_conversations_reads_large_ones_in_a_thread(kin
         with pytest.raises(CortexError, match="no"):
             asyncio.run(on_post(SimpleNamespace(size=size), None))
     assert in_loop == [True, False]
+
+
+def bodies():
+    """Addresses, and bodies that are refused there: by us before a neuron is asked and after, and by it."""
+    refusing, breaking, none = "fails/context_length_exceeded", "breaks/worker_died", "nothing"
+    chat = {"messages": [{"role": "user", "content": "one two"}]}
+    for stream in (False, True):
+        for model in (refusing, "fails/queue_full", breaking, none):
+            yield "/v1/chat/completions", {"model": model, "stream": stream} | chat
+        yield "/v1/responses", {"model": refusing, "stream": stream, "input": "one two"}
+    yield "/v1/chat/completions", {"model": "echo", "temperature": "x"} | chat
+    yield "/v1/chat/completions", {"model": "echo", "temperature": "x", "user": "y" * LARGE} | chat
+    yield "/v1/messages", {"model": refusing, "max_tokens": 3} | chat
+    yield "/v1/messages/count_tokens", {"model": none} | chat
+    yield "/v1/responses", {"model": none, "input": "one two"}
+    yield "/v1/embeddings", {"model": none, "input": "one two"}
+    yield "/tokenize", {"model": none, "prompt": "one two"}
+    yield "/v1/chat/completions", {"model": "echo", "user": "y" * MOST} | chat
+
+
+def test_what_a_refused_request_held_goes_with_it_and_waits_for_no_search_for_garbage(
+    neuron, tmp_path, monkeypatch
+):
+    from gateway.http.application import Gateway
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(exchange, "RESUMES", 0)
+    settings = GatewayConfig(
+        gateway=Listeners(metrics_listen=None, body_limit=MOST),
+        neurons=[NeuronSettings(name="fake", endpoint=neuron.endpoint)],
+    )
+
+    async def ask(client, path, body):
+        async with client.stream("POST", path, json=body) as answer:
+            async for _ in answer.aiter_raw():
+                neuron.let_fail()
+
+    async def scenario():
+        async with serving(Gateway(settings, sends_aside=False)) as client:
+            for path, body in bodies():
+                gc.collect()
+                await ask(client, path, body)
+                deadline = time.monotonic() + PATIENCE  # a thread may still be on its way out
+                while any(isinstance(each, exchange.Exchange | Request) for each in gc.get_objects()):
+                    assert time.monotonic() < deadline, (path, body)
+                    await asyncio.sleep(0.01)
+
+    gc.disable()
+    try:
+        asyncio.run(scenario())
+    finally:
+        gc.enable()
