@@ -664,6 +664,11 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         layer_rope_theta=[0, 500.0, 500.0],
     ),
     "mimo": lambda: qwen2(architectures=["MiMoForCausalLM"]),
+    "iquestcoder": lambda: llama(architectures=["IQuestCoderForCausalLM"]),
+    "jais2": lambda: of("Jais2"),
+    "jais2_unbiased_tied": lambda: of(
+        "Jais2", attention_bias=False, mlp_bias=False, tie_word_embeddings=True, hidden_act="gelu"
+    ),
     "afmoe": lambda: afmoe(),
     "afmoe_scaled_biased": lambda: afmoe(
         mup_enabled=True,

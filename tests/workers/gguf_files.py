@@ -54,6 +54,7 @@ ARCHITECTURES = {
     "olmoe": ("olmoe", False),
     "minimax_m2": ("minimax-m2", False),
     "arcee": ("arcee", True),
+    "jais2": ("jais2", False),
     "starcoder2": ("starcoder2", False),
     "hunyuan_v1_dense": ("hunyuan-dense", False),
     "hunyuan_v1_moe": ("hunyuan-moe", False),

@@ -63,6 +63,7 @@ SAME = [
     "olmoe",
     "minimax_m2",
     "arcee_biased",
+    "jais2",
     "starcoder2",
     "hunyuan_v1_dense_plain",
     "hunyuan_v1_moe",

@@ -41,6 +41,7 @@ MODELS = {
     "hunyuan_v1_dense": Decoder,
     "hunyuan_v1_moe": Decoder,
     "hyperclovax": Decoder,
+    "jais2": Decoder,
     "lfm2": Hybrid,
     "lfm2_moe": Hybrid,
     "lfm3": Hybrid,

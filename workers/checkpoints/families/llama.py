@@ -157,5 +157,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     return config.model_config(path, file, windows, mlp_bias=file.mlp_bias)
 
 
-# InternLM 3, whose own code is that of a Llama.
-LLAMA = Family("llama", ("LlamaForCausalLM", "InternLM3ForCausalLM"), read, dense_tensors)
+# InternLM 3 and IQuest Coder, whose own code is that of a Llama.
+LLAMA = Family(
+    "llama", ("LlamaForCausalLM", "InternLM3ForCausalLM", "IQuestCoderForCausalLM"), read, dense_tensors
+)

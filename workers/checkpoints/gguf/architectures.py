@@ -180,6 +180,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmoe": Architecture("OlmoeForCausalLM", experts.olmoe, neutral={"expert_weights_norm": (False,)}),
     "minimax-m2": Architecture("MiniMaxM2ForCausalLM", experts.minimax_m2),
     "arcee": Architecture("ArceeForCausalLM", dense.arcee, halves_as_pairs=True),
+    "jais2": Architecture("Jais2ForCausalLM", dense.jais2),
     "starcoder2": Architecture("Starcoder2ForCausalLM", dense.starcoder2),
     "lfm2": Architecture("Lfm2ForCausalLM", lfm2.config, tensors=lfm2.LAYER, whole=lfm2.WHOLE),
     "lfm2moe": Architecture("Lfm2MoeForCausalLM", lfm2.with_experts, tensors=lfm2.LAYER, whole=lfm2.WHOLE),

@@ -83,6 +83,11 @@ def arcee(keys: Keys) -> Json:
     return {"mlp_bias": keys.has("blk.0.ffn_up.bias")}
 
 
+def jais2(keys: Keys) -> Json:
+    """Its norms, and whether its MLPs have biases."""
+    return arcee(keys) | {"layer_norm_eps": keys.number("attention.layer_norm_epsilon")}
+
+
 def starcoder2(keys: Keys) -> Json:
     """Windows are in no file, and llama.cpp has none."""
     return {
