@@ -319,6 +319,13 @@ def of(kind: str, **changes: Any) -> PreTrainedModel:
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
 
 
+def mistral4(**changes: Any) -> PreTrainedModel:
+    rope = YARN | {"original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.1}
+    return transformers.Mistral4ForCausalLM(
+        transformers.Mistral4Config(**latent_sizes(rope_parameters=rope) | changes)
+    )
+
+
 def youtu(**changes: Any) -> PreTrainedModel:
     sizes = {key: value for key, value in latent_sizes().items() if key not in ROUTED}
     return transformers.YoutuForCausalLM(transformers.YoutuConfig(**sizes | changes))
@@ -664,6 +671,14 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         layer_rope_theta=[0, 500.0, 500.0],
     ),
     "mimo": lambda: qwen2(architectures=["MiMoForCausalLM"]),
+    "mistral4": lambda: mistral4(),
+    "mistral4_some_experts": lambda: mistral4(
+        first_k_dense_replace=1,
+        q_lora_rank=None,
+        norm_topk_prob=False,
+        attention_bias=True,
+        rope_interleave=False,
+    ),
     "iquestcoder": lambda: llama(architectures=["IQuestCoderForCausalLM"]),
     "jais2": lambda: of("Jais2"),
     "jais2_unbiased_tied": lambda: of(

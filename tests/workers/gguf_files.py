@@ -23,6 +23,7 @@ ARCHITECTURES = {
     "llama": ("llama", True),
     "mistral": ("llama", True),
     "ministral3": ("mistral3", True),
+    "mistral4": ("mistral4", False),
     "qwen2": ("qwen2", False),
     "qwen3": ("qwen3", False),
     "qwen3_moe": ("qwen3moe", False),
@@ -204,11 +205,11 @@ def write(
     if heads:
         writer.keys(block_count=config.num_hidden_layers + heads, nextn_predict_layers=heads)
     names = gguf.get_tensor_name_map(_enum(architecture), config.num_hidden_layers + heads)
-    if architecture == "deepseek2":
+    if architecture in ("deepseek2", "mistral4"):
         tensors = by_keys_and_values(tensors, config)
     if hasattr(config, "linear_num_key_heads"):
         tensors = by_states(tensors, config)
-    merged = tensors if architecture == "gemma4" else _merged(tensors)
+    merged = tensors if architecture in ("gemma4", "mistral4") else _merged(tensors)
     for name, tensor in sorted(merged.items()):
         known = BY_HAND.get(re.sub(r"\.\d+\.", ".{}.", name)) or names.get_name(name, (".weight", ".bias"))
         known = known or names.get_name(name.removeprefix("model."), (".weight", ".bias"))
@@ -283,6 +284,8 @@ BY_HAND = {  # what converters rename by hand, and heads of an architecture that
     "model.layers.{}.router.per_expert_scale": "blk.{}.ffn_down_exps.scale",
     "model.layers.{}.experts.gate_up_proj": "blk.{}.ffn_gate_up_exps.weight",
     "model.layers.{}.experts.down_proj": "blk.{}.ffn_down_exps.weight",
+    "model.layers.{}.mlp.experts.gate_up_proj": "blk.{}.ffn_gate_up_exps.weight",
+    "model.layers.{}.mlp.experts.down_proj": "blk.{}.ffn_down_exps.weight",
     "model.layers.{}.attn_qkv.weight": "blk.{}.attn_qkv.weight",
     "model.layers.{}.attn_gate.weight": "blk.{}.attn_gate.weight",
     "model.layers.{}.linear_attn.A_log": "blk.{}.ssm_a",
@@ -398,7 +401,7 @@ def latent_keys(config: PretrainedConfig) -> dict[str, Any]:
         "attention__kv_lora_rank": kept,
         "rope__dimension_count": config.qk_rope_head_dim,
         "rope__scaling__yarn_log_multiplier": None if scaling is None else 0.1 * scaling,
-        "expert_gating_func": 1 if config.model_type == "deepseek_v2" else 2,
+        "expert_gating_func": 1 if config.model_type in ("deepseek_v2", "mistral4") else 2,
     }
 
 

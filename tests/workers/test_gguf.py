@@ -48,6 +48,7 @@ SAME = [
     "glm4_moe",
     "glm4_moe_normed_biased",
     "ministral3",
+    "mistral4",
     "mellum",
     "mixtral",
     "qwen2_moe",

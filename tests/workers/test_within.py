@@ -22,6 +22,7 @@ from transformers import (
 
 from ipc.errors import CortexError
 from tests.workers.checkpoints import SIZES, YARN, fill, greedy
+from tests.workers.checkpoints import mistral4 as small_mistral4
 from tests.workers.engines import make_runner, request, serve
 from workers.checkpoints.reading import read_card
 
@@ -72,6 +73,11 @@ def ministral() -> PreTrainedModel:
     return Mistral3ForConditionalGeneration(Mistral3Config(**whole | {"text_config": text}))
 
 
+def mistral4() -> PreTrainedModel:
+    whole, text = mistral().config.to_dict(), small_mistral4().config.to_dict() | {"architectures": None}
+    return Mistral3ForConditionalGeneration(Mistral3Config(**whole | {"text_config": text}))
+
+
 def llama4() -> PreTrainedModel:
     text = SIZES | {"num_local_experts": 4, "attention_chunk_size": 32, "intermediate_size_mlp": 64}
     eye = EYE | {"image_size": 28, "patch_size": 14, "vision_output_dim": 16, "projector_input_dim": 16}
@@ -94,7 +100,7 @@ def rename_as_before_transformers_5(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
-@pytest.mark.parametrize("make", [gemma, gemma4, mistral, ministral, llama4])
+@pytest.mark.parametrize("make", [gemma, gemma4, mistral, ministral, mistral4, llama4])
 def test_text_is_answered_as_by_the_whole(tmp_path, make, old):
     torch.manual_seed(1)
     oracle = make()

@@ -29,7 +29,7 @@ from workers.checkpoints.families.llama import LLAMA
 from workers.checkpoints.families.llama4 import LLAMA4
 from workers.checkpoints.families.mellum import MELLUM
 from workers.checkpoints.families.minimax_m2 import MINIMAX_M2
-from workers.checkpoints.families.mistral import MINISTRAL3, MISTRAL
+from workers.checkpoints.families.mistral import MINISTRAL3, MISTRAL, MISTRAL4
 from workers.checkpoints.families.mixtral import MIXTRAL
 from workers.checkpoints.families.modernbert import MODERNBERT
 from workers.checkpoints.families.nomic_bert import NOMIC_BERT
@@ -49,7 +49,20 @@ from workers.checkpoints.families.starcoder2 import STARCODER2
 from workers.checkpoints.family import Family
 
 KNOWN = (
-    *(LLAMA, LLAMA4, MISTRAL, MINISTRAL3, QWEN2, QWEN3, QWEN3_MOE, GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED),
+    *(
+        LLAMA,
+        LLAMA4,
+        MISTRAL,
+        MISTRAL4,
+        MINISTRAL3,
+        QWEN2,
+        QWEN3,
+        QWEN3_MOE,
+        GEMMA2,
+        GEMMA3,
+        GEMMA4,
+        GEMMA4_UNIFIED,
+    ),
     *(GRANITE, GRANITE_MOE, PHI3, PHIMOE, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
     *(SEED_OSS, EXAONE4, ERNIE4_5, ERNIE4_5_MOE, OLMOE, MINIMAX_M2),
     *(COHERE, COHERE2, ARCEE, APERTUS, STARCODER2, HUNYUAN, GEMMA, CWM, HYPERCLOVAX, MELLUM),

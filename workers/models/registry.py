@@ -51,6 +51,7 @@ MODELS = {
     "minimax_m2": Decoder,
     "ministral3": Decoder,
     "mistral": Decoder,
+    "mistral4": Decoder,
     "mixtral": Decoder,
     "modernbert": ModernBert,
     "nomic_bert": NomicBert,

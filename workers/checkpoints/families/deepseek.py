@@ -111,7 +111,7 @@ def read_2(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     experts = experts_of(path, file)
     if experts is not None:
         experts = msgspec.structs.replace(experts, scoring="softmax", corrected=False)
-    return _model_config(path, file, experts)
+    return latent_config(path, file, experts)
 
 
 def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
@@ -133,10 +133,11 @@ def _routed(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     file = config.read(path, given, LatentFile)
     if file.scoring_func == "softmax" or file.topk_method in ("greedy", "group_limited_greedy"):
         refuse(path, f"scoring_func {file.scoring_func}, topk_method {file.topk_method}: V3 has others")
-    return _model_config(path, file, experts_of(path, file))
+    return latent_config(path, file, experts_of(path, file))
 
 
-def _model_config(path: Path, file: LatentFile, experts: Experts | None) -> ModelConfig:
+def latent_config(path: Path, file: LatentFile, experts: Experts | None) -> ModelConfig:
+    """What `file` says of a decoder that keeps one vector of a token."""
     head_dim = file.qk_nope_head_dim + file.qk_rope_head_dim
     # what turns is a key of its own, and all of it does; each head has keys and values
     file = msgspec.structs.replace(

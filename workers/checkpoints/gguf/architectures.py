@@ -108,6 +108,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         latent=True,
         neutral={"attention.scale": unread.NOTHING},
     ),
+    "mistral4": Architecture("Mistral4ForCausalLM", deepseek.mistral4, tensors=deepseek.LAYER, latent=True),
     "gemma": Architecture("GemmaForCausalLM", norms_with_one=True),
     "gemma2": Architecture("Gemma2ForCausalLM", gemma.gemma2, norms_with_one=True, tensors=gemma.NORMS),
     "gemma3": Architecture("Gemma3ForCausalLM", gemma.gemma3, norms_with_one=True, tensors=gemma.NORMS),

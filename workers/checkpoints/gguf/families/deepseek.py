@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from workers.checkpoints.families.mistral import ROPE_4
 from workers.checkpoints.files import refuse
+from workers.checkpoints.gguf import rope
 from workers.checkpoints.gguf.families.experts import routed
 from workers.checkpoints.gguf.keys import Json, Keys
 from workers.checkpoints.gguf.unread import SIGMOID, SOFTMAX
@@ -25,16 +27,29 @@ def config(keys: Keys) -> Json:
     normalised, groups = keys.get("expert_weights_norm", False), keys.number("expert_group_count", 1)
     if gating not in (SOFTMAX, SIGMOID) or (gating == SOFTMAX and normalised):
         refuse(keys.path, f"expert_gating_func {gating}, expert_weights_norm {normalised} is not supported")
+    return _latent(keys) | {
+        "architectures": ["DeepseekV3ForCausalLM" if gating == SIGMOID else "DeepseekV2ForCausalLM"],
+        "topk_method": None if gating == SIGMOID or groups == 1 else "group_limited_greedy",
+        "n_group": groups,
+        "topk_group": keys.number("expert_group_used_count", 1),
+    }
+
+
+def mistral4(keys: Keys) -> Json:
+    """How its queries grow is in no file."""
+    growth = {"llama_4_scaling_beta": keys.get("attention.temperature_scale", ROPE_4["llama_4_scaling_beta"])}
+    if (scaling := rope.scaling(keys)) is None or scaling["rope_type"] != "yarn":
+        refuse(keys.path, "is a mistral4 whose rope is no yarn, which is not supported")
+    return _latent(keys) | {"rope_scaling": scaling | growth}
+
+
+def _latent(keys: Keys) -> Json:
     turning = keys.size("rope.dimension_count")
     key = keys.size("attention.key_length_mla", keys.head_dim())
     return routed(keys) | {
-        "architectures": ["DeepseekV3ForCausalLM" if gating == SIGMOID else "DeepseekV2ForCausalLM"],
-        "topk_method": None if gating == SIGMOID or groups == 1 else "group_limited_greedy",
         "q_lora_rank": keys.get("attention.q_lora_rank") or None,
         "kv_lora_rank": keys.size("attention.kv_lora_rank"),
         "qk_rope_head_dim": turning,
         "qk_nope_head_dim": key - turning,
         "v_head_dim": keys.size("attention.value_length_mla", keys.get("attention.value_length")),
-        "n_group": groups,
-        "topk_group": keys.number("expert_group_used_count", 1),
     }
