@@ -410,7 +410,7 @@ class Run:
         if best.waits > router.SECOND_SECONDS:
             others = router.few(self.directory.of(model), model, QUOTED)
             if found := router.second(others, model, self._quotes(others, request), best.waits, best.each):
-                return found[0]
+                return next(iter(found))
         return self.chance.choice(ready) if self.way == "at random" else best.host
 
     def _quotes(self, hosts: list[Host], request: Request) -> dict[str, Quoted]:

@@ -135,7 +135,7 @@ def choices(
 
 def second(
     hosts: Sequence[H], model: str, quotes: Mapping[str, Quoted | CortexError], waits: float, each: float
-) -> tuple[H, str] | None:
+) -> dict[H, float]:
     """Where to load one more copy of a model, or where one is coming, for a request that begins there sooner.
 
     Args:
@@ -144,10 +144,11 @@ def second(
         each: seconds that one request makes the next one wait where all places are taken.
 
     Returns:
-        None when it is not worth that.
+        Seconds until it is there, the soonest first; of hosts where it is coming, if there are any. None: it
+        is not worth that.
     """
     if waits < SECOND_SECONDS:
-        return None
+        return {}
     coming: dict[H, float] = {}
     others: dict[H, float] = {}
     for host in hosts:
@@ -155,12 +156,10 @@ def second(
         if seconds < inf and not host.is_shaky(model):
             (coming if comes else others)[host] = seconds + host.in_flight.get(model, 0) * each
     for found in (coming, others):  # rather wait for a copy that comes than load one more
-        soonest = min(found.values(), default=inf)
-        if soonest < SECOND_SHARE * waits:
-            equals = [host for host, seconds in found.items() if seconds == soonest]
-            host = min(equals, key=lambda host: order(host.name, model))
-            return host, f"one more copy, in {soonest:.1f} s, for all are full for {waits:.1f} s"
-    return None
+        if worth := {host: seconds for host, seconds in found.items() if seconds < SECOND_SHARE * waits}:
+            best_first = sorted(worth, key=lambda host: (worth[host], order(host.name, model)))
+            return {host: worth[host] for host in best_first}
+    return {}
 
 
 def _until_there(host: Host, model: str, quote: Quoted | CortexError | None) -> tuple[bool, float]:

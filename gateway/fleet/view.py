@@ -250,7 +250,7 @@ class Fleet:
             return best.host, f"by now {best.reason(score.Asked(model), len(ready))}"
         neuron, reason = router.best(having, model, quotes)
         if not router.is_on_its_way(neuron, model, quotes.get(neuron.name)):
-            agreed = await self._agreed(having, model, quotes)
+            agreed = await self._agreed(model, *router.choices(having, model, quotes))
             neuron, reason = router.best(having, model, quotes)  # more is known by now of what we began
             is_coming = router.is_on_its_way(neuron, model, quotes.get(neuron.name))
             if not (agreed is None or agreed is neuron or is_coming):
@@ -271,12 +271,14 @@ class Fleet:
             return router.unservable(model, quotes)
         return error
 
-    async def _agreed(
-        self, hosts: list[Neuron], model: str, quotes: Mapping[str, Quoted | CortexError]
-    ) -> Neuron | None:
+    async def _agreed(self, model: str, equals: list[Neuron], others: list[Neuron]) -> Neuron | None:
         """The one of these hosts that loads a model for other processes as well, which may be deciding now;
-        None: that cannot be known."""
-        equals, others = router.choices(hosts, model, quotes)
+        None: that cannot be known.
+
+        Args:
+            equals: where it would do best,
+            others: and where as well, if others have decided so.
+        """
         by_instance = {neuron.instance: neuron for neuron in (*equals, *others)}
         if len(by_instance) < 2:
             return None
@@ -300,10 +302,18 @@ class Fleet:
         others = _without(router.few(self.directory.of(model), model, QUOTED + len(avoid)), avoid)
         if not others:
             return None
-        found = router.second(others, model, await self._quotes.ask(others, model), best.waits, best.each)
-        if found is not None:
-            self._quotes.forget(found[0].name)
-        return found
+        quotes = await self._quotes.ask(others, model)
+        if not (found := router.second(others, model, quotes, best.waits, best.each)):
+            return None
+        first, *rest = found
+        if not router.is_on_its_way(first, model, quotes.get(first.name)):
+            agreed = await self._agreed(model, [first], rest)
+            # more is known by now of what we began
+            if not (found := router.second(others, model, quotes, best.waits, best.each)):
+                return None
+            first = agreed if agreed in found else next(iter(found))
+        self._quotes.forget(first.name)
+        return first, f"one more copy, in {found[first]:.1f} s, for all are full for {best.waits:.1f} s"
 
     def placed(self, neuron: Neuron, model: str, prompt: Prompt) -> None:
         """A request was handed over: others may count on it that the neuron will hold its prompt."""

@@ -18,9 +18,10 @@ from gateway.refusals import Refusal
 from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
 from ipc.messages.conversation import Message
-from ipc.messages.replies import Failed, Quoted, State
+from ipc.messages.replies import Claimed, Failed, Quoted, State
 from ipc.messages.requests import (
     AnyRequest,
+    Claim,
     CountTokens,
     Detokenize,
     Embed,
@@ -30,6 +31,7 @@ from ipc.messages.requests import (
     Watch,
 )
 from ipc.server import Peer
+from neuron.claims import Claims
 from tests.doubles import stands_for
 from tests.gateway.fake_neuron import FakeNeuron
 from tests.gateway.fleets import ask, count, eventually, fleet_of, host, quote, run
@@ -385,5 +387,51 @@ def test_a_prompt_that_is_too_long_for_one_host_goes_where_the_context_is_longer
             with pytest.raises(CortexError, match=r"says so$") as caught:
                 await ask(fleet)
             assert caught.value.code == Code.CONTEXT_LENGTH_EXCEEDED
+
+    run(scenario)
+
+
+class Full(FakeNeuron):
+    """Has more requests than it can serve soon, as it says."""
+
+    def state(self, watch: int) -> State:
+        state = super().state(watch)
+        busy = {"waiting": 100, "request_seconds": 2.0, "max_sequences": 1}
+        models = [msgspec.structs.replace(each, **busy) for each in state.models]
+        return msgspec.structs.replace(state, models=models)
+
+
+class Fickle(FakeNeuron):
+    """Quotes other seconds to the next who asks, and settles claims."""
+
+    quoted_seconds: tuple[float, float]
+    claimed: Claims
+
+    def _on_request(self, peer: Peer, request: AnyRequest) -> None:
+        if isinstance(request, Quote):
+            self.quotes = {"echo": quote("fits", self.quoted_seconds[len(self.quoted)])}
+        if isinstance(request, Claim):
+            settled = self.claimed.settle(request.model, request.equals, request.others)
+            peer.send(Claimed(id=request.id, neuron=settled))
+            return
+        super()._on_request(peer, request)
+
+
+def test_processes_that_want_one_more_copy_at_a_time_load_it_at_the_same_host() -> None:
+    async def scenario() -> None:
+        full, claimed = Full(name="full", models=("echo",)), Claims()
+        hosts = [
+            Fickle(name=name, models=("echo",), status={"echo": "unloaded"}, instance=name) for name in "ab"
+        ]
+        for each, seconds in zip(hosts, ((1.0, 2.0), (2.0, 1.0)), strict=True):
+            each.quoted_seconds, each.claimed = seconds, claimed
+        async with fleet_of(full, *hosts) as fleet:
+            places = [NeuronSettings(name=each.name, endpoint=each.endpoint) for each in (full, *hosts)]
+            other = Fleet(GatewayConfig(neurons=places))
+            await other.start(patience=10)
+            for each in (fleet, other):  # neither is told by a neuron what the other one asked of it
+                assert await ask(each) == "one two"
+            await other.stop()
+        assert [len(each.served) for each in (full, *hosts)] == [0, 2, 0]
 
     run(scenario)

@@ -74,7 +74,7 @@ def test_what_has_to_be_pulled_comes_before_waiting_and_after_eviction_and_least
     coming = [host("a", "loading", left=900.0), host("b", "unloaded")]
     assert chosen(coming, a=quote("loading", 900.0, bytes_to_pull=5), b=pulls) == "a"
     assert chosen(coming, a=quote("loading", 900.0, bytes_to_pull=5), b=quote("fits", 9.0)) == "b"
-    assert second(hosts[:1], "m", {"a": quote("waits", 1.0, bytes_to_pull=9)}, waits=60.0, each=1.0) is None
+    assert second(hosts[:1], "m", {"a": quote("waits", 1.0, bytes_to_pull=9)}, waits=60.0, each=1.0) == {}
 
 
 def test_what_is_parked_in_memory_comes_before_what_is_on_disk() -> None:
@@ -182,8 +182,7 @@ def test_the_reason_is_in_words() -> None:
 
 
 def more(hosts: list[Host], waits: float, each: float = 1.0, **quotes: Quoted | CortexError) -> str | None:
-    found = second(hosts, "m", quotes, waits, each)
-    return None if found is None else found[0].name
+    return next((host.name for host in second(hosts, "m", quotes, waits, each)), None)
 
 
 def test_one_more_copy_is_loaded_only_where_that_saves_much_time() -> None:
