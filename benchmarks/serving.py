@@ -268,7 +268,7 @@ def measure_states(card: ModelCard, host_memory: int) -> dict[str, float]:
     groups = card.cache_groups(1)
     size = state_bytes(groups)
     number, places = num_states(groups, SEQUENCES), host_memory // size
-    cache = StateCache(groups[-1].layers, card.config.delta, states=number, device=torch.device("cpu"))
+    cache = StateCache(groups[-1].layers, card.config.state, states=number, device=torch.device("cpu"))
     found = {
         "bytes": size,
         "tokens": size / sum(group.bytes_per_token for group in groups),

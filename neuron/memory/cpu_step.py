@@ -13,7 +13,7 @@ from typing import NamedTuple
 from neuron.memory.largest_step import FLOAT, LONG, LONG_CONTEXT, WIDE_OF_XIELU, prompts_of
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.layers import kv_heads_on_rank
-from workers.checkpoints.model_config import Latent, ModelConfig
+from workers.checkpoints.model_config import Latent, Mamba, ModelConfig
 
 KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gathers in one piece
 FEW_QUERIES, FEW_BYTES = 32, 8 << 20  # of each key, and keys and values that so few read at once
@@ -21,6 +21,7 @@ BLOCK_SCORES, FEWEST_QUERIES = 1 << 20, 16  # scores at once, of as many queries
 SCORE_BYTES = 12  # of each: itself, its weight, and that of the block before or what its sum is made of
 PAIRS = 1024  # of a token and an expert that it goes to, whose numbers are in memory at once
 CHUNK, CONVOLVED = 32, 128  # tokens of a prompt that go through a state together, and through its convolution
+SPACE_CHUNK = 64  # the same of Mamba-2
 TOLD_BYTES = 2 * FLOAT  # of each of these: itself, and its log-probability
 COMPARED_ROWS = 8  # of them, looked through at once for those that are as probable
 COMPARED_BYTES = FLOAT + 1 + LONG  # a copy, whether it is, and that to be added up
@@ -190,6 +191,8 @@ class CpuStep:
         if (convolution := self.shapes.convolution) is not None:
             channels = convolution.on_rank(self.world_size).channels
             return stream + self.tokens * channels * (4 * self.itemsize + 4 * FLOAT)
+        if self.shapes.mamba is not None:
+            return stream + self._mamba(self.shapes.mamba.on_rank(self.world_size))
         if self.shapes.delta is None:
             return 0
         delta = self.shapes.delta.on_rank(self.world_size)
@@ -207,6 +210,23 @@ class CpuStep:
             once = self.tokens * values + 2 * state
         gated = self.tokens * values * (self.itemsize + 2 * FLOAT)
         return stream + self.tokens * projected + max(self.tokens * through + once * FLOAT, gated)
+
+    def _mamba(self, mamba: Mamba) -> int:
+        """The same of Mamba-2."""
+        inner, channels = mamba.inner, mamba.channels
+        state, block = mamba.state_size - (mamba.kernel - 1) * channels, min(self.tokens, CONVOLVED)
+        copied = (self.sequences - 1) * (state + 2 * mamba.kernel * channels + 3 * inner)
+        chunk = min(block, SPACE_CHUNK)
+        chunked = block * channels + chunk * ((mamba.heads + mamba.groups) * chunk + 4 * inner)
+        # what takes the results has no memory before they come
+        convolved = block * (3 * channels - inner)
+        once = max(copied, self.tokens * inner + state + max(convolved, chunked))
+        if self.kernels.exact:  # token after token, sequence after sequence
+            once = self.tokens * inner + 2 * state
+        mixed = 0 if self.itemsize == FLOAT else self.tokens * channels
+        gated = 3 * self.tokens * inner
+        through = 2 * self.tokens * mamba.heads + max(mixed + once, gated)
+        return self.tokens * mamba.projected * self.itemsize + through * FLOAT
 
     # --- the MLP ----------------------------------------------------------------------------------------
 

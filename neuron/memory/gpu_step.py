@@ -17,6 +17,7 @@ CUBLAS_BYTES = 32 << 20  # its workspace, on the cards that have the largest
 SORT_BYTES = 36  # of each element that is sorted: its value and its place, three times
 SPLIT, MOST_SPLITS = 64, 32  # keys of a part that attention over one token has at least, and parts at most
 CHUNK, CHUNKS = 32, 64  # tokens of a prompt that go through a state together, and how many times at once
+CONVOLVED = 2048  # tokens of a prompt whose convolution is there at once, where it is torch's
 SCRATCH_BYTES, TOGETHER = 64 << 20, 256  # of a weight in blocks, made plain at once, and its rows at least
 # Tokens with which a weight is not made plain at all where no card's cache would hold it so, and such a cache
 SOME, MOST_CACHE = 64, 128 << 20
@@ -116,7 +117,10 @@ class GpuStep:
         self._free(normed, *before)
 
     def _state_layer(self, number: int) -> None:
-        self._stream.append(self._delta() if self.shapes.delta is not None else self._convolution())
+        if self.shapes.mamba is not None:
+            self._stream.append(self._mamba())
+        else:
+            self._stream.append(self._delta() if self.shapes.delta is not None else self._convolution())
         normed = self._normed()
         self._stream.append(self._mlp(number))
         self._free(normed)
@@ -201,6 +205,34 @@ class GpuStep:
         self._free(out)
         out = self._product(values, hidden)
         self._free(normed, projected, narrow, *gates)
+        return out
+
+    def _mamba(self) -> Block:
+        mamba = self.shapes.mamba.on_rank(self.world_size)
+        normed, hidden, inner, channels = self._normed(), self.shapes.hidden_size, mamba.inner, mamba.channels
+        projected = self._product(hidden, mamba.projected)
+        biased = [self._rows(mamba.heads, FLOAT) for _ in range(2)]
+        self._free(biased[0])
+        steps = self._rows(mamba.heads, FLOAT)
+        self._free(biased[1])
+        steps = [steps, self._rows(mamba.heads, FLOAT)]
+        mixed, out = self._rows(channels, FLOAT), self._rows(inner, FLOAT)
+        state = mamba.state_size - (mamba.kernel - 1) * channels
+        if single := self.sequences - 1:  # whose states are copied
+            sizes = ((mamba.kernel - 1) * channels, *[mamba.kernel * channels] * 2, channels, channels)
+            before, window, products, summed, convolved = (self._new(single * size * FLOAT) for size in sizes)
+            self._free(before, products, summed)
+            self._free(*(self._new(single * size * FLOAT) for size in (state, inner, inner, inner)))
+            self._free(window, convolved)
+        block = min(max(self._prompts, default=1), CONVOLVED) * channels
+        self._free(*(self._new(size * FLOAT) for size in (state, block, block, block)))
+        self._free(mixed)
+        wide = [self._rows(inner, FLOAT) for _ in range(2)]
+        self._free(*wide)
+        narrow = self._rows(inner)
+        self._free(out, *steps)
+        out = self._product(inner, hidden)
+        self._free(normed, projected, narrow)
         return out
 
     def _convolution(self) -> Block:

@@ -142,7 +142,7 @@ class Overhead:
     @property
     def _state_bytes(self) -> int:
         """Of all layers that keep one."""
-        return FLOAT * sum(layer.state_size for layer in self.shapes.layers) // self.world_size
+        return FLOAT * sum(layer.state_on_rank(self.world_size) for layer in self.shapes.layers)
 
     def _penalties(self, sequences: int) -> int:
         """For a power of two of them."""

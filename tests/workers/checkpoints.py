@@ -168,6 +168,15 @@ def granite_moe(kind: str, **changes: Any) -> PreTrainedModel:
     return model(config(**sizes | scales | experts | {"logits_scaling": 0.7} | changes))
 
 
+def granite_hybrid(**changes: Any) -> PreTrainedModel:
+    layers = {
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention"] * 2 + ["full_attention", "linear_attention"],
+    }
+    state = {"mamba_n_heads": 6, "mamba_d_state": 20, "shared_intermediate_size": 40}
+    return granite_moe("GraniteMoeHybrid", **layers | state | changes)
+
+
 def smollm3(**changes: Any) -> PreTrainedModel:
     return transformers.SmolLM3ForCausalLM(
         transformers.SmolLM3Config(**SIZES | {"num_hidden_layers": 4} | changes)
@@ -487,6 +496,18 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         shared_intermediate_size=40,
         layer_types=["full_attention"] * 2,
         mamba_n_heads=4,
+    ),
+    "granitemoehybrid": lambda: granite_hybrid(),
+    "granitemoehybrid_dense": lambda: granite_hybrid(
+        num_local_experts=0,
+        position_embedding_type="rope",
+        mamba_n_heads=8,
+        mamba_n_groups=2,
+        mamba_d_conv=3,
+        mamba_conv_bias=False,
+        mamba_proj_bias=True,
+        time_step_limit=(0.3, 1.5),
+        tie_word_embeddings=True,
     ),
     "smollm3": lambda: smollm3(),
     "smollm3_windows": lambda: smollm3(

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import struct
 from contextlib import suppress
@@ -263,6 +264,18 @@ def test_a_number_that_json_does_not_have_is_named_by_its_file_and_field(tmp_pat
     write_checkpoint(tmp_path)
     (tmp_path / name).write_text('{"unread": {"a": [1, Infinity]}}')
     assert f"{name}: has bad JSON: unread.a[1] is Infinity" in refusal(tmp_path)
+
+
+def test_that_a_step_has_no_limit_may_be_said_with_a_number_that_json_has_not(tmp_path):
+    """As files of Mamba-2 have it, which Python wrote."""
+    unlimited = {"time_step_limit": [0.0, math.inf]}
+    write_checkpoint(tmp_path, **unlimited)
+    read_card(tmp_path)
+    for others in ({"unread": math.inf}, {"time_step_limit": [0.0, math.nan]}, {"unread": -math.inf}):
+        write_checkpoint(tmp_path, **unlimited | others)
+        assert f"has bad JSON: {next(iter(others))}" in refusal(tmp_path)
+    write_checkpoint(tmp_path, **unlimited | {"eos_token_id": "5"})
+    assert "eos_token_id" in refusal(tmp_path)
 
 
 def test_a_tensor_that_contradicts_the_config_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -530,13 +531,52 @@ def test_a_yarn_of_deepseek_s_multiplies_what_others_have(tmp_path):
         assert "attn_factor" in refusal(tmp_path, rope_scaling=yarn | more)
 
 
-def test_a_granite_4_with_a_state_is_refused_by_it(tmp_path):
-    said = {"architectures": ["GraniteMoeHybridForCausalLM"], "shared_intermediate_size": 64}
-    for key in ("layer_types", "layers_block_type"):  # as transformers has written it, and did before
-        kinds = ["attention", "attention"]
-        assert len(written(tmp_path, **said, num_local_experts=0, **{key: kinds}).layers) == 2
-        assert "mamba" in refusal(tmp_path, **said, **{key: ["mamba", "attention"]})
-    assert "mamba" in refusal(tmp_path, **said), "all layers, where it does not say"
+GRANITE_4 = {
+    "architectures": ["GraniteMoeHybridForCausalLM"],
+    "layer_types": ["mamba", "attention"],
+    "num_local_experts": 0,
+    "shared_intermediate_size": 64,
+    "mamba_n_heads": 8,
+}
+
+
+def test_a_granite_4_says_which_layers_keep_a_state_in_each_of_two_ways(tmp_path):
+    words = [("mamba", "attention"), ("linear_attention", "full_attention")]
+    for kinds in words:
+        for key in ("layer_types", "layers_block_type"):
+            others = GRANITE_4 | {"layer_types": None} | {key: [*kinds]}
+            assert [layer.kind for layer in written(tmp_path, **others).layers] == ["state", "full"]
+    assert "layer_types" in refusal(tmp_path, **GRANITE_4 | {"layer_types": None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"layer_types": ["mamba", "mamba"]}, "no layer is attention"),
+        ({"layer_types": ["mamba", "sliding_attention"]}, "layer_types is no list of mamba, attention"),
+        ({"layer_types": ["mamba"]}, "for 2 layers"),
+        ({"mamba_n_heads": 7}, "7 heads of Mamba-2 do not divide"),
+        ({"mamba_d_head": 64}, "mamba_d_head 64 is not supported: 8 heads share"),
+        ({"mamba_n_groups": 3}, "3 groups do not divide 8 heads"),
+        ({"mamba_d_conv": 1}, "a convolution over 1 token"),
+        ({"hidden_act": "gelu"}, "hidden_act gelu"),
+        ({"time_step_limit": [0.0]}, "time_step_limit"),
+        ({"time_step_limit": [2.0, 1.0]}, "time_step_limit"),
+        ({"time_step_limit": [0.0, {"__float__": "NaN"}]}, "time_step_limit"),
+        ({"position_embedding_type": "alibi"}, "position_embedding_type"),
+        ({"normalization_function": "layernorm"}, "normalization_function"),
+        ({"mamba_rms_norm": True}, "mamba_rms_norm"),
+    ],
+)
+def test_a_granite_4_of_another_shape_is_refused_by_name(tmp_path, changes, words):
+    assert words in refusal(tmp_path, **GRANITE_4 | changes)
+
+
+def test_a_step_has_a_limit_or_none_as_transformers_writes_it(tmp_path):
+    for most in (inf, {"__float__": "Infinity"}):
+        assert written(tmp_path, **GRANITE_4, time_step_limit=[0.0, most]).mamba.limits == (0.0, inf)
+    assert written(tmp_path, **GRANITE_4, time_step_limit=[0.1, 100]).mamba.limits == (0.1, 100.0)
+    assert written(tmp_path, **GRANITE_4, time_step_limit=None).mamba.limits == (0.0, inf)
 
 
 def test_what_one_family_understands_another_does_not(tmp_path):

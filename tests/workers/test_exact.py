@@ -12,7 +12,16 @@ import torch
 
 from ipc.worker_messages import Submit
 from tests.workers import ranks
-from tests.workers.checkpoints import deepseek_v3, fill, gpt_oss, lfm2_moe, qwen2_moe, qwen3, qwen3_5
+from tests.workers.checkpoints import (
+    deepseek_v3,
+    fill,
+    gpt_oss,
+    granite_hybrid,
+    lfm2_moe,
+    qwen2_moe,
+    qwen3,
+    qwen3_5,
+)
 from tests.workers.engines import Answer, Session, make_runner, request
 from tests.workers.equalities import VOCABULARY, Observed
 from tests.workers.ranks import Job
@@ -61,6 +70,7 @@ ROUTED = {
     "sigmoid_latent": lambda: deepseek_v3(n_routed_experts=12, moe_intermediate_size=52),
     "clamped_biased_sinks": lambda: gpt_oss(intermediate_size=52),
     "states": lambda: qwen3_5(),
+    "space": lambda: granite_hybrid(mamba_n_heads=4, mamba_d_state=19),
     "convolutions": lambda: lfm2_moe(moe_intermediate_size=52),
     "softmax_beside_a_gate": lambda: qwen2_moe(moe_intermediate_size=52, shared_expert_intermediate_size=84),
 }

@@ -69,7 +69,7 @@ def assert_asks_for_what_is_declared(card: ModelCard, variant: str, size: int) -
             kind = next(each.kind for each in card.layers if each.kv_heads)
             kind = "full" if tensor.sharing == "full_kv_rows" else kind
             copies = max(1, size // next(each.kv_heads for each in card.layers if each.kind == kind))
-        if tensor.sharing == "qkv_rows":
+        if tensor.sharing in ("qkv_rows", "mamba_rows", "mamba_channels"):
             spec = TensorSpec(name, tensor.shape, tensor.sharing)
             assert held[name] == size * spec.elements_on_rank(card.config, size), name
             continue

@@ -17,7 +17,7 @@ from benchmarks.driver import write_hollow
 from benchmarks.loading import memory
 from ipc.errors import CortexError
 from ipc.worker_messages import PAGE_SIZE, SamplingParams
-from tests.workers.checkpoints import fill, greedy, qwen3_5, qwen3_next
+from tests.workers.checkpoints import fill, granite_hybrid, greedy, qwen3_5, qwen3_next
 from tests.workers.engines import Answer, Session, logits_of, make_runner, request
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.caches import num_states
@@ -112,7 +112,7 @@ def test_turns_of_a_conversation_go_on_from_states_and_say_the_same(tiny):
         prompt = [*prompt, *answer.token_ids, *range(10, 30)]
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next"])
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next", "granitemoehybrid"])
 def test_others_go_on_from_each_state_that_is_kept_of_a_prompt_and_say_the_same(tiny, name, monkeypatch):
     monkeypatch.setattr(cache_manager, "CHECKPOINT_TOKENS", PAGE_SIZE)
     folder, oracle = tiny(name)
@@ -195,7 +195,7 @@ def test_experts_that_are_stored_as_one_tensor_are_those_that_are_stored_one_by_
     assert torch.equal(logits_of(here, prompt), logits_of(there, prompt))
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next"])
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next", "granitemoehybrid_dense"])
 def test_a_prompt_may_be_cut_at_any_token(tiny, name):
     """Into two steps, of which the first has 1 to 130 tokens; then one more token, which the state gives."""
     folder, oracle = tiny(name)
@@ -225,19 +225,30 @@ def test_a_prompt_may_be_cut_at_any_token(tiny, name):
 
 
 WIDE = {"linear_num_key_heads": 4, "linear_num_value_heads": 8}  # a key head for each of four ranks
+FOUR = {  # and what matrices a rank has of a layer
+    "qwen3_5": (lambda: qwen3_5(**WIDE), (2, 8, 12)),
+    "qwen3_next": (lambda: qwen3_next(**WIDE), (2, 8, 12)),
+    # two ranks have heads of one group, and each a half of what it normalises
+    "granitemoehybrid": (lambda: granite_hybrid(mamba_n_heads=8, mamba_n_groups=2), (1, 20, 24)),
+}
 
 
-@pytest.mark.parametrize("make", [qwen3_5, qwen3_next])
-def test_four_ranks_say_what_one_does_and_go_on_from_states_on_the_host(make, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("make", "matrices"), FOUR.values(), ids=FOUR)
+def test_four_ranks_say_what_one_does_and_go_on_from_states_on_the_host(
+    make, matrices, tmp_path, monkeypatch
+):
     """Two conversations that take turns, with states for one of them on the ranks' devices."""
     torch.manual_seed(13)
-    oracle = make(**WIDE)
+    oracle = make()
     fill(oracle)
     oracle.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     limits = SMALL | {"states": 2, "host_states": 8}
     ranks = Ranks(tmp_path, 4, monkeypatch, **limits)
-    assert {rank.state_cache.delta.key_heads for rank in ranks.ranks} == {1}
+    [group] = [each for each in read_card(tmp_path).cache_groups(4, "float32") if each.kind == "state"]
+    for rank in ranks.ranks:
+        assert rank.state_cache.shape.matrices == matrices
+        assert rank.state_cache.nbytes == (limits["states"] + 1) * group.bytes_per_sequence
     session = Session(ranks, **limits)
     for number, (prompt, answer) in enumerate(talk(session, conversations=2, turns=2)):
         assert answer.token_ids == greedy(oracle, prompt, answer.token_ids)

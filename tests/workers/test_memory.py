@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, Qwen3_5TextConfig, Qwen3Config
+from transformers import GraniteMoeHybridConfig, LlamaConfig, Qwen3_5TextConfig, Qwen3Config
 
 from benchmarks.driver import write_hollow
 from ipc.errors import Code, CortexError
@@ -105,6 +105,17 @@ SHAPES = {  # of a layer or two, by what of it takes most
             "intermediate_size": 512,
         },
     ),
+    "Mamba-2": GraniteMoeHybridConfig(
+        **{key: value for key, value in WIDE.items() if key != "head_dim"},
+        num_hidden_layers=2,
+        layer_types=["linear_attention", "full_attention"],
+        num_local_experts=0,
+        shared_intermediate_size=512,
+        mamba_n_heads=48,
+        mamba_d_state=128,
+        mamba_expand=6,
+        vocab_size=4096,
+    ),
     "a vocabulary": Qwen3Config(**WIDE, vocab_size=131_072, intermediate_size=512, num_hidden_layers=1),
 }
 
@@ -115,6 +126,7 @@ SHAPES = {  # of a layer or two, by what of it takes most
         *((most, {}) for most in SHAPES),
         ("attention", {"exact": True}),
         ("states", {"exact": True}),
+        ("Mamba-2", {"exact": True}),
         ("attention", {"kv_cache_dtype": "int8"}),
     ],
 )

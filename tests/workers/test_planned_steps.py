@@ -5,7 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 import torch
-from transformers import Lfm2Config, PretrainedConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import (
+    GraniteMoeHybridConfig,
+    Lfm2Config,
+    PretrainedConfig,
+    Qwen3_5TextConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from benchmarks.driver import write_hollow
 from ipc.worker_messages import GRAPH_BYTES
@@ -60,6 +67,19 @@ SHAPES: dict[str, PretrainedConfig] = {  # with as few layers as there are kinds
         linear_num_value_heads=48,
         linear_key_head_dim=128,
         linear_value_head_dim=128,
+        num_hidden_layers=2,
+    ),
+    "granite-4.0-h-1b": GraniteMoeHybridConfig(
+        vocab_size=100_352,
+        dtype="bfloat16",
+        hidden_size=1536,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        num_local_experts=0,
+        shared_intermediate_size=4096,
+        layer_types=["linear_attention", "full_attention"],
+        mamba_n_heads=48,
+        mamba_d_state=128,
         num_hidden_layers=2,
     ),
     "LFM2-1.2B": Lfm2Config(
@@ -128,7 +148,7 @@ def test_states_that_no_sequence_has_are_booked(card):
     booked, memory = taken(card, SMALL_STEP)
     stateful = [number for number, layer in enumerate(card.config.layers) if layer.kind == "state"]
     pool = StateCache(
-        stateful, card.config.delta, states=5 + 1, device=torch.device("meta")
+        stateful, card.config.state, states=5 + 1, device=torch.device("meta")
     )  # one is for padding
     assert pool.nbytes == (5 + SPARE_STATES["cuda"]) * state_bytes(groups)
     assert booked - memory.reserved == pool.nbytes - 5 * state_bytes(groups)

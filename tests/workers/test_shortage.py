@@ -97,7 +97,7 @@ def test_what_was_kept_of_a_step_that_failed_at_its_end_is_as_it_was_before(runn
 STATEFUL = {"max_sequences": 16, "states": 4, "host_states": 24, "speculation": "ngram"}
 
 
-@pytest.fixture(scope="module", params=["qwen3_5", "lfm2"])
+@pytest.fixture(scope="module", params=["qwen3_5", "lfm2", "granitemoehybrid"])
 def hybrid(request, tiny):
     """A model with states, requests, and the answers to them."""
     runner = make_runner(tiny(request.param).folder, host_states=24, context_length=256, max_step_tokens=64)

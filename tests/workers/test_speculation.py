@@ -15,7 +15,7 @@ from ipc.model_settings import ModelSettings
 from ipc.worker_messages import FREE_ROWS, MemoryUse, SamplingParams, Submit
 from neuron.description import described
 from tests.workers import encoders
-from tests.workers.checkpoints import fill, lfm2, qwen3, qwen3_5
+from tests.workers.checkpoints import fill, granite_hybrid, lfm2, qwen3, qwen3_5
 from tests.workers.engines import Answer, Session, make_runner, make_spec, prompt_of, request
 from tests.workers.equalities import VOCABULARY, assert_equal
 from tests.workers.guessing import SIZES, Knows, answers_of, of_all_kinds, replace_id
@@ -324,7 +324,7 @@ def test_windows_experts_and_convolutions_are_no_matter(tiny, knowing, name):
     runner.close()
 
 
-@pytest.fixture(scope="module", params=["qwen3_5", "qwen3_next", "lfm2"])
+@pytest.fixture(scope="module", params=["qwen3_5", "qwen3_next", "lfm2", "granitemoehybrid"])
 def hybrid(request, tiny):
     """Layers that keep a state; and turns of conversations, with what is answered without guesses."""
     runner = make_runner(tiny(request.param).folder, host_states=24, **SIZES)
@@ -402,6 +402,7 @@ EXACT = {
     "attention": lambda: qwen3(vocab_size=VOCABULARY, tie_word_embeddings=True, hidden_size=128, head_dim=32),
     "states": lambda: qwen3_5(),
     "convolutions": lambda: lfm2(),
+    "space": lambda: granite_hybrid(),
 }
 
 

@@ -10,7 +10,7 @@ from workers.attention.cpu import PagedAttention
 from workers.attention.states import RecurrentStates, StateBackend
 from workers.cache.paged import KVCache
 from workers.cache.state import StateCache
-from workers.checkpoints.model_config import ShortConvolution
+from workers.checkpoints.model_config import Mamba, ShortConvolution
 from workers.kernels.fused import has_triton
 
 
@@ -26,9 +26,11 @@ def attention_over(cache: KVCache, *limits: Any, **options: Any) -> AttentionBac
 def states_over(cache: StateCache, group: int, max_segments: int, exact: bool) -> StateBackend:
     """The same for layers with a state, for the arguments of `RecurrentStates`.
 
-    With `exact`, that is torch on a GPU as well: token after token.
+    With `exact`, that is torch on a GPU as well: token after token. So it is of Mamba-2, many at once.
     """
-    convolves = isinstance(cache.delta, ShortConvolution)
+    if isinstance(cache.shape, Mamba):
+        return RecurrentStates(cache, group, max_segments, exact)
+    convolves = isinstance(cache.shape, ShortConvolution)
     if has_triton(cache.device) and not exact:
         from workers.attention.convolutions_cuda import TritonInputs
         from workers.attention.states_cuda import TritonStates

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE
 from workers.attention.backend import Attend
+from workers.attention.rules import rule_of
 from workers.cache.state import StateCache
-from workers.checkpoints.model_config import DeltaNet
-from workers.kernels.gated_delta import chunked, convolve, convolve_each, recur, unit
+from workers.kernels.gated_delta import convolve, convolve_each
 from workers.step.batch import Segment
 
 # Tokens of one sequence that are convolved at once: few stay in a CPU's cache, many are few launches.
@@ -31,6 +31,8 @@ class Recur(Protocol):
         weight: Tensor,  # [channels, kernel], of that
         decay: Tensor,  # [tokens, heads] float32: the logarithm
         beta: Tensor,  # the same
+        bias: Tensor | None = None,  # [channels], of the convolution
+        skip: Tensor | None = None,  # [heads] float32: how much of the values is added to what is read
     ) -> Tensor:  # [tokens, heads, value_dim] float32
         ...
 
@@ -60,7 +62,15 @@ class StateBackend(Protocol):
     def prepare(self, segments: Sequence[Segment], tensors: dict[str, Tensor]) -> Any: ...
 
     def run(
-        self, prepared: Any, layer: int, mixed: Tensor, weight: Tensor, decay: Tensor, beta: Tensor
+        self,
+        prepared: Any,
+        layer: int,
+        mixed: Tensor,
+        weight: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        bias: Tensor | None = None,
+        skip: Tensor | None = None,
     ) -> Tensor:
         """In each layer: change the states by the new tokens, and say what these read (see `Recur`)."""
         ...
@@ -136,12 +146,12 @@ class Drafted:
         self.inputs[layer] = x[self.rows].clone(memory_format=torch.contiguous_format)
 
 
-def heads_of(y: Tensor, delta: DeltaNet) -> tuple[Tensor, Tensor, Tensor]:  # [tokens, channels]
-    """Queries and keys, of unit length, and values, of what comes out of a convolution."""
-    keys = delta.key_heads * delta.key_dim
-    qk, v = y.split((2 * keys, y.shape[1] - 2 * keys), dim=1)
-    q, k = unit(qk.unflatten(1, (2, delta.key_heads, delta.key_dim))).unbind(1)
-    return q, k, v.unflatten(1, (delta.value_heads, delta.value_dim))
+class Weights(NamedTuple):
+    """What a layer has for all tokens, in float32."""
+
+    convolution: Tensor  # [channels, kernel]
+    bias: Tensor | None  # [channels], of that
+    skip: Tensor | None  # [heads, 1]
 
 
 @dataclass(slots=True)
@@ -153,7 +163,9 @@ class StateStep:
     num_decode: int  # sequences with one token
     checked: list[slice]  # rows of the step, of each of those with drafts
     chunks: list[slice]  # the same, of each of the others
-    places: list[tuple[int, int]]  # what `read` and `written` say, for a CPU, which need not copy
+    places: list[
+        tuple[int, int]
+    ]  # what `read` and `written` say, where no step is recorded: one need not copy
     guesses: Drafted | None
 
 
@@ -167,10 +179,11 @@ class RecurrentStates:
         exact: token after token and sequence after sequence, so that a token has the same bits in any step.
     """
 
-    capturable = False  # on a GPU another one serves, but for `exact`
-
     def __init__(self, cache: StateCache, group: int, max_segments: int, exact: bool = False) -> None:
         self.cache, self._group, self._exact = cache, group, exact
+        self._rule = rule_of(cache.shape)
+        # where another one serves on a GPU, it does not for `exact`, which is sequence after sequence
+        self.capturable = cache.device.type == "cuda" and not exact
         self.sizes = {"states_read": max_segments, "states_written": max_segments}
         self._guesses: Drafted | None = None  # of the last step that had some
 
@@ -182,7 +195,7 @@ class RecurrentStates:
     def prepare(self, segments: Sequence[Segment], tensors: dict[str, Tensor]) -> StateStep:
         """Of the same segments, and their arrays on the device."""
         several = [segment for segment in segments if len(segment.rows) > 1]
-        arrays = self.arrays(segments).values() if tensors["states_read"].device.type == "cpu" else ((), ())
+        arrays = ((), ()) if self.capturable else self.arrays(segments).values()
         self._guesses = Drafted.of(several, self._group)
         return StateStep(
             tensors["states_read"],
@@ -195,21 +208,31 @@ class RecurrentStates:
         )
 
     def run(
-        self, prepared: StateStep, layer: int, mixed: Tensor, weight: Tensor, decay: Tensor, beta: Tensor
+        self,
+        prepared: StateStep,
+        layer: int,
+        mixed: Tensor,
+        weight: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        bias: Tensor | None = None,
+        skip: Tensor | None = None,
     ) -> Tensor:  # [tokens, heads, value_dim] float32
         """One layer, of all sequences."""
-        mixed, weight, single = mixed.float(), weight.float(), prepared.num_decode
-        delta = self.cache.delta
-        out = mixed.new_empty(len(mixed), delta.value_heads, delta.value_dim)
+        mixed, single = mixed.float(), prepared.num_decode
+        weights = Weights(
+            weight.float(), None if bias is None else bias.float(), None if skip is None else skip[:, None]
+        )
+        out = mixed.new_empty(len(mixed), *self.cache.shape.results)
         convolved, number = [], 0
         if single and not self._exact:
-            given = mixed[:single], weight, decay[:single], beta[:single]
+            given = mixed[:single], weights, decay[:single], beta[:single]
             out[:single] = self._decode(prepared, layer, *given)
             number = single
         alone = [slice(row, row + 1) for row in range(number, single)]
         for part in (*alone, *prepared.checked, *prepared.chunks):
             places = prepared.read[number : number + 1], prepared.written[number : number + 1]
-            given = places, layer, mixed[part], weight, decay[part], beta[part], out[part]
+            given = places, layer, mixed[part], weights, decay[part], beta[part], out[part]
             if single <= number < single + len(prepared.checked):
                 self._one_by_one(*given, convolved)
             elif self._exact:
@@ -239,32 +262,36 @@ class RecurrentStates:
             for state, rows in zip(matrices.split(1), drafts, strict=True):
                 for row in range(rows.start, rows.stop):
                     token = slice(row, row + 1)
-                    recur(state, *heads_of(y[token], self.cache.delta), decay[token], beta[token])
+                    self._rule.recur(state, y[token], decay[token], beta[token])
             self.cache.matrices[layer][states] = matrices
             del guesses.layers[layer]
 
     def _decode(
-        self, step: StateStep, layer: int, mixed: Tensor, weight: Tensor, decay: Tensor, beta: Tensor
+        self, step: StateStep, layer: int, mixed: Tensor, weights: Weights, decay: Tensor, beta: Tensor
     ) -> Tensor:
         """One token of each sequence, all at once."""
         read, written = step.read[: len(mixed)], step.written[: len(mixed)]
         inputs, matrices = self.cache.inputs[layer], self.cache.matrices[layer]
-        y, after = convolve_each(mixed, inputs[read], weight)
+        y, after = convolve_each(mixed, inputs[read], weights.convolution, weights.bias)
         inputs[written] = after
         if step.places and len(mixed) == 1 and step.places[0][0] == step.places[0][1]:
             place = step.places[0][0]
-            return recur(matrices[place : place + 1], *heads_of(y, self.cache.delta), decay, beta)
+            return self._recur(matrices[place : place + 1], y, decay, beta, weights)
         state = matrices[read]
-        found = recur(state, *heads_of(y, self.cache.delta), decay, beta)
+        found = self._recur(state, y, decay, beta, weights)
         matrices[written] = state
         return found
+
+    def _recur(self, state: Tensor, y: Tensor, decay: Tensor, beta: Tensor, weights: Weights) -> Tensor:
+        found = self._rule.recur(state, y, decay, beta)
+        return found if weights.skip is None else found.addcmul_(self._rule.inputs(y), weights.skip)
 
     def _chunk(
         self,
         places: tuple[Tensor, Tensor],  # [1] int64 each
         layer: int,
         mixed: Tensor,
-        weight: Tensor,
+        weights: Weights,
         decay: Tensor,
         beta: Tensor,
         out: Tensor,
@@ -275,8 +302,10 @@ class RecurrentStates:
         before, state, block = inputs[read][0], matrices[read][0], BLOCK[mixed.device.type]
         for start in range(0, len(mixed), block):  # all of one stays in a CPU's cache
             part = slice(start, start + block)
-            y, before = convolve(mixed[part], before, weight)
-            chunked(state, *heads_of(y, self.cache.delta), decay[part], beta[part], out[part])
+            y, before = convolve(mixed[part], before, weights.convolution, weights.bias)
+            self._rule.chunked(state, y, decay[part], beta[part], out[part])
+            if weights.skip is not None:
+                out[part].addcmul_(self._rule.inputs(y), weights.skip)
             del y  # not to be there while the next block's are made
         inputs[written], matrices[written] = before, state
 
@@ -285,7 +314,7 @@ class RecurrentStates:
         places: tuple[Tensor, Tensor],  # [1] int64 each
         layer: int,
         mixed: Tensor,
-        weight: Tensor,
+        weights: Weights,
         decay: Tensor,
         beta: Tensor,
         out: Tensor,
@@ -302,8 +331,8 @@ class RecurrentStates:
         last = len(mixed) - 1 if convolved is None else 0
         for row in range(len(mixed)):
             token = slice(row, row + 1)
-            y, before = convolve_each(mixed[token], before, weight)
-            out[token] = recur(state, *heads_of(y, self.cache.delta), decay[token], beta[token])
+            y, before = convolve_each(mixed[token], before, weights.convolution, weights.bias)
+            out[token] = self._recur(state, y, decay[token], beta[token], weights)
             if convolved is not None:
                 convolved.append(y)
             if row == last:

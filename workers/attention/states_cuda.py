@@ -85,7 +85,7 @@ class TritonStates:
         self, prepared: StateStep, layer: int, mixed: Tensor, weight: Tensor, decay: Tensor, beta: Tensor
     ) -> Tensor:  # [tokens, heads, value_dim] float32
         """One layer, of all sequences."""
-        places, few, delta = prepared.places, prepared.num_few, self.cache.delta
+        places, few, delta = prepared.places, prepared.num_few, self.cache.shape
         matrices, y = self.cache.matrices[layer], self._convolve(prepared, layer, mixed, weight)
         decay, beta = decay.contiguous(), beta.contiguous()
         out = y.new_empty(len(y), delta.value_heads, delta.value_dim)
@@ -109,7 +109,7 @@ class TritonStates:
     def adopt(self, right: Sequence[int]) -> None:
         """All sequences at once, each from its first draft on."""
         guesses = self._guesses
-        places, delta = self._places_of(guesses, right), self.cache.delta
+        places, delta = self._places_of(guesses, right), self.cache.shape
         self._adopt_inputs(guesses, places)
         rows = guesses.rows.stop - guesses.rows.start
         unread = torch.empty(rows, delta.value_heads, delta.value_dim, device=self.cache.device)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workers.cache.paged import zeros
-from workers.checkpoints.model_config import DeltaNet, ShortConvolution
+from workers.checkpoints.model_config import StateShape
 from workers.step.plan import StateMove
 
 logger = logging.getLogger("workers.cache.state")
@@ -28,34 +28,33 @@ class StateCache:
 
     Args:
         layers: numbers of those that keep a state.
-        state: what each is on this rank.
+        shape: what each is on this rank.
         states: how many.
 
     Attributes:
         arena: `[states + 1, elements of one]` float32.
-        matrices: of each layer, `[states + 1, heads, key_dim, value_dim]` float32; of a convolution alone
-            nothing.
+        matrices: of each layer, `[states + 1, *shape.matrices]` float32; of a convolution alone nothing.
         inputs: the last ones of its convolution, `[states + 1, kernel - 1, channels]` float32.
     """
 
     def __init__(
         self,
         layers: Sequence[int],
-        state: DeltaNet | ShortConvolution,
+        shape: StateShape,
         *,
         states: int,
         device: torch.device,
     ) -> None:
-        self.states, self.delta, self.device = states, state, device
-        size = state.state_size
+        self.states, self.shape, self.device = states, shape, device
+        size = shape.state_size
         self.arena = zeros((states + 1, len(layers) * size), torch.float32, device)
         self.matrices: dict[int, Tensor] = {}
         self.inputs: dict[int, Tensor] = {}
-        inputs = (state.kernel - 1, state.channels)
-        split = math.prod(state.matrices)
+        inputs = (shape.kernel - 1, shape.channels)
+        split = math.prod(shape.matrices)
         for place, layer in enumerate(layers):
             part = self.arena[:, place * size : (place + 1) * size]
-            self.matrices[layer] = part[:, :split].unflatten(1, state.matrices)
+            self.matrices[layer] = part[:, :split].unflatten(1, shape.matrices)
             self.inputs[layer] = part[:, split:].unflatten(1, inputs)
 
     @property

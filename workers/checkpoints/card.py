@@ -24,7 +24,7 @@ from workers.checkpoints.caches import group_layers
 from workers.checkpoints.experts import number_of
 from workers.checkpoints.families.llama import EMBEDDING, HEAD
 from workers.checkpoints.families.qwen3_next import DELTA_OUTPUT
-from workers.checkpoints.family import TensorSpec
+from workers.checkpoints.family import NEVER_IN_BLOCKS, TensorSpec
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.layers import Layer
@@ -255,7 +255,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     ) -> str | None:
         """The same of a tensor, of which a rank has `shape`."""
         tensor = self.tensors[name]
-        if len(shape) != 2 or tensor.sharing in ("none", "wide", "plain_rows", "wide_rows", "first"):
+        if len(shape) != 2 or tensor.sharing in NEVER_IN_BLOCKS:
             return None
         vocabulary = tensor.sharing == "vocabulary"
         if tensor.order and vocabulary and name != HEAD:
@@ -312,7 +312,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 Code.MODEL_LOAD_FAILED,
                 f"{self.folder} cannot be split into {world_size} ranks: it has {model.num_heads} attention "
                 f"heads, {model.num_kv_heads} KV heads and an intermediate size of "
-                f"{model.intermediate_size}{_of_experts(model)}{_of_delta(model)}. "
+                f"{model.intermediate_size}{_of_experts(model)}{_of_states(model)}. "
                 f"What works: {', '.join(works)}",
             )
 
@@ -325,8 +325,11 @@ def _of_experts(model: ModelConfig) -> str:
     return f", {experts.count} experts of {experts.intermediate_size}{shared}"
 
 
-def _of_delta(model: ModelConfig) -> str:
+def _of_states(model: ModelConfig) -> str:
     """The same of layers with a state."""
     if model.convolution is not None:
         return f", {model.convolution.channels} channels in layers with a state"
+    if model.mamba is not None:
+        mamba = model.mamba
+        return f", {mamba.heads} heads in {mamba.groups} groups in layers with a state"
     return "" if model.delta is None else f", {model.delta.key_heads} key heads in layers with a state"

@@ -22,12 +22,18 @@ Sharing = Literal[
     "kv_rows",
     "full_kv_rows",
     "qkv_rows",
+    "mamba_rows",
+    "mamba_channels",
     "columns",
     "vocabulary",
     "none",
     "wide",
     "first",
 ]
+
+NEVER_IN_BLOCKS: frozenset[Sharing] = frozenset(
+    ("none", "wide", "plain_rows", "wide_rows", "mamba_channels", "first")
+)
 
 
 class TensorSpec(NamedTuple):
@@ -36,8 +42,10 @@ class TensorSpec(NamedTuple):
     `rows` and `columns`: equal parts. `kv_rows`: by KV head, of which several ranks may hold the same one.
     `full_kv_rows`: the same, where layers that see all tokens have heads of their own. `qkv_rows`: `rows`,
     and below them two times `kv_rows`. `plain_rows`: `rows` that are never in blocks; `wide_rows`: such in
-    float32. `vocabulary`: rows, the last parts padded. `none`: all of it on every rank. `wide`: the same, in
-    float32. `first`: all of it on the first rank, and nothing on the others.
+    float32. `mamba_rows`: of all that a layer of Mamba-2 projects, by head and by group (`Mamba`);
+    `mamba_channels`: of what it convolves, never in blocks. `vocabulary`: rows, the last parts padded.
+    `none`: all of it on every rank. `wide`: the same, in float32. `first`: all of it on the first rank, and
+    nothing on the others.
     What an expert has is on one rank where experts stay whole, whatever is said here.
     """
 
@@ -67,6 +75,10 @@ class TensorSpec(NamedTuple):
             case "qkv_rows":
                 heads = model.num_heads // world_size + 2 * kv_heads_on_rank(model.num_kv_heads, world_size)
                 return heads * model.head_dim, *rest
+            case "mamba_rows":
+                return model.mamba.on_rank(world_size).projected, *rest
+            case "mamba_channels":
+                return model.mamba.on_rank(world_size).channels, *rest
         return -(-first // world_size), *rest
 
     def elements_on_rank(self, model: ModelConfig, world_size: int) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from math import isfinite
+from contextlib import suppress
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
@@ -21,6 +22,8 @@ T = TypeVar("T")
 FILE_LIMIT = 100_000_000  # bytes of any file that is read whole
 SEARCHED = 16 << 20  # bytes of one in which is looked for what is wrong
 MAX_PLACE = 200  # characters of where that stands
+# Where Python's Infinity stands in published files, and says that there is no limit: of the steps of Mamba-2.
+UNLIMITED = frozenset(("time_step_limit[1]", "mamba_dt_limit[1]"))
 
 
 def refuse(path: Path, why: str) -> NoReturn:
@@ -78,7 +81,8 @@ def read_json(path: Path, kind: type[T]) -> T:
     """The JSON file at `path` as a `kind`.
 
     Raises:
-        CortexError: MODEL_LOAD_FAILED, also for JSON with NaN or Infinity in it, which JSON does not have.
+        CortexError: MODEL_LOAD_FAILED, also for JSON with NaN or Infinity in it, which JSON does not have;
+            but for `UNLIMITED`.
     """
     return decode_json(path, read_bytes(path), kind)
 
@@ -88,18 +92,27 @@ def decode_json(path: Path, text: Any, kind: type[T], where: str = "") -> T:
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        why = _no_number(bytes(text)) or error
+        value, numbers = _as_python(bytes(text))
+        if numbers and {*numbers.items()} <= {(place, inf) for place in UNLIMITED}:
+            with suppress(msgspec.ValidationError):
+                return msgspec.convert(value, kind)
+        others = (each for each in numbers.items() if each[0] not in UNLIMITED or each[1] != inf)
+        place, number = next(others, ("", 0.0))
+        why = f"{place[:MAX_PLACE]} is {json.dumps(number)}, and JSON has no such number" if place else error
         refuse(path, f"has bad JSON{' in ' + repr(where) if where else ''}: {why}")
 
 
-def _no_number(text: bytes) -> str:
-    """Which field is NaN or infinite, as Python writes such numbers and reads them; "" where none is."""
+def _as_python(text: bytes) -> tuple[Any, dict[str, float]]:
+    """JSON as Python reads it, which has more numbers; and those that are NaN or infinite, by where they are.
+    None are found in what Python cannot read either, or what is too long to be looked through."""
+    found: dict[str, float] = {}
     if len(text) > SEARCHED:
-        return ""
+        return None, found
     try:
-        waiting = [("", json.loads(text))]
+        whole = json.loads(text)
     except (ValueError, RecursionError):
-        return ""
+        return None, found
+    waiting = [("", whole)]
     while waiting:
         place, value = waiting.pop()
         if isinstance(value, dict):
@@ -107,5 +120,5 @@ def _no_number(text: bytes) -> str:
         elif isinstance(value, list):
             waiting += [(f"{place}[{i}]", each) for i, each in reversed(list(enumerate(value)))]
         elif isinstance(value, float) and not isfinite(value):
-            return f"{place[:MAX_PLACE]} is {json.dumps(value)}, and JSON has no such number"
-    return ""
+            found[place] = value
+    return whole, found

@@ -32,7 +32,8 @@ class Layer(msgspec.Struct, frozen=True, array_like=True):
     * `full`: keys and values of every token.
     * `window`: keys and values, of which a token sees the last `window`, its own included.
     * `chunk`: keys and values. Tokens see those before them of the same `window`, which follow each other.
-    * `state`: one state a sequence, which every token changes; its elements are spread over the ranks.
+    * `state`: one state a sequence, which every token changes; its elements are spread over the ranks, but
+      for those of groups, of which every rank has at least one.
     * `latent`: one compressed vector a token, of which every rank keeps all (multi-head latent attention).
     """
 
@@ -41,7 +42,9 @@ class Layer(msgspec.Struct, frozen=True, array_like=True):
     head_dim: int = 0
     window: int | None = None  # tokens
     latent_size: int = 0  # elements a token
-    state_size: int = 0  # elements a sequence
+    state_size: int = 0  # elements a sequence, that are spread
+    state_groups: int = 0
+    group_size: int = 0  # elements a sequence, of each of these
     keys_of: int | None = None  # an earlier layer, whose keys and values this one reads: it keeps none
     in_order: bool = False  # tokens of an image see none behind them, though they may in other layers
 
@@ -56,9 +59,14 @@ class Layer(msgspec.Struct, frozen=True, array_like=True):
             self.kind,
             window=self.window or 0,
             bytes_per_token=self.shape_on_rank(world_size).bytes_per_token(itemsize, kv_cache_dtype),
-            bytes_per_sequence=-(-self.state_size // world_size) * STATE_BYTES,
+            bytes_per_sequence=self.state_on_rank(world_size) * STATE_BYTES,
             in_order=self.in_order,
         )
+
+    def state_on_rank(self, world_size: int) -> int:
+        """Elements of a sequence's state."""
+        groups = kv_heads_on_rank(self.state_groups, world_size) if self.state_groups else 0
+        return -(-self.state_size // world_size) + groups * self.group_size
 
     def shape_on_rank(self, world_size: int) -> PageShape:
         """Of what it keeps of a token."""

@@ -5,6 +5,7 @@ One `ModelConfig` for all families, whatever their files call it; `config` besid
 
 from __future__ import annotations
 
+from math import inf
 from typing import Literal
 
 import msgspec
@@ -66,6 +67,11 @@ class DeltaNet(msgspec.Struct, frozen=True):
         """Of a layer: how many, and their sizes."""
         return self.value_heads, self.key_dim, self.value_dim
 
+    @property
+    def results(self) -> tuple[int, int]:
+        """What comes of a token: heads, and the size of each."""
+        return self.value_heads, self.value_dim
+
     def on_rank(self, world_size: int) -> DeltaNet:
         """The heads of each rank."""
         return msgspec.structs.replace(
@@ -75,6 +81,71 @@ class DeltaNet(msgspec.Struct, frozen=True):
     def splits_into(self, world_size: int) -> bool:
         """Whether ranks can have equal numbers of key heads, each with its value heads."""
         return self.key_heads % world_size == 0
+
+
+class Mamba(msgspec.Struct, frozen=True, kw_only=True):
+    """Mamba-2 (https://arxiv.org/abs/2405.21060), of the layers that keep a state.
+
+    Heads that follow each other are a group, and share keys and queries (B and C there). A group has a matrix
+    `[state_dim, heads of a group * head_dim]`. What heads are given, keys and queries go through a short
+    convolution over the last `kernel` tokens first.
+    """
+
+    heads: int
+    head_dim: int
+    groups: int
+    state_dim: int
+    kernel: int  # tokens
+    conv_bias: bool = True
+    bias: bool = False  # of the projections, in and out
+    limits: tuple[float, float] = (0.0, inf)  # of a token's step
+    # gates are multiplied with what is normalised then, by group; or with what was; or there is no norm
+    norm: Literal["behind_gates", "before_gates", "none"] = "behind_gates"
+
+    @property
+    def inner(self) -> int:
+        """Elements of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        """Of the keys of all groups, or of their queries."""
+        return self.groups * self.state_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: what heads are given, keys, queries."""
+        return self.inner + 2 * self.keys
+
+    @property
+    def projected(self) -> int:
+        """Gates, what goes into the convolution, and the step of each head."""
+        return self.inner + self.channels + self.heads
+
+    @property
+    def state_size(self) -> int:
+        """Elements that a layer keeps of a sequence: its matrices, and what the convolution still sees."""
+        return self.inner * self.state_dim + (self.kernel - 1) * self.channels
+
+    @property
+    def matrices(self) -> tuple[int, int, int]:
+        """Of a layer: how many, and their sizes."""
+        return self.groups, self.state_dim, self.inner // self.groups
+
+    @property
+    def results(self) -> tuple[int, int]:
+        """What comes of a token: heads, and the size of each."""
+        return self.heads, self.head_dim
+
+    def on_rank(self, world_size: int) -> Mamba:
+        """The heads of each rank, with their groups, of which several ranks may have the same one."""
+        groups = max(1, self.groups // world_size)
+        return msgspec.structs.replace(self, heads=self.heads // world_size, groups=groups)
+
+    def splits_into(self, world_size: int) -> bool:
+        """Whether ranks can have equal numbers of heads, of whole groups or of one."""
+        wide, narrow = self.groups % world_size == 0, world_size % self.groups == 0
+        return self.heads % world_size == 0 and (wide or narrow)
 
 
 class ShortConvolution(msgspec.Struct, frozen=True):
@@ -97,6 +168,9 @@ class ShortConvolution(msgspec.Struct, frozen=True):
     def splits_into(self, world_size: int) -> bool:
         """Whether ranks can have equal numbers of channels."""
         return self.channels % world_size == 0
+
+
+StateShape = DeltaNet | Mamba | ShortConvolution
 
 
 class Temperature(msgspec.Struct, frozen=True):
@@ -154,6 +228,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     attention_gate: Literal["none", "within", "apart", "heads"] = "none"
     delta: DeltaNet | None = None  # what layers with a state are, in place of attention
     convolution: ShortConvolution | None = None  # or they are that
+    mamba: Mamba | None = None  # or that
     norms: Norms = Norms()
     norm_offset: float = 0.0  # is added to the weights of all norms
     layer_norm: bool = False  # norms take the mean away, and have a bias
@@ -191,9 +266,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     encoder: Encoder | None = None
 
     @property
-    def state(self) -> DeltaNet | ShortConvolution | None:
+    def state(self) -> StateShape | None:
         """What layers with a state are."""
-        return self.delta or self.convolution
+        return self.delta or self.convolution or self.mamba
 
     def at_context(self, length: int) -> ModelConfig:
         """The same where a context is served that long: a longrope has other factors in a long one.
@@ -232,13 +307,15 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def guess_bytes(self, world_size: int) -> int:
         """What layers with a state keep on a rank of a token that may have to be taken back, in float32 at
-        most: what goes into their convolutions, and what a delta net takes besides."""
+        most: what goes into their convolutions, and what changes matrices besides."""
         if self.state is None:
             return 0
         state = self.state.on_rank(world_size)
         numbers = state.channels
-        if isinstance(state, DeltaNet):  # what comes out of the convolution, decay and beta
-            numbers += state.channels + 2 * state.value_heads
+        if not isinstance(
+            state, ShortConvolution
+        ):  # what comes out of the convolution, and two for each head
+            numbers += state.channels + 2 * state.results[0]
         return 4 * numbers * sum(layer.kind == "state" for layer in self.layers)
 
     def splits_into(self, world_size: int) -> bool:

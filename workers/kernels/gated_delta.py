@@ -29,12 +29,15 @@ def convolve(
     x: Tensor,  # [tokens, channels] float32, of one sequence
     before: Tensor,  # [kernel - 1, channels] float32: the inputs before them
     weight: Tensor,  # [channels, kernel] float32
+    bias: Tensor | None = None,  # [channels] float32
     silu: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Each channel over the last `kernel` tokens, through SiLU; and the inputs that the next tokens see."""
     window = torch.cat((before, x))
     weights = weight.t().contiguous()  # channels beside each other, as they stand in `x`
     y = window[: len(x)] * weights[0]
+    if bias is not None:
+        y += bias
     for place in range(1, len(weights)):
         y.addcmul_(window[place : place + len(x)], weights[place])
     return F.silu(y) if silu else y, window[len(x) :].clone()  # a part would keep the whole
@@ -44,11 +47,14 @@ def convolve_each(
     x: Tensor,  # [sequences, channels] float32: one token of each
     before: Tensor,  # [sequences, kernel - 1, channels] float32
     weight: Tensor,  # [channels, kernel] float32
+    bias: Tensor | None = None,  # [channels] float32
     silu: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The same for one token of each sequence."""
     window = torch.cat((before, x[:, None]), dim=1)
     y = (window * weight.t()).sum(dim=1)
+    if bias is not None:
+        y += bias
     return F.silu(y) if silu else y, window[:, 1:]
 
 

@@ -1,5 +1,5 @@
-"""The decoder of Qwen3-Next, Qwen3.5, LFM2 and LFM3: in most layers a Gated DeltaNet, or a short convolution,
-stands in the place of attention.
+"""The decoder of Qwen3-Next, Qwen3.5, LFM2, LFM3 and Granite 4: in most layers a Gated DeltaNet, a short
+convolution or Mamba-2 stands in the place of attention.
 
 tokens ─ embedding ─┬─ norm ─ delta net, or attention ─┬+─ norm ─ mlp, or experts ─┬+─ … ─ norm ─ head
                     └──────────────────────────────────┘└──────────────────────────┘
@@ -13,6 +13,7 @@ from workers.attention.states import Mixing
 from workers.checkpoints.model_config import ModelConfig
 from workers.models.decoder import Block, Decoder, Places
 from workers.models.gated_delta_net import GatedDeltaNet
+from workers.models.mamba import Mamba2
 from workers.models.residual import Residual
 from workers.models.short_convolution import ShortConvolution
 from workers.parallel import RankGroup
@@ -27,16 +28,19 @@ class Hybrid(Decoder):
         return kind(number, config, group, empty)
 
 
+Mixer = GatedDeltaNet | ShortConvolution | Mamba2
+
+
 class StateBlock(Block):
     """A layer that keeps a state."""
 
-    attention: GatedDeltaNet | ShortConvolution
+    attention: Mixer
 
-    def _attention(
-        self, name: str, config: ModelConfig, group: RankGroup, empty: Empty
-    ) -> GatedDeltaNet | ShortConvolution:
+    def _attention(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> Mixer:
         if config.convolution is not None:
             return ShortConvolution(f"model.layers.{self.number}.conv", self.number, config, group, empty)
+        if config.mamba is not None:
+            return Mamba2(f"model.layers.{self.number}.mamba", self.number, config, group, empty)
         return GatedDeltaNet(f"model.layers.{self.number}.linear_attn", self.number, config, group, empty)
 
     def __call__(

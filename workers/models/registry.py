@@ -37,6 +37,7 @@ MODELS = {
     "granite": Decoder,
     "granite_swa": Decoder,
     "granitemoe": Decoder,
+    "granitemoehybrid": Hybrid,
     "helium": Decoder,
     "hunyuan_v1_dense": Decoder,
     "hunyuan_v1_moe": Decoder,

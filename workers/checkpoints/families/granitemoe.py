@@ -1,14 +1,13 @@
-"""Granite with experts (3.x), with an MLP beside them, and Granite 4 where all layers attend.
+"""Granite with experts (3.x), and with an MLP beside them.
 
-GraniteMoeSWA has windows, as GraniteSWA has. Of Granite 4 the layers with a recurrent state are not done. One
-without experts has the MLP alone.
+GraniteMoeSWA has windows, as GraniteSWA has. One without experts has the MLP alone. Granite 4 is beside this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -33,7 +32,6 @@ EXPERTS = {
     "router.weight": "gate.weight",
     "experts.": "experts.",
 }
-HYBRID = "GraniteMoeHybridForCausalLM"
 SWA = "GraniteMoeSWAForCausalLM"
 
 
@@ -43,12 +41,6 @@ class GraniteMoeFile(GraniteFile, kw_only=True):
     num_local_experts: Annotated[int, Meta(ge=0)] = 8
     num_experts_per_tok: Annotated[int, Meta(ge=0)] = 2
     shared_intermediate_size: Annotated[int, Meta(ge=0)] = 0
-    position_embedding_type: Literal["rope", "nope"] | None = None
-    normalization_function: Literal["rmsnorm"] | None = None
-    # of layers that attend none
-    layers_block_type: Any = None
-    mamba_conv_bias: Any = None
-    mamba_proj_bias: Any = None
 
 
 class GraniteMoeSwaFile(GraniteMoeFile, kw_only=True):
@@ -60,14 +52,19 @@ class GraniteMoeSwaFile(GraniteMoeFile, kw_only=True):
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Every layer has experts, or none has."""
-    given = dict(given)
-    hybrid, swa = (name in given.get("architectures", ()) for name in (HYBRID, SWA))
-    file = config.read(path, given, GraniteMoeSwaFile if swa else GraniteMoeFile)
-    count, chosen, layers = file.num_local_experts, file.num_experts_per_tok, file.num_hidden_layers
-    if hybrid:
-        types = file.layer_types or file.layers_block_type
-        if not isinstance(types, list) or set(types) - {"attention", "full_attention"}:
-            refuse(path, "layer_types has layers with a state (mamba), which is not supported")
+    file = config.read(
+        path, given, GraniteMoeSwaFile if SWA in given.get("architectures", ()) else GraniteMoeFile
+    )
+    windows: list[int | None] = [None] * file.num_hidden_layers
+    changes: dict[str, Any] = {}
+    if isinstance(file, GraniteMoeSwaFile):
+        file, windows, changes = windowed(path, file, file.layer_rope_theta)
+    return with_experts(path, file, windows, **changes)
+
+
+def with_experts(path: Path, file: GraniteMoeFile, windows: list[int | None], **changes: Any) -> ModelConfig:
+    """What a file says, where every layer has experts and maybe an MLP beside them, or that alone."""
+    count, chosen = file.num_local_experts, file.num_experts_per_tok
     if count:
         config.refuse_above(path, file, "num_experts_per_tok", "num_local_experts")
         if not chosen:
@@ -79,17 +76,11 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         count=count,
         chosen=chosen,
         intermediate_size=file.intermediate_size,
-        layers=tuple(range(layers)),
+        layers=tuple(range(file.num_hidden_layers)),
         normalised=True,
         shared_size=shared,
         shared_name=SHARED,
     )
-    windows: list[int | None] = [None] * layers
-    changes: dict[str, Any] = {}
-    if isinstance(file, GraniteMoeSwaFile):
-        file, windows, changes = windowed(path, file, file.layer_rope_theta)
-    elif hybrid and file.position_embedding_type != "rope":
-        changes = {"unrotated": tuple(range(layers))}
     return config.model_config(
         path,
         file if count else msgspec.structs.replace(file, intermediate_size=shared),
@@ -124,7 +115,7 @@ def rearranged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 GRANITE_MOE = Family(
     "granitemoe",
-    ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", HYBRID, SWA),
+    ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", SWA),
     read,
     dense_tensors,
     usual_name=in_causal,

@@ -1,0 +1,97 @@
+"""Layers of Mamba-2 in a checkpoint: their tensors, what they keep, and what files say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+from workers.checkpoints.family import TensorSpec
+from workers.checkpoints.files import refuse
+from workers.checkpoints.layers import Layer
+from workers.checkpoints.model_config import Mamba, ModelConfig
+from workers.checkpoints.safetensors import Tensor
+
+Limit = float | dict[str, str]
+NAMED = {"__float__": "Infinity"}  # as transformers writes it, for JSON has no such number
+
+
+def tensors(model: ModelConfig, prefix: str) -> Iterator[TensorSpec]:
+    """Those of a layer, under names that begin with `prefix`.
+
+    Ranks have equal numbers of heads, and the groups of these. The convolution is never in blocks: it is a
+    thousandth of the layer, and all that a state keeps has gone through it.
+    """
+    mamba, hidden = model.mamba, model.hidden_size
+    yield TensorSpec(prefix + "in_proj.weight", (mamba.projected, hidden), "mamba_rows")
+    yield TensorSpec(prefix + "conv1d.weight", (mamba.channels, mamba.kernel), "mamba_channels")
+    if mamba.conv_bias:
+        yield TensorSpec(prefix + "conv1d.bias", (mamba.channels,), "mamba_channels")
+    for name in ("dt_bias", "A_log", "D"):
+        yield TensorSpec(prefix + name, (mamba.heads,), "wide_rows")
+    if mamba.norm != "none":
+        yield TensorSpec(prefix + "norm.weight", (mamba.inner,), "plain_rows")
+    yield TensorSpec(prefix + "out_proj.weight", (hidden, mamba.inner), "columns")
+    if mamba.bias:
+        yield TensorSpec(prefix + "in_proj.bias", (mamba.projected,), "mamba_rows")
+        yield TensorSpec(prefix + "out_proj.bias", (hidden,), "none")
+
+
+def layer(mamba: Mamba) -> Layer:
+    """What one keeps."""
+    of_group = 2 * (mamba.kernel - 1) * mamba.state_dim
+    spread = mamba.state_size - mamba.groups * of_group
+    return Layer("state", state_size=spread, state_groups=mamba.groups, group_size=of_group)
+
+
+def head_dim(path: Path, stated: int | str | None, key: str, heads: int, inner: int) -> int:
+    """The size of a head, where `heads` of them make up `inner` elements."""
+    if inner % heads:
+        refuse(path, f"{heads} heads of Mamba-2 do not divide {inner} elements")
+    if stated not in (None, "auto", inner // heads):
+        refuse(path, f"{key} {stated} is not supported: {heads} heads share {inner} elements")
+    return inner // heads
+
+
+def checked(path: Path, mamba: Mamba) -> Mamba:
+    """The same.
+
+    Raises:
+        CortexError: groups do not divide its heads, or there is nothing that it convolves.
+    """
+    if mamba.heads % mamba.groups:
+        refuse(path, f"{mamba.groups} groups do not divide {mamba.heads} heads of Mamba-2")
+    if mamba.kernel < 2:
+        refuse(path, "a convolution over 1 token is not supported: it sees the tokens before")
+    return mamba
+
+
+def limits(path: Path, key: str, given: list[Limit] | None) -> tuple[float, float]:
+    """Of a token's step: the least and the most."""
+    if given is None:
+        return 0.0, inf
+    found = [inf if each == NAMED else each for each in given]
+    if len(found) != 2 or any(isinstance(each, dict) for each in found):
+        refuse(path, f"{key} {given} is no pair of numbers")
+    least, most = found
+    if not (0 <= least <= most and isfinite(least)):
+        refuse(path, f"{key} {given} is no pair of numbers of which the second is no less")
+    return float(least), float(most)
+
+
+def rearranged(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each channel's weights in a convolution as a row."""
+    found = dict(stored)
+    for name, tensor in found.items():
+        if name.endswith(".conv1d.weight") and len(tensor.shape) == 3 and tensor.shape[1] == 1:
+            found[name] = replace(tensor, shape=(tensor.shape[0], tensor.shape[2]))
+    return found
+
+
+def said_of_kinds(path: Path, key: str, listed: Any, names: Mapping[str, str], count: int) -> list[str]:
+    """What each layer is, in the words of `names`, which says what each word of the files stands for."""
+    if not isinstance(listed, list) or len(listed) != count or not {*map(str, listed)} <= {*names}:
+        refuse(path, f"{key} is no list of {', '.join(names)} for {count} layers")
+    return [names[each] for each in listed]
