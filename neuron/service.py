@@ -42,6 +42,7 @@ from ipc.messages.requests import (
     Discover,
     Drain,
     Embed,
+    Eviction,
     Generate,
     Health,
     Hello,
@@ -63,6 +64,7 @@ from ipc.server import Encoded, Peer
 from ipc.settings import ConfigError
 from ipc.unread import Unread
 from ipc.worker_messages import PAGE_SIZE
+from neuron.catalogue.succession import Succession
 from neuron.claims import Claims
 from neuron.config import NeuronConfig
 from neuron.models.managed import ManagedModel
@@ -122,6 +124,7 @@ class Service:
         self._tasks: dict[asyncio.Task[None], tuple[Peer, int]] = {}
         self._watches = Watches(models, self._state)
         self._claims = Claims()
+        self._eviction: Succession[Eviction] = Succession("eviction")
         self._drains = Drains(self._is_idle)
         self._ending = False
         self._verbs: dict[type[Request], Callable] = {
@@ -349,7 +352,7 @@ class Service:
     # --- the neuron itself ------------------------------------------------------------------------------
 
     def _hello(self, peer: Peer, request: Hello) -> None:
-        if request.eviction is not None:
+        if request.eviction is not None and self._eviction.take(request.eviction):
             self._models.room.eviction = request.eviction
         log.info("client says hello client=%s eviction=%s", request.client, request.eviction)
         peer.send(
@@ -359,6 +362,7 @@ class Service:
                 version=self._version,
                 instance=self._instance,
                 protocol=(PROTOCOL_MAJOR, PROTOCOL_MINOR),
+                eviction=self._eviction.current,
             )
         )
 

@@ -79,6 +79,7 @@ class Neuron:
         self._prefixes = prefixes if prefixes is not None else Prefixes()
         self._lost_at, self._lost_seconds = -inf, lost_seconds
         self._is_back = asyncio.Event()
+        self._other_eviction = ""  # that counts there, as was logged
         self._breakers: dict[str, Breaker] = {}  # of models that failed since they served somebody
 
     async def watch(self, eviction: Eviction) -> None:
@@ -88,6 +89,7 @@ class Neuron:
             try:
                 hello = await self.client.ask(Hello(id=0, client=name, eviction=eviction), HELLO_SECONDS)
                 self.version = hello.version
+                self._compare(eviction, hello.eviction)
                 self.heard &= hello.instance == self.instance  # a new one may have other models
                 if self.catalogue is not None:  # first, or it would say that it has not what stands there
                     await self.catalogue.greet(HELLO_SECONDS)
@@ -99,6 +101,21 @@ class Neuron:
             except CortexError as error:
                 self._on_lost(error.message)
             await asyncio.sleep(RETRY_SECONDS)
+
+    def _compare(self, ours: Eviction, counts: Eviction | None) -> None:
+        """Say it once where the neuron makes room as another gateway wants it."""
+        if counts is None or counts.version == ours.version:
+            self._other_eviction = ""
+        elif counts.version != self._other_eviction:
+            self._other_eviction = counts.version
+            logger.warning(
+                "eviction of another gateway counts, whose file is newer "
+                "neuron=%s ours=%s counts=%s origin=%s",
+                self.name,
+                ours.version,
+                counts.version,
+                counts.origin,
+            )
 
     async def back(self) -> None:
         """Return when it answers, or was lost so long ago that it is not to be expected at once."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from time import monotonic
 from typing import TypeVar
 
 import msgspec
+from msgspec import structs
 
 from gateway import config
 from gateway.aliases import Aliases
@@ -75,7 +77,7 @@ class Fleet:
         self.aliases = self._all_aliases()
         self.load_wait_seconds = settings.gateway.load_wait_seconds
         self.ended = Gathered(logging.getLogger("gateway.requests"))
-        self._eviction = msgspec.convert(settings.eviction, Eviction, from_attributes=True)
+        self._eviction = _eviction(settings.eviction)
         self._quotes = Quotes()
         self._bytes_per_token: dict[str, float] = {}  # of text, by model
         self._watches: list[asyncio.Task[None]] = []
@@ -335,6 +337,14 @@ class Fleet:
         if prompt.size and tokens > 0:
             known = self.bytes_per_token(model)
             self._bytes_per_token[model] = known + MEASURED * (prompt.size / tokens - known)
+
+
+def _eviction(policy: config.EvictionPolicy) -> Eviction:
+    """The policy as neurons are told it: with its file, for of two gateways' the newer one counts."""
+    said, path = msgspec.convert(policy, Eviction, from_attributes=True), config.find()
+    origin = f"{socket.gethostname()}:{path or 'no file'}"[-256:]
+    modified = path.stat().st_mtime if path is not None and path.exists() else 0.0
+    return structs.replace(said, origin=origin, modified=modified)
 
 
 def _without(neurons: list[Neuron], avoid: Collection[Neuron]) -> list[Neuron]:

@@ -13,6 +13,7 @@ import msgspec
 from ipc.errors import CortexError
 from ipc.messages.answers import Choice, Timings, TokenLogprob, ToolCallDelta, Usage
 from ipc.messages.catalogue import Appraisal
+from ipc.messages.requests import Eviction
 from ipc.messages.state import Device, ModelState, RankState
 
 
@@ -205,6 +206,7 @@ class HelloReply(Reply, tag="hello"):
     version: str
     instance: str  # random, new at each start of the daemon
     protocol: tuple[int, int] = (2, 0)  # left out by neurons of version 2.0: newer ones say theirs
+    eviction: Eviction | None = None  # that counts here; None: no gateway has said one
 
 
 class Discovery(Reply, tag="discovery"):

@@ -48,6 +48,13 @@ class Eviction(Plain):
     defrag_after_cycles: Annotated[int, Meta(ge=1)] = 50
     # from the end of its load, for which a model stays where another of its priority wants its memory
     min_residency_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    origin: Name = ""  # the gateway's host and its file
+    modified: Seconds = 0.0  # Unix time at which the file was written
+
+    @property
+    def version(self) -> str:
+        """What it says: the same one says the same."""
+        return f"{self.strategy} {self.min_residency_seconds:g} s {self.defrag_after_cycles} loads"
 
 
 class Hello(Request, tag="hello"):

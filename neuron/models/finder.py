@@ -79,7 +79,7 @@ class Finder:
         self._looked = looked
         self._changed = changed
         self._own = config
-        self._fleet = Succession()
+        self._fleet: Succession[FleetCatalogue] = Succession("catalogue")
         self._configured = True  # by what is said now
         self._seen: dict[str, Signature] = {}  # of every model that was found, when it was inspected
         self._refused: dict[str, Refused] = {}  # models that could not be served as they are wanted

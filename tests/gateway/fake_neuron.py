@@ -115,6 +115,7 @@ class FakeNeuron:
     name: str = "fake"
     models: tuple[str, ...] = MODELS
     eviction: Eviction | None = None  # as a gateway said it
+    other_eviction: Eviction | None = None  # of another gateway, that counts
     status: dict[str, str] = field(default_factory=dict)  # of models that are not ready
     quotes: dict[str, Quoted | Failed | None] = field(default_factory=dict)  # None: no answer
     refuses: dict[str, str] = field(default_factory=dict)  # models, and with what code
@@ -201,7 +202,8 @@ class FakeNeuron:
         match request:
             case Hello():
                 self.eviction = request.eviction
-                peer.send(HelloReply(id=request.id, neuron=self.name, version="0", instance=self.instance))
+                who = {"neuron": self.name, "version": "0", "instance": self.instance}
+                peer.send(HelloReply(id=request.id, eviction=self.other_eviction, **who))
             case SetCatalogue(catalogue=said):
                 self.catalogues.append(said)
                 reply = CatalogueReply(id=request.id, version=said.version, origin=said.origin)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,9 +17,10 @@ from gateway.telemetry import metrics
 from ipc.errors import Code, CortexError
 from ipc.messages.answers import Usage
 from ipc.messages.replies import Quoted, State
+from ipc.messages.requests import Eviction, Strategy
 from ipc.messages.state import ModelState
 from tests.gateway.fake_neuron import FakeNeuron
-from tests.gateway.fleets import ask, count, fleet_of, generate, run
+from tests.gateway.fleets import ask, count, eventually, fleet_of, generate, run
 
 
 def test_neuron_is_told_the_eviction_policy_and_tells_its_state() -> None:
@@ -27,6 +30,39 @@ def test_neuron_is_told_the_eviction_policy_and_tells_its_state() -> None:
             assert (neuron.eviction.strategy, neuron.eviction.defrag_after_cycles) == ("priority", 7)
             assert fleet.knows("echo")
             assert not fleet.knows("nothing")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("other", [None, "priority", "lru"])
+def test_a_gateway_says_in_one_line_that_another_ones_eviction_counts(
+    other: Strategy | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        counts = Eviction(strategy=other, defrag_after_cycles=7, origin="b:/c.yaml") if other else None
+        async with fleet_of(neuron := FakeNeuron(other_eviction=counts)) as fleet:
+            assert neuron.eviction.origin.endswith(":no file")
+            neuron.server.close()
+            await eventually(lambda: not fleet.neurons[0].healthy)
+            neuron.start()
+            await eventually(lambda: fleet.neurons[0].healthy)
+        lines = [text for text in caplog.messages if text.startswith("eviction of another gateway counts")]
+        assert len(lines) == (other == "lru")
+        assert all("ours=priority 0 s 7 loads counts=lru 0 s 7 loads origin=b:/c.yaml" in x for x in lines)
+
+    run(scenario)
+
+
+def test_the_newest_file_with_a_policy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "cortex.yaml"
+    path.write_text("{}")
+    os.utime(path, (50, 50))
+    monkeypatch.setenv("CORTEX_CONFIG", str(path))
+
+    async def scenario() -> None:
+        async with fleet_of(neuron := FakeNeuron()):
+            assert neuron.eviction.modified == 50.0
+            assert neuron.eviction.origin.endswith(f":{path}")
 
     run(scenario)
 

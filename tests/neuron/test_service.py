@@ -335,6 +335,9 @@ def test_tokens_are_told_without_loading_the_model(client, neuron):
 
 def test_hello_discover_models_and_health_describe_the_neuron(neuron, client):
     hello = ask(client, Hello(id=0, client="test", eviction=Eviction(strategy="priority")))
+    assert hello.eviction.strategy == "priority"
+    older = Eviction(strategy="lru", origin="b:/cortex.yaml", modified=-1.0)
+    assert ask(client, Hello(id=0, eviction=older)).eviction.strategy == "priority"
     assert (hello.neuron, hello.protocol) == ("tested", (PROTOCOL_MAJOR, PROTOCOL_MINOR))
     ask(client, Load(id=0, model="sim"))
     discovery = ask(client, Discover(id=0))
