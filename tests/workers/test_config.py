@@ -230,6 +230,10 @@ def test_a_key_that_may_change_numbers_and_is_not_understood_is_refused(tmp_path
         ("VaultGemmaForCausalLM", "use_bidirectional_attention", True),
         ("Lfm2ForCausalLM", "conv_bias", True),
         ("Lfm2ForCausalLM", "layer_types", ["conv", "conv"]),
+        ("Lfm2ForCausalLM", "hidden_act", "gelu"),
+        ("Lfm2MoeForCausalLM", "hidden_act", "gelu"),
+        ("CwmForCausalLM", "rope_theta", 10_000.0),
+        ("Olmo3ForCausalLM", "rope_theta", 10_000.0),
     ],
 )
 def test_what_a_family_does_not_do_is_refused_by_its_key(tmp_path, architecture, key, value):
@@ -499,8 +503,10 @@ def test_an_lfm_3_has_layers_of_three_kinds_and_two_ropes(tmp_path):
         0.5,
     )
     assert (config.window_rope.rope_type, config.window_rope.rope_theta) == ("default", 1e4)
+    assert written(tmp_path, **said, norm_eps=1e-6, rms_norm_eps=0.5).norm_eps == 0.5
     for key, value in (
         ("conv_bias", True),
+        ("hidden_act", "gelu"),
         ("layer_types", ["conv"] * 5 + ["sliding_attention"]),
         ("layer_types", ["conv"] * 5 + ["linear_attention"]),
         ("sliding_window", None),

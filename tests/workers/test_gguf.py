@@ -44,6 +44,7 @@ SAME = [
     "smollm3",
     "olmo2_biased",
     "olmo3",
+    "olmo3_by_types",
     "glm4",
     "glm4_moe",
     "glm4_moe_normed_biased",

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workers.checkpoints import config
+from workers.checkpoints import config, rope
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
+from workers.checkpoints.files import refuse
 from workers.checkpoints.model_config import ModelConfig
 
 DEFAULTS = {"head_dim": 128, "rms_norm_eps": 1e-5, "sliding_window": 8192}
@@ -27,9 +28,12 @@ ROPE = {
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Attention has no biases, whatever the file says."""
     given = DEFAULTS | dict(given) | {"attention_bias": False}
-    if not any(given.get(key) for key in ("rope_parameters", "rope_scaling", "rope_theta")):
+    theta = given.get("rope_theta")
+    if all(given.get(key) is None for key in rope.KEYS):
+        if theta not in (None, ROPE["rope_theta"]):  # transformers leaves it out
+            refuse(path, f"rope_theta {theta} alone is not supported: say it in rope_parameters")
         given["rope_parameters"] = ROPE
-    elif given.get("rope_theta") is None:
+    elif theta is None:
         given["rope_theta"] = ROPE["rope_theta"]
     file = config.read(path, given)
     if file.layer_types is None:

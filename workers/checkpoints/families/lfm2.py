@@ -55,6 +55,7 @@ usual_name = renaming(
 class Lfm2File(ConfigFile, kw_only=True):
     """The keys of LFM2's `config.json`."""
 
+    hidden_act: Literal["silu", "swish"] = "silu"  # others are read by nobody
     norm_eps: Annotated[float, Meta(ge=0)] = 1e-5
     conv_L_cache: Annotated[int, Meta(ge=2, le=64)] = 3
     conv_bias: Literal[False] = False
@@ -87,6 +88,7 @@ class Lfm2MoeFile(Lfm2File, kw_only=True):
 class Lfm3File(ConfigFile, kw_only=True):
     """The keys of LFM3's."""
 
+    hidden_act: Literal["silu", "swish"] = "silu"
     norm_eps: Annotated[float, Meta(ge=0)] = 1e-5
     conv_L_cache: Annotated[int, Meta(ge=2, le=64)] = 7
     conv_bias: Literal[False] = False
@@ -152,6 +154,8 @@ def _model(path: Path, file: Lfm2File, **changes: Any) -> ModelConfig:
 def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Of every four layers one sees all tokens, and one has a window, unless the file says otherwise."""
     given = DEFAULTS_3 | dict(given)
+    if "rms_norm_eps" in given:  # another name of it, which goes before
+        given["norm_eps"] = given.pop("rms_norm_eps")
     whole, local = rope.by_type(path, given)
     file = config.read(path, given, Lfm3File)
     count, kinds = file.num_hidden_layers, file.layer_types

@@ -15,6 +15,7 @@ import msgspec
 from workers.checkpoints import config, rope
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
+from workers.checkpoints.files import refuse
 from workers.checkpoints.model_config import ModelConfig, Norms
 
 NORMS = Norms(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
@@ -36,7 +37,11 @@ def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     given = DEFAULTS_3 | dict(given)
     whole, local = rope.by_type(path, given)
     file = config.read(path, given)
-    theta = {"rope_theta": file.rope_theta or THETA_3}
+    if file.rope_theta not in (None, THETA_3):  # which transformers gives to some of the layers alone
+        refuse(
+            path, f"rope_theta {file.rope_theta} is not supported: say it in rope_parameters, for each type"
+        )
+    theta = {"rope_theta": THETA_3}
     beside = msgspec.structs.replace(file, rope_scaling=None, rope_parameters=theta | local)
     head_dim = file.head_dim or file.hidden_size // file.num_attention_heads
     window_rope, *_ = rope.read(path, beside, head_dim, partial=False)

@@ -6,6 +6,19 @@ from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.keys import Json, Keys, floats
 
 
+def by_type(keys: Keys) -> Json:
+    """`rope_parameters` where layers with a window do not stretch their positions, in place of other keys."""
+    theta = keys.number("rope.freq_base", 10_000.0)
+    return {
+        "rope_theta": None,
+        "rope_scaling": None,
+        "rope_parameters": {
+            "full_attention": {"rope_theta": theta} | (scaling(keys) or {}),
+            "sliding_attention": {"rope_theta": keys.number("rope.freq_base_swa", theta)},
+        },
+    }
+
+
 def scaling(keys: Keys) -> Json | None:
     """`rope_scaling` as `config.json` would have it; None: positions are not stretched.
 

@@ -38,11 +38,12 @@ def granite(keys: Keys) -> Json:
 
 
 def olmo2(keys: Keys) -> Json:
-    """One with a window is an OLMo 3."""
+    """One with a window is an OLMo 3, whose layers with one do not stretch their positions."""
     window = keys.get(WINDOW)
     if not window:
         return {}
-    return {"architectures": ["Olmo3ForCausalLM"], "sliding_window": window, "layer_types": pattern(keys, 4)}
+    windows = {"sliding_window": window, "layer_types": pattern(keys, 4)}
+    return {"architectures": ["Olmo3ForCausalLM"]} | windows | rope.by_type(keys)
 
 
 def cohere(keys: Keys) -> Json:

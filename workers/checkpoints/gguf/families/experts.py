@@ -50,16 +50,8 @@ def qwen3_moe(keys: Keys) -> Json:
 
 def mellum(keys: Keys) -> Json:
     """Layers with a window do not stretch their positions."""
-    theta = keys.number("rope.freq_base", 10_000.0)
-    return qwen3_moe(keys) | {
-        "sliding_window": keys.get(WINDOW) or None,
-        "layer_types": pattern(keys, 4),
-        "rope_scaling": None,
-        "rope_parameters": {
-            "full_attention": {"rope_theta": theta} | (rope.scaling(keys) or {}),
-            "sliding_attention": {"rope_theta": keys.number("rope.freq_base_swa", theta)},
-        },
-    }
+    windows = {"sliding_window": keys.get(WINDOW) or None, "layer_types": pattern(keys, 4)}
+    return qwen3_moe(keys) | windows | rope.by_type(keys)
 
 
 def qwen2_moe(keys: Keys) -> Json:
