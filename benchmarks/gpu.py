@@ -136,9 +136,10 @@ def tests(device: str, out: Path) -> Iterator[Result]:
 
 def equalities(device: str, out: Path) -> Iterator[Result]:
     """How many requests are answered in each circumstance as they are alone."""
-    from tests.workers.checkpoints import fill, qwen3
     from tests.workers.engines import make_runner
     from tests.workers.equalities import VOCABULARY, largest_step, observe
+    from tests.workers.oracle import fill
+    from tests.workers.tiny_models import qwen3
 
     torch.manual_seed(11)
     model = qwen3(vocab_size=VOCABULARY, tie_word_embeddings=True)

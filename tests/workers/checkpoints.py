@@ -1,385 +1,79 @@
-"""Tiny random checkpoints, written by transformers, which is then the oracle for what they answer.
-
-A class of its is named where it is used: to import all of them takes every process of tests half a second.
-"""
+"""Tiny random checkpoints, written by transformers, which is then the oracle for what they answer."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from transformers import PreTrainedModel
 
 from tests.workers import stacked
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10_000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 128,
-}
-TYPES = ["sliding_attention", "full_attention"]
-LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
-SIZES = {
-    "vocab_size": 131,  # prime: no number of ranks divides it
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 4096,
-    "attention_dropout": 0.0,
-    "eos_token_id": None,
-    "bos_token_id": None,
-    "pad_token_id": None,
-}
-
-
-def llama(**changes: Any) -> PreTrainedModel:
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES | changes))
-
-
-def mistral(**changes: Any) -> PreTrainedModel:
-    return transformers.MistralForCausalLM(
-        transformers.MistralConfig(**SIZES | {"sliding_window": None} | changes)
-    )
-
-
-def qwen3(**changes: Any) -> PreTrainedModel:
-    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES | changes))
-
-
-def qwen2(**changes: Any) -> PreTrainedModel:
-    return transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(**SIZES | {"num_hidden_layers": 3} | changes)
-    )
-
-
-def llama4(**changes: Any) -> PreTrainedModel:
-    experts = {"num_local_experts": 4, "intermediate_size": 32, "intermediate_size_mlp": 64}
-    chunk = {"attention_chunk_size": 32, "floor_scale": 24, "attn_scale": 0.5, "num_hidden_layers": 4}
-    return transformers.Llama4ForCausalLM(transformers.Llama4TextConfig(**SIZES | experts | chunk | changes))
-
-
-def phimoe(**changes: Any) -> PreTrainedModel:
-    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    return transformers.PhimoeForCausalLM(
-        transformers.PhimoeConfig(**sizes | {"num_local_experts": 6} | changes)
-    )
-
-
-def ministral3(**changes: Any) -> PreTrainedModel:
-    rope = YARN | {"original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.5}
-    return transformers.Ministral3ForCausalLM(
-        transformers.Ministral3Config(**SIZES | {"rope_parameters": rope} | changes)
-    )
-
-
-def qwen3_moe(**changes: Any) -> PreTrainedModel:
-    experts = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
-    return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**SIZES | experts | changes))
-
-
-HYBRID = {
-    "num_hidden_layers": 4,
-    "num_key_value_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 12,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
-}
-HYBRID_EXPERTS = {
-    "num_experts": 6,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 40,
-}
-
-
-def qwen3_next(**changes: Any) -> PreTrainedModel:
-    return transformers.Qwen3NextForCausalLM(
-        transformers.Qwen3NextConfig(**SIZES | HYBRID | HYBRID_EXPERTS | changes)
-    )
-
-
-def qwen3_5(**changes: Any) -> PreTrainedModel:
-    return transformers.Qwen3_5ForCausalLM(transformers.Qwen3_5TextConfig(**SIZES | HYBRID | changes))
-
-
-def qwen3_5_moe(**changes: Any) -> PreTrainedModel:
-    sizes = {key: value for key, value in SIZES.items() if key != "intermediate_size"}
-    return transformers.Qwen3_5MoeForCausalLM(
-        transformers.Qwen3_5MoeTextConfig(**sizes | HYBRID | HYBRID_EXPERTS | changes)
-    )
-
-
-def gemma2(**changes: Any) -> PreTrainedModel:
-    gemma = {"query_pre_attn_scalar": 20, "sliding_window": 24, "num_hidden_layers": 3}
-    return transformers.Gemma2ForCausalLM(
-        transformers.Gemma2Config(**SIZES | gemma | changes, attn_implementation="eager")
-    )
-
-
-def gemma3(**changes: Any) -> PreTrainedModel:
-    gemma = {"query_pre_attn_scalar": 20, "sliding_window": 24, "num_hidden_layers": 4}
-    types = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
-    return transformers.Gemma3ForCausalLM(
-        transformers.Gemma3TextConfig(**SIZES | gemma | {"layer_types": types} | changes)
-    )
-
-
-def gemma4(**changes: Any) -> PreTrainedModel:
-    heads = {"global_head_dim": 32, "sliding_window": 24, "num_hidden_layers": 3}
-    inputs = {"hidden_size_per_layer_input": 0, "layer_types": [TYPES[0], *TYPES]}
-    return transformers.Gemma4ForCausalLM(transformers.Gemma4TextConfig(**SIZES | heads | inputs | changes))
-
-
-def phi3(**changes: Any) -> PreTrainedModel:
-    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    return transformers.Phi3ForCausalLM(transformers.Phi3Config(**sizes | changes))
-
-
-def granite(**changes: Any) -> PreTrainedModel:
-    scales = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5}
-    return transformers.GraniteForCausalLM(
-        transformers.GraniteConfig(**SIZES | scales | {"logits_scaling": 0.7} | changes)
-    )
-
-
-def granite_moe(kind: str, **changes: Any) -> PreTrainedModel:
-    config, model = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}ForCausalLM")
-    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    scales = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5}
-    experts = {"num_local_experts": 6, "intermediate_size": 32}
-    return model(config(**sizes | scales | experts | {"logits_scaling": 0.7} | changes))
-
-
-def granite_hybrid(**changes: Any) -> PreTrainedModel:
-    layers = {
-        "num_hidden_layers": 4,
-        "layer_types": ["linear_attention"] * 2 + ["full_attention", "linear_attention"],
-    }
-    state = {"mamba_n_heads": 6, "mamba_d_state": 20, "shared_intermediate_size": 40}
-    return granite_moe("GraniteMoeHybrid", **layers | state | changes)
-
-
-def smollm3(**changes: Any) -> PreTrainedModel:
-    return transformers.SmolLM3ForCausalLM(
-        transformers.SmolLM3Config(**SIZES | {"num_hidden_layers": 4} | changes)
-    )
-
-
-def hyperclovax(**changes: Any) -> PreTrainedModel:
-    scales = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 0.7}
-    return transformers.HyperCLOVAXForCausalLM(transformers.HyperCLOVAXConfig(**SIZES | scales | changes))
-
-
-def cwm(**changes: Any) -> PreTrainedModel:
-    sizes = SIZES | {"num_hidden_layers": 3, "sliding_window": 24, "bos_token_id": 0}
-    return transformers.CwmForCausalLM(transformers.CwmConfig(**sizes | changes))
-
-
-def gemma(**changes: Any) -> PreTrainedModel:
-    return transformers.GemmaForCausalLM(transformers.GemmaConfig(**SIZES | changes))
-
-
-def mellum(**changes: Any) -> PreTrainedModel:
-    experts = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
-    sizes = SIZES | experts | {"num_hidden_layers": 3, "sliding_window": 24}
-    return transformers.MellumForCausalLM(transformers.MellumConfig(**sizes | changes))
-
-
-def olmo2(**changes: Any) -> PreTrainedModel:
-    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    return transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**sizes | changes))
-
-
-def olmo3(**changes: Any) -> PreTrainedModel:
-    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}
-    return transformers.Olmo3ForCausalLM(transformers.Olmo3Config(**sizes | {"sliding_window": 24} | changes))
-
-
-ROUTED = {
-    "num_experts_per_tok": 3,
-    "n_routed_experts": 8,
-    "n_shared_experts": 1,
-    "moe_intermediate_size": 32,
-    "routed_scaling_factor": 1.3,
-}
-LATENT = ROUTED | {
-    "q_lora_rank": 24,
-    "kv_lora_rank": 32,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 16,
-    "v_head_dim": 12,
-    "num_key_value_heads": 4,
-}
-GROUPS = {"n_group": 4, "topk_group": 2}
-
-
-def latent_sizes(**changes: Any) -> dict[str, Any]:
-    return {key: value for key, value in SIZES.items() if key != "head_dim"} | LATENT | changes
-
-
-def glm4_moe(**changes: Any) -> PreTrainedModel:
-    return transformers.Glm4MoeForCausalLM(transformers.Glm4MoeConfig(**SIZES | ROUTED | changes))
-
-
-def deepseek_v3(**changes: Any) -> PreTrainedModel:
-    sizes = latent_sizes(**GROUPS | {"first_k_dense_replace": 1, "num_hidden_layers": 3} | changes)
-    return transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**sizes))
-
-
-def deepseek_v2(**changes: Any) -> PreTrainedModel:
-    return transformers.DeepseekV2ForCausalLM(
-        transformers.DeepseekV2Config(**latent_sizes(n_shared_experts=2, **changes))
-    )
-
-
-def qwen2_moe(**changes: Any) -> PreTrainedModel:
-    experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}
-    shared = {"shared_expert_intermediate_size": 40}
-    return transformers.Qwen2MoeForCausalLM(transformers.Qwen2MoeConfig(**sizes | experts | shared | changes))
-
-
-def ernie4_5_moe(**changes: Any) -> PreTrainedModel:
-    experts = {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 32, "moe_num_shared_experts": 1}
-    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    return transformers.Ernie4_5_MoeForCausalLM(transformers.Ernie4_5_MoeConfig(**sizes | experts | changes))
-
-
-def olmoe(**changes: Any) -> PreTrainedModel:
-    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    experts = {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32}
-    return transformers.OlmoeForCausalLM(transformers.OlmoeConfig(**sizes | experts | changes))
-
-
-def minimax_m2(**changes: Any) -> PreTrainedModel:
-    experts = {"num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 32}
-    return transformers.MiniMaxM2ForCausalLM(transformers.MiniMaxM2Config(**SIZES | experts | changes))
-
-
-def cohere2(**changes: Any) -> PreTrainedModel:
-    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    layers = {"num_hidden_layers": 4, "sliding_window": 24, "logit_scale": 0.6}
-    return transformers.Cohere2ForCausalLM(transformers.Cohere2Config(**sizes | layers | changes))
-
-
-def starcoder2(**changes: Any) -> PreTrainedModel:
-    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    return transformers.Starcoder2ForCausalLM(transformers.Starcoder2Config(**sizes | changes))
-
-
-def apertus(**changes: Any) -> PreTrainedModel:
-    model = transformers.ApertusForCausalLM(transformers.ApertusConfig(**SIZES | changes))
-    for layer in model.model.layers:  # as they are read from files, in float32
-        layer.mlp.act_fn.float()
-    return model
-
-
-def hunyuan(**changes: Any) -> PreTrainedModel:
-    return transformers.HunYuanDenseV1ForCausalLM(transformers.HunYuanDenseV1Config(**SIZES | changes))
-
-
-def lfm2(**changes: Any) -> PreTrainedModel:
-    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    layers = {"num_hidden_layers": 4, "layer_types": ["conv", "conv", "full_attention", "conv"]}
-    return transformers.Lfm2ForCausalLM(
-        transformers.Lfm2Config(**sizes | layers | {"block_multiple_of": 16} | changes)
-    )
-
-
-def lfm2_moe(**changes: Any) -> PreTrainedModel:
-    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    layers = {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "conv"]}
-    experts = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
-    model = transformers.Lfm2MoeForCausalLM(transformers.Lfm2MoeConfig(**sizes | layers | experts | changes))
-    return model
-
-
-def gpt_oss(**changes: Any) -> PreTrainedModel:
-    experts = {"num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": 20, "swiglu_limit": 1.5}
-    return transformers.GptOssForCausalLM(
-        transformers.GptOssConfig(**SIZES | experts | changes, attn_implementation="eager")
-    )
-
-
-def of(kind: str, **changes: Any) -> PreTrainedModel:
-    """A model of transformers that has nothing to be prepared, without the experts that it may have."""
-    config, model = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}ForCausalLM")
-    return model(config(**SIZES | changes))
-
-
-EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
-
-
-def mistral4(**changes: Any) -> PreTrainedModel:
-    rope = YARN | {"original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.1}
-    return transformers.Mistral4ForCausalLM(
-        transformers.Mistral4Config(**latent_sizes(rope_parameters=rope) | changes)
-    )
-
-
-def youtu(**changes: Any) -> PreTrainedModel:
-    sizes = {key: value for key, value in latent_sizes().items() if key not in ROUTED}
-    return transformers.YoutuForCausalLM(transformers.YoutuConfig(**sizes | changes))
-
-
-def vaultgemma(**changes: Any) -> PreTrainedModel:
-    gemma = {"query_pre_attn_scalar": 20, "sliding_window": 24, "num_hidden_layers": 3}
-    return of("VaultGemma", **gemma | {"attn_implementation": "eager"} | changes)
-
-
-def granite_swa(kind: str, **changes: Any) -> PreTrainedModel:
-    sizes = {"sliding_window": 24, "num_hidden_layers": 3, "attn_implementation": "eager"}
-    scales = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5}
-    return of(kind, **sizes | scales | {"logits_scaling": 0.7} | changes)
-
-
-def afmoe(**changes: Any) -> PreTrainedModel:
-    experts = EXPERTS | {"num_shared_experts": 1, "route_scale": 1.3}
-    return of("Afmoe", **experts | {"num_hidden_layers": 4, "sliding_window": 24} | changes)
-
-
-def hunyuan_moe(**changes: Any) -> PreTrainedModel:
-    experts = {"num_experts": 6, "moe_topk": 3, "intermediate_size": 32}
-    return of("HunYuanMoEV1", **experts | changes)
-
-
-def flex_olmo(**changes: Any) -> PreTrainedModel:
-    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
-    experts = {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32}
-    return transformers.FlexOlmoForCausalLM(transformers.FlexOlmoConfig(**sizes | experts | changes))
-
-
-def lfm3(**changes: Any) -> PreTrainedModel:
-    types = ["conv", "sliding_attention", "full_attention", "conv"]
-    return of("Lfm3", **{"num_hidden_layers": 4, "layer_types": types, "sliding_window": 24} | changes)
-
-
-def one_by_one(model: PreTrainedModel) -> PreTrainedModel:
-    """The same, whose experts may have any size: what computes them together wants rows of 16 bytes."""
-    model.set_experts_implementation("eager")
-    return model
-
+from tests.workers.oracle import fill, one_by_one
+from tests.workers.tiny_models import (
+    GROUPS,
+    LINEAR,
+    LLAMA3,
+    NO_HEAD_DIM,
+    ROUTED,
+    SIZES,
+    TYPES,
+    TYPES3,
+    YARN,
+    afmoe,
+    apertus,
+    cohere2,
+    cwm,
+    deepseek_v2,
+    deepseek_v3,
+    ernie4_5_moe,
+    flex_olmo,
+    gemma,
+    gemma2,
+    gemma3,
+    gemma4,
+    glm4_moe,
+    gpt_oss,
+    granite,
+    granite_hybrid,
+    granite_moe,
+    granite_swa,
+    hunyuan,
+    hunyuan_moe,
+    hyperclovax,
+    latent_sizes,
+    lfm2,
+    lfm2_moe,
+    lfm3,
+    llama,
+    llama4,
+    mellum,
+    minimax_m2,
+    ministral3,
+    mistral,
+    mistral4,
+    of,
+    olmo2,
+    olmo3,
+    olmoe,
+    phi3,
+    phimoe,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_5,
+    qwen3_5_moe,
+    qwen3_moe,
+    qwen3_next,
+    smollm3,
+    starcoder2,
+    vaultgemma,
+    youtu,
+)
 
 # Together they cover what a config may say; `sharded` and `flat` are also written to disk in another way.
-TYPES3 = ["sliding_attention", "full_attention", "sliding_attention"]
 VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_tied": lambda: qwen3(tie_word_embeddings=True),
     "qwen3_untied_biased": lambda: qwen3(attention_bias=True),
@@ -635,9 +329,7 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "olmoe_normalised": lambda: olmoe(norm_topk_prob=True, attention_bias=True, num_key_value_heads=1),
     "minimax_m2": lambda: minimax_m2(rotary_dim=8),
     "cohere": lambda: transformers.CohereForCausalLM(
-        transformers.CohereConfig(
-            **{key: value for key, value in SIZES.items() if key != "head_dim"}, logit_scale=0.6
-        )
+        transformers.CohereConfig(**NO_HEAD_DIM, logit_scale=0.6)
     ),
     "cohere2": lambda: cohere2(),
     "cohere2_by_types": lambda: cohere2(
@@ -755,32 +447,6 @@ def write(name: str, folder: Path) -> PreTrainedModel:
     return model
 
 
-@torch.no_grad()
-def fill(model: PreTrainedModel, std: float = 0.4) -> None:
-    """Give it random weights of that deviation."""
-    config = model.config.get_text_config()
-    for key, parameter in model.named_parameters():
-        gemma = "gemma" in config.model_type
-        # of the weights of norms; not of those in layers with a state
-        less_one = config.model_type.startswith(("gemma2", "gemma3", "vaultgemma", "qwen3_5", "qwen3_next"))
-        less_one = less_one or config.model_type == "gemma"
-        less_one = less_one and "linear_attn" not in key
-        is_norm = "norm" in key and not key.endswith("bias") and not less_one
-        parameter.normal_(std=std).add_(1.0 if is_norm or "scale" in key else 0.0)
-        if ".linear_attn.in_proj" in key:  # with large ones, what was rounded grows from token to token
-            parameter.div_(4)
-        if gemma and "embed_tokens" in key:  # which it multiplies
-            size = config.hidden_size_per_layer_input if "per_layer" in key else config.hidden_size
-            parameter.div_(size**0.5)
-    for key, buffer in model.named_buffers():
-        if key.endswith("layer_scalar"):
-            buffer.uniform_(0.6, 1.4)
-        if key.endswith(("e_score_correction_bias", "expert_bias")):
-            buffer.normal_(std=0.1)
-    model.tie_weights()
-    model.eval()
-
-
 def flatten(path: Path) -> None:
     """Write the rotary settings as transformers did before version 5."""
     config = json.loads(path.read_text())
@@ -788,10 +454,3 @@ def flatten(path: Path) -> None:
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = rope
     path.write_text(json.dumps(config))
-
-
-@torch.inference_mode()
-def greedy(model: PreTrainedModel, prompt: list[int], output: list[int]) -> list[int]:
-    """What `model` would answer greedily, if it answered as `output` does: equal to it means equal tokens."""
-    logits = model(torch.tensor([prompt + output])).logits[0]
-    return logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ipc.worker_messages import Submit
-from tests.workers.checkpoints import fill
 from tests.workers.engines import make_spec
+from tests.workers.oracle import fill
 from workers.checkpoints.reading import read_card
 from workers.execution.encoder_runner import EncoderRunner
 from workers.scheduling.whole import WholeScheduler

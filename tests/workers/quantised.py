@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from tests.workers.checkpoints import fill, qwen3, qwen3_moe
+from tests.workers.oracle import fill
+from tests.workers.tiny_models import qwen3, qwen3_moe
 
 SIZES = {
     "hidden_size": 256,

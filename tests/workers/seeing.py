@@ -23,8 +23,9 @@ from ipc.worker_messages import ImageData, PlacedImage, Submit
 from neuron.preparation.facts import ModelFacts
 from neuron.preparation.prepared import PreparedPrompt, prepare
 from neuron.text.frontend import TextFrontEnd
-from tests.workers.checkpoints import HYBRID, HYBRID_EXPERTS, SIZES, fill
 from tests.workers.engines import LIMITS, Answer, make_runner, request
+from tests.workers.oracle import fill
+from tests.workers.tiny_models import HYBRID, HYBRID_EXPERTS, SIZES
 from workers.checkpoints.caches import num_states
 from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner

@@ -23,10 +23,10 @@ from ipc.worker_messages import (
 )
 from tests.workers import seeing
 from tests.workers.adapters import write_adapter
-from tests.workers.checkpoints import greedy
 from tests.workers.engines import Answer, Session, make_runner, prompt_of, request, some_requests
 from tests.workers.guessing import Knows
 from tests.workers.harness import PATIENCE, Workers
+from tests.workers.oracle import greedy
 from workers.checkpoints.adapter import CONFIG, WEIGHTS, read_adapter
 from workers.checkpoints.reading import read_card
 from workers.execution.memory import held, trim

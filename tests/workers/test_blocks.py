@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ipc.errors import CortexError
 from ipc.worker_messages import Submit
-from tests.workers import checkpoints
+from tests.workers import tiny_models
 from tests.workers.engines import Answer, Session, make_runner, serve, some_requests
+from tests.workers.oracle import fill
 from workers.checkpoints.blocks import FORMATS, QUANTIZATIONS
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.reading import read_card
@@ -36,8 +37,8 @@ def folder(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("wide")
-    model = checkpoints.llama(**WIDE, tie_word_embeddings=False)
-    checkpoints.fill(model, std=0.1)
+    model = tiny_models.llama(**WIDE, tie_word_embeddings=False)
+    fill(model, std=0.1)
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
     return folder

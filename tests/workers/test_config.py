@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ipc.errors import Code, CortexError
-from tests.workers.checkpoints import LLAMA3, SIZES, YARN
+from tests.workers.tiny_models import LLAMA3, SIZES, YARN
 from workers.checkpoints import registry
 from workers.checkpoints.config import notes
 from workers.checkpoints.model_config import ModelConfig, Temperature

@@ -12,9 +12,13 @@ import torch
 
 from ipc.worker_messages import Submit
 from tests.workers import ranks
-from tests.workers.checkpoints import (
+from tests.workers.engines import Answer, Session, make_runner, request
+from tests.workers.equalities import VOCABULARY, Observed
+from tests.workers.oracle import fill
+from tests.workers.ranks import Job
+from tests.workers.test_equalities import DEMO
+from tests.workers.tiny_models import (
     deepseek_v3,
-    fill,
     gpt_oss,
     granite_hybrid,
     lfm2_moe,
@@ -22,10 +26,6 @@ from tests.workers.checkpoints import (
     qwen3,
     qwen3_5,
 )
-from tests.workers.engines import Answer, Session, make_runner, request
-from tests.workers.equalities import VOCABULARY, Observed
-from tests.workers.ranks import Job
-from tests.workers.test_equalities import DEMO
 from workers.execution.model_runner import ModelRunner
 from workers.kernels import compiled
 from workers.layers.heads import HeadLinear

@@ -6,8 +6,9 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from tests.workers import checkpoints
+from tests.workers import tiny_models
 from tests.workers.engines import Session, make_runner, some_requests
+from tests.workers.oracle import fill
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.reading import read_card
@@ -113,8 +114,8 @@ def test_experts_that_are_quantised_at_load_stay_whole_where_parts_would_be_too_
 ):
     """Two ranks keep what one keeps, to the byte, and answer as it does."""
     sizes = {"hidden_size": 256, "head_dim": 128, "moe_intermediate_size": 256, "num_hidden_layers": 2}
-    model = checkpoints.qwen3_moe(**sizes, num_experts=5)
-    checkpoints.fill(model, std=0.1)
+    model = tiny_models.qwen3_moe(**sizes, num_experts=5)
+    fill(model, std=0.1)
     model.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     card = read_card(tmp_path)

@@ -25,7 +25,7 @@ from neuron.description import described
 from neuron.inspection import inspect
 from tests.neuron.pictures import encoded, noise
 from tests.workers import seeing
-from tests.workers.checkpoints import SIZES, fill
+from tests.workers.oracle import fill
 from tests.workers.seeing import (
     END,
     FILM,
@@ -42,6 +42,7 @@ from tests.workers.seeing import (
     without_tower,
 )
 from tests.workers.thread_ranks import Ranks
+from tests.workers.tiny_models import SIZES
 from workers.checkpoints.reading import read_card
 
 PATCH, POOL = 4, 3

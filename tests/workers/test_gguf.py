@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 import workers.weights.loader
 from ipc.errors import CortexError
-from tests.workers import checkpoints, gguf_files
+from tests.workers import gguf_files, tiny_models
 from tests.workers.engines import make_runner, prompt_of, request, serve
+from tests.workers.oracle import fill, greedy
 from tests.workers.predicting import Head
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import ModelCard
@@ -135,15 +136,15 @@ RELEASED = {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1
     "changes",
     [
         {},
-        {"interleave_moe_layer_step": 2, "rope_parameters": checkpoints.LLAMA3},
+        {"interleave_moe_layer_step": 2, "rope_parameters": tiny_models.LLAMA3},
         {"num_local_experts": 128, "use_qk_norm": False},
     ],
     ids=["all_experts", "some_experts_llama3", "no_norms"],
 )
 def test_a_converted_llama_4_is_the_same_model(tmp_path, changes):
     torch.manual_seed(5)
-    model = checkpoints.llama4(**RELEASED | changes)
-    checkpoints.fill(model)
+    model = tiny_models.llama4(**RELEASED | changes)
+    fill(model)
     model.save_pretrained(tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / "tokenizer.json").write_text("{}")
     ours = read_card(gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint"))
@@ -164,7 +165,7 @@ def test_a_converted_llama_4_is_the_same_model(tmp_path, changes):
     ids=["chunk", "no_chunks", "pattern"],
 )
 def test_a_llama_4_that_is_another_is_refused_by_its_key(tmp_path, said, named):
-    checkpoints.llama4(**RELEASED, num_hidden_layers=1).save_pretrained(tmp_path / "checkpoint")
+    tiny_models.llama4(**RELEASED, num_hidden_layers=1).save_pretrained(tmp_path / "checkpoint")
     path = gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint", more=said)
     with pytest.raises(CortexError, match=named):
         read_card(path)
@@ -173,8 +174,8 @@ def test_a_llama_4_that_is_another_is_refused_by_its_key(tmp_path, said, named):
 @pytest.mark.parametrize("name", ["glm4_moe", "deepseek_v3", "qwen3_5"])
 def test_a_converted_head_that_predicts_several_tokens_is_the_same(tmp_path, name):
     torch.manual_seed(5)
-    model = getattr(checkpoints, name)().eval()
-    checkpoints.fill(model)
+    model = getattr(tiny_models, name)().eval()
+    fill(model)
     (folder := tmp_path / "checkpoint").mkdir()
     Head(model).store(folder)
     path = gguf_files.write(tmp_path / "model.gguf", folder)
@@ -201,8 +202,8 @@ def test_what_is_no_head_is_refused_and_one_of_another_family_is_left_aside(tiny
 
 def test_rows_in_blocks_are_put_in_order_without_being_touched(tmp_path):
     torch.manual_seed(1)
-    model = checkpoints.llama(hidden_size=64, head_dim=16, vocab_size=96)
-    checkpoints.fill(model)
+    model = tiny_models.llama(hidden_size=64, head_dim=16, vocab_size=96)
+    fill(model)
     model.save_pretrained(tmp_path / "checkpoint")
     card = read_card(gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint", "Q8_0"))
     kind, weights = gguf.GGMLQuantizationType.Q8_0, load_file(tmp_path / "checkpoint" / "model.safetensors")
@@ -220,15 +221,15 @@ def test_rows_in_blocks_are_put_in_order_without_being_touched(tmp_path):
 
 
 def test_answers_are_those_of_the_checkpoint_that_was_converted(tmp_path):
-    model = checkpoints.gpt_oss(swiglu_limit=7.0)  # of which files do not speak
+    model = tiny_models.gpt_oss(swiglu_limit=7.0)  # of which files do not speak
     torch.manual_seed(3)
-    checkpoints.fill(model)
+    fill(model)
     model.save_pretrained(tmp_path / "checkpoint")
     runner = make_runner(gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint"))
     runner.load(lambda fraction, message: None)
     requests = [request(number, [7 * number + 3, 5, 99], 30) for number in range(3)]
     for asked, output in zip(requests, serve(runner, requests), strict=True):
-        assert output == checkpoints.greedy(model, prompt_of(asked), output)
+        assert output == greedy(model, prompt_of(asked), output)
     runner.close()
 
 
@@ -239,7 +240,7 @@ def test_experts_of_a_converted_checkpoint_answer_as_it_does(tiny, tmp_path, nam
     runner.load(lambda fraction, message: None)
     requests = [request(number, [7 * number + 3, 5, 99], 12) for number in range(3)]
     for asked, output in zip(requests, serve(runner, requests), strict=True):
-        assert output == checkpoints.greedy(oracle, prompt_of(asked), output)
+        assert output == greedy(oracle, prompt_of(asked), output)
     runner.close()
 
 
@@ -265,8 +266,8 @@ WIDE_HEADS = {  # of whole blocks
 def test_a_converted_model_that_keeps_states_answers_as_it_did(tmp_path, monkeypatch, name, kind):
     torch.manual_seed(3)
     inner = {"intermediate_size": 64} if name == "qwen3_5" else {"shared_expert_intermediate_size": 64}
-    oracle = getattr(checkpoints, name)(**WIDE_HEADS | inner if kind else {}).eval()
-    checkpoints.fill(oracle)
+    oracle = getattr(tiny_models, name)(**WIDE_HEADS | inner if kind else {}).eval()
+    fill(oracle)
     oracle.save_pretrained(tmp_path / "checkpoint")
     path = gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint", kind)
     if kind:
@@ -275,7 +276,7 @@ def test_a_converted_model_that_keeps_states_answers_as_it_did(tmp_path, monkeyp
     for size in (1, 2):
         ranks = Ranks(path, size, monkeypatch)
         for asked, output in zip(requests, serve(ranks, requests), strict=True):
-            assert output == checkpoints.greedy(oracle, prompt_of(asked), output)
+            assert output == greedy(oracle, prompt_of(asked), output)
         ranks.close()
 
 
@@ -291,8 +292,8 @@ def rounded(model: torch.nn.Module, kind: str) -> None:
 
 def test_the_first_files_of_qwen3_next_have_its_heads_as_the_checkpoint_has(tmp_path, monkeypatch):
     torch.manual_seed(3)
-    model, by_states = checkpoints.qwen3_next(), gguf_files.by_states
-    checkpoints.fill(model)
+    model, by_states = tiny_models.qwen3_next(), gguf_files.by_states
+    fill(model)
     model.save_pretrained(folder := tmp_path / "checkpoint")
     (folder / "tokenizer.json").write_text("{}")
 
@@ -328,8 +329,8 @@ def test_a_latent_model_as_old_converters_wrote_it_is_the_same(tiny, tmp_path, m
 def test_experts_in_blocks_stay_whole_on_two_ranks_where_their_columns_are_one(tmp_path):
     torch.manual_seed(4)
     sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 1}
-    model = checkpoints.qwen3_moe(**sizes, norm_topk_prob=True)
-    checkpoints.fill(model)
+    model = tiny_models.qwen3_moe(**sizes, norm_topk_prob=True)
+    fill(model)
     model.save_pretrained(tmp_path / "checkpoint")
     card = read_card(gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint", "Q8_0"))
     assert card.config.experts.whole_on(2)

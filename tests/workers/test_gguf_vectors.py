@@ -11,8 +11,9 @@ import torch
 
 from ipc.errors import CortexError
 from ipc.worker_messages import Submit
-from tests.workers import checkpoints, encoders, gguf_files
+from tests.workers import encoders, gguf_files
 from tests.workers.engines import Session
+from tests.workers.oracle import fill
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.reading import read_card
 
@@ -42,7 +43,7 @@ def test_a_converted_encoder_makes_the_same_vectors(tmp_path, name, said, poolin
 def test_a_converted_gemma_that_embeds_makes_the_same_vectors(tmp_path, is_dense):
     torch.manual_seed(3)
     oracle = encoders.gemma(query_pre_attn_scalar=16)  # the size of a head: files do not say it
-    checkpoints.fill(oracle, std=0.3)
+    fill(oracle, std=0.3)
     oracle.save_pretrained(tmp_path / "checkpoint")
     size = oracle.config.hidden_size
     dense = {"dense_2.weight": torch.randn(64, size), "dense_3.weight": torch.randn(size, 64) / 8}

@@ -17,9 +17,10 @@ from benchmarks.driver import write_hollow
 from benchmarks.loading import memory
 from ipc.errors import CortexError
 from ipc.worker_messages import PAGE_SIZE, SamplingParams
-from tests.workers.checkpoints import fill, granite_hybrid, greedy, qwen3_5, qwen3_next
 from tests.workers.engines import Answer, Session, logits_of, make_runner, request
+from tests.workers.oracle import fill, greedy
 from tests.workers.thread_ranks import Ranks
+from tests.workers.tiny_models import granite_hybrid, qwen3_5, qwen3_next
 from workers.checkpoints.caches import num_states
 from workers.checkpoints.reading import read_card
 from workers.models.hybrid import Hybrid

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.workers.checkpoints import greedy
 from tests.workers.interpreted import Interpreted
 from tests.workers.interpreted_steps import PROMPTS
+from tests.workers.oracle import greedy
 from tests.workers.test_triton_products import KINDS
 from workers.weights import planes
 

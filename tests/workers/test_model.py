@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from ipc.worker_messages import Submit
-from tests.workers.checkpoints import VARIANTS, fill, greedy, phi3
+from tests.workers.checkpoints import VARIANTS
 from tests.workers.engines import Answer, Session, logits_of, make_runner, request, serve
+from tests.workers.oracle import fill, greedy
 from tests.workers.thread_ranks import Ranks
+from tests.workers.tiny_models import phi3
 from workers.execution.model_runner import ModelRunner
 from workers.layers.linear import Linear
 

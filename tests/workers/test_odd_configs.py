@@ -12,7 +12,8 @@ import torch
 
 from ipc.errors import Code, CortexError
 from tests.neuron.folders import write_checkpoint
-from tests.workers.checkpoints import LLAMA3, VARIANTS, YARN, cwm, llama
+from tests.workers.checkpoints import VARIANTS
+from tests.workers.tiny_models import LLAMA3, YARN, cwm, llama
 from workers.checkpoints import registry, rope
 from workers.checkpoints.config import ModelConfig
 from workers.checkpoints.reading import refusal

@@ -12,10 +12,11 @@ import torch
 
 from ipc.errors import Code
 from tests.workers import equalities
-from tests.workers.checkpoints import fill, qwen3
 from tests.workers.engines import GPU, Session, make_runner, request, serve
+from tests.workers.oracle import fill
 from tests.workers.recorded import record_steps
 from tests.workers.test_graphs import LIMITS, requests
+from tests.workers.tiny_models import qwen3
 from workers.process.loop import Flight
 from workers.step.engine import OutOfDeviceMemory
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.workers import ranks
-from tests.workers.checkpoints import greedy
 from tests.workers.harness import Workers
+from tests.workers.oracle import greedy
 from workers.checkpoints.reading import read_card
 from workers.parallel import RankGroup
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from ipc import parked
-from tests.workers import checkpoints, encoders
+from tests.workers import checkpoints, encoders, tiny_models
 from tests.workers.engines import make_runner, serve, some_requests
+from tests.workers.oracle import fill
 from tests.workers.test_blocks import WIDE
 from tests.workers.test_quantised_cache import Together, bytes_of, same
 from workers.checkpoints.reading import read_card
@@ -102,8 +103,8 @@ def test_what_quantisation_made_is_woken_and_not_made_again(
     tmp_path_factory, memory, monkeypatch, quantization
 ):
     folder = tmp_path_factory.mktemp("wide")
-    model = checkpoints.llama(**WIDE, num_hidden_layers=1)
-    checkpoints.fill(model)
+    model = tiny_models.llama(**WIDE, num_hidden_layers=1)
+    fill(model)
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
     fds = [memory()]

@@ -15,7 +15,7 @@ from ipc.worker_messages import PlacedImage
 from neuron.images import sizing
 from tests.neuron.pictures import encoded, noise
 from tests.workers import seeing
-from tests.workers.checkpoints import SIZES, fill
+from tests.workers.oracle import fill
 from tests.workers.seeing import (
     IMAGE,
     agrees_on_prompt,
@@ -27,6 +27,7 @@ from tests.workers.seeing import (
     without_tower,
 )
 from tests.workers.thread_ranks import Ranks
+from tests.workers.tiny_models import SIZES
 from workers.checkpoints.reading import read_card
 
 LINE_END, IMAGE_END = 121, 122

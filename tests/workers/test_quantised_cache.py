@@ -19,7 +19,8 @@ import workers.weights.loader
 import workers.weights.quantised_cache as quantised_cache
 from ipc.errors import CortexError
 from ipc.worker_messages import WeightCache
-from tests.workers import checkpoints
+from tests.workers import tiny_models
+from tests.workers.oracle import fill
 from tests.workers.test_blocks import WIDE
 from workers.checkpoints.blocks import QUANTIZATIONS
 from workers.checkpoints.reading import read_card
@@ -36,8 +37,8 @@ Bytes = dict[tuple[str, int, int], torch.Tensor]
 def original(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("original")
     torch.manual_seed(0)
-    model = checkpoints.llama(**WIDE, num_hidden_layers=1, tie_word_embeddings=False)
-    checkpoints.fill(model, std=0.1)
+    model = tiny_models.llama(**WIDE, num_hidden_layers=1, tie_word_embeddings=False)
+    fill(model, std=0.1)
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
     return folder

@@ -17,11 +17,12 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 import workers.weights.loader
 from ipc.errors import CortexError
 from tests.workers import quantised
-from tests.workers.checkpoints import SIZES, greedy, qwen3
 from tests.workers.conftest import Tiny
 from tests.workers.engines import make_runner, prompt_of, request, serve, some_requests
+from tests.workers.oracle import greedy
 from tests.workers.quantised import SCHEMES
 from tests.workers.ranks import Job, run
+from tests.workers.tiny_models import SIZES, qwen3
 from workers.checkpoints.blocks import PLAIN
 from workers.checkpoints.quantisation.scheme import matches
 from workers.checkpoints.reading import read_card

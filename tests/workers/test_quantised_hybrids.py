@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ipc.worker_messages import Submit
-from tests.workers import checkpoints, quantised
+from tests.workers import quantised, tiny_models
 from tests.workers.engines import request, serve, some_requests
+from tests.workers.oracle import fill
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.blocks import QUANTIZATIONS
 from workers.checkpoints.reading import read_card
@@ -37,9 +38,9 @@ SIZES = {
 }
 EXPERTS = {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}
 MAKERS = {
-    "qwen3_next": lambda: checkpoints.qwen3_next(**SIZES | EXPERTS),
-    "qwen3_5": lambda: checkpoints.qwen3_5(**SIZES, intermediate_size=512),
-    "qwen3_5_moe": lambda: checkpoints.qwen3_5_moe(**SIZES | EXPERTS),
+    "qwen3_next": lambda: tiny_models.qwen3_next(**SIZES | EXPERTS),
+    "qwen3_5": lambda: tiny_models.qwen3_5(**SIZES, intermediate_size=512),
+    "qwen3_5_moe": lambda: tiny_models.qwen3_5_moe(**SIZES | EXPERTS),
 }
 PLAIN = {  # matrices that are never in blocks: few rows each, of which every token's state or way hangs
     "qwen3_next": {"in_proj_ba", "conv1d", "gate", "shared_expert_gate"},
@@ -59,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         torch.manual_seed(0)
         folder = tmp_path_factory.mktemp(name)
         model = MAKERS[name]()
-        checkpoints.fill(model, std=0.2)
+        fill(model, std=0.2)
         model.save_pretrained(folder)
         (folder / "tokenizer.json").write_text("{}")
         return folder

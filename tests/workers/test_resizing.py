@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ipc.worker_messages import PoolReport, ResizePool
-from tests.workers.checkpoints import greedy
 from tests.workers.engines import GPU, make_runner
 from tests.workers.harness import Workers
+from tests.workers.oracle import greedy
 from workers.checkpoints.reading import read_card
 
 PAGES, FEW, CONTEXT = 64, 8, 200

@@ -20,7 +20,7 @@ from neuron.description import described
 from neuron.images import sizing
 from tests.neuron.pictures import encoded, noise
 from tests.workers import seeing
-from tests.workers.checkpoints import SIZES, fill
+from tests.workers.oracle import fill
 from tests.workers.seeing import (
     END,
     IMAGE,
@@ -36,6 +36,7 @@ from tests.workers.seeing import (
     without_tower,
 )
 from tests.workers.thread_ranks import Ranks
+from tests.workers.tiny_models import SIZES
 from workers.checkpoints.reading import read_card
 
 SIDE = 6  # tokens: more of them than a page has, and than a window

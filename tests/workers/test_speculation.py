@@ -15,13 +15,14 @@ from ipc.model_settings import ModelSettings
 from ipc.worker_messages import FREE_ROWS, MemoryUse, SamplingParams, Submit
 from neuron.description import described
 from tests.workers import encoders
-from tests.workers.checkpoints import fill, granite_hybrid, lfm2, qwen3, qwen3_5
 from tests.workers.engines import Answer, Session, make_runner, make_spec, prompt_of, request
 from tests.workers.equalities import VOCABULARY, assert_equal
 from tests.workers.guessing import SIZES, Knows, answers_of, of_all_kinds, replace_id
+from tests.workers.oracle import fill
 from tests.workers.recorded import record_steps
 from tests.workers.simulation import END, STORM_STEPS, Run, Shape, Storm, group, make_scheduler, submit
 from tests.workers.thread_ranks import Ranks
+from tests.workers.tiny_models import granite_hybrid, lfm2, qwen3, qwen3_5
 from workers.checkpoints.reading import read_card
 from workers.process.loop import make_scheduler as make_worker_scheduler
 from workers.sampling.sampler import Sampler

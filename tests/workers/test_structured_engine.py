@@ -12,10 +12,10 @@ import torch
 from ipc.messages.sampling import Structured
 from ipc.worker_messages import Constraint, SamplingParams, Submit
 from neuron.grammar.structured import constrain, form, hold
-from tests.workers.checkpoints import qwen3
 from tests.workers.engines import make_runner, request, serve
 from tests.workers.schemas import SCHEMAS
 from tests.workers.test_grammar import DEMO, END_THINK, STOPS, VOCAB, completion, encode, errors, text_of
+from tests.workers.tiny_models import qwen3
 from workers.sampling.grammar import Grammars
 
 NAMES = ("person", "any of", "tree", "names by pattern", "uuid", "bounded items")

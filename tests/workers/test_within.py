@@ -21,9 +21,10 @@ from transformers import (
 )
 
 from ipc.errors import CortexError
-from tests.workers.checkpoints import SIZES, YARN, fill, greedy
 from tests.workers.checkpoints import mistral4 as small_mistral4
 from tests.workers.engines import make_runner, request, serve
+from tests.workers.oracle import fill, greedy
+from tests.workers.tiny_models import SIZES, YARN
 from workers.checkpoints.reading import read_card
 
 PROMPT = [(7 * i + 3) % 131 for i in range(40)]
