@@ -27,6 +27,7 @@ from neuron.text.budget import (
     MAX_BITS,
     MOST,
     SHORT,
+    VALUE,
     VIEWS,
     Bounds,
     OverBudget,
@@ -113,6 +114,7 @@ class _Metering(NodeTransformer):
     def _metered(self, node: Any) -> nodes.Node:
         own = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
         own += SHORT * sum(len(output.nodes) for output in node.find_all(nodes.Output))
+        own += VALUE * sum(len(made.items) for made in node.find_all((nodes.List, nodes.Tuple, nodes.Dict)))
         self.generic_visit(node)
         node.body.insert(0, nodes.ExprStmt(_call("tick", nodes.Const(own))))
         return node
@@ -285,6 +287,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             return attr in METHODS
         if type(obj) is dict:
             return attr in _DICT_METHODS
+        if isinstance(obj, int | float):  # an int makes bytes of itself, as many as it is told
+            return False
         if attr in ("append", "pop") and isinstance(
             obj, list
         ):  # some collect turns so; what they were given stays
@@ -305,6 +309,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         kind = type(__obj)
+        if len(args) + len(kwargs) > SHORT:  # they were a list or an object
+            budget.spend(VALUE * (len(args) + len(kwargs)))
         if kind is Macro:
             for name in _OF_JINJA:
                 kwargs.pop(name, None)
@@ -322,6 +328,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             _spend_on_finding(owner, *args)
         elif owner is dict:  # its `fromkeys`
             args = ([key(each) for each in args[0]], *args[1:]) if args else args
+            budget.spend(sum(map(size, args[:1])))
+        elif isinstance(owner, list | dict) and __obj.__name__ == "copy":
+            budget.spend(VALUE * len(owner))
         elif isinstance(owner, dict) and args:
             check_key(args[0])
         elif isinstance(owner, LoopContext):  # its `changed` compares them
@@ -384,7 +393,8 @@ def _strftime_now(form: str) -> str:
 
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
     """`dict`, as a template may call it."""
-    pairs = [each.items() if isinstance(each, Mapping) else each for each in args]
+    pairs = [each.items() if isinstance(each, Mapping) else list(each) for each in args]
+    budget.spend(VALUE * sum(map(len, pairs)))
     return dict(*([(key(name), value) for name, value in each] for each in pairs), **kwargs)
 
 

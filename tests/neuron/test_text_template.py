@@ -312,6 +312,7 @@ HOSTILE = {
     "numbers that grow by less": growing("9", "n.x - (0 - n.x)").replace("60", "9999") + "{{ n.x // 3 }}",
     "many lists": "{% set n = namespace(l=[]) %}"
     "{% for i in range(9999) %}{% set n.l = n.l + [[1] * 30000000] %}{% endfor %}",
+    "bytes": "{{ (5).to_bytes(999999999, 'big') | length }}",
     "collecting": "{% set l = [] %}"
     "{% for i in range(9999) %}{% for j in range(99999) %}{% set _ = l.append(1) %}{% endfor %}{% endfor %}",
 }
@@ -329,6 +330,34 @@ def test_a_template_that_takes_too_much_is_stopped_and_its_file_named(name, monk
     if "takes too long" in raised.value.message:
         assert "/models/hostile/chat_template.jinja" in raised.value.message
     assert most_held() - before < 512 << 20
+
+
+COLLECTED = {
+    "copies of a list": "b.copy()",
+    "copies of an object": "d.copy()",
+    "objects of an object": "dict(d)",
+    "objects of pairs": "dict(d.items())",
+    "namespaces of an object": "namespace(d)",
+    "objects of names": "dict(**names)",
+    "objects of keys": "{}.fromkeys(b)",
+    "a list that is handed over": "cycler(*b)",
+    "a list that a macro is handed": "f(*b)",
+    "lists that are written down": "[" + "1," * 50_000 + "i]",
+    "objects that are written down": "{" + "".join(f"{number}:1," for number in range(50_000)) + "}",
+}
+
+
+@pytest.mark.parametrize("made", COLLECTED.values(), ids=COLLECTED.keys())
+def test_what_is_made_of_lists_and_objects_counts_as_much_as_is_in_them(made):
+    source = (
+        "{% set b = range(50000) | list %}{% set d = {}.fromkeys(b) %}{% set l = [] %}"
+        "{% set names = {}.fromkeys(b | map('string')) %}"
+        "{% macro f() %}{% set _ = l.append(varargs) %}{% endmacro %}"
+        "{% for i in range(200) %}{% set _ = l.append(" + made + ") %}{% endfor %}"
+    )
+    bounds = budget.Bounds(text=1 << 20, values=1 << 20)
+    with pytest.raises(OverBudget, match=r"reads and writes more than 16,777,216"):
+        sandbox.render(sandbox.load(sandbox.translate(source)), {}, 60.0, bounds)
 
 
 def test_lists_and_objects_are_made_and_taken_apart_as_ever():
