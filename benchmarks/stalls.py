@@ -26,7 +26,7 @@ import zmq
 from PIL import Image
 
 from benchmarks.beside import longest_wait, prepared
-from ipc.client import BlockingClient
+from ipc.blocking_client import BlockingClient
 from ipc.messages.catalogue import FleetCatalogue
 from ipc.messages.conversation import ImagePart, Message, TextPart, Tool
 from ipc.messages.framing import HEADER

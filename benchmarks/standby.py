@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.engine import write_weights
-from ipc.client import BlockingClient
+from ipc.blocking_client import BlockingClient
 from ipc.messages.replies import Delta
 from ipc.messages.requests import Generate, Unload
 from ipc.messages.sampling import Sampling

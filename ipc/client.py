@@ -1,4 +1,4 @@
-"""The client's side of the protocol: for asyncio (the gateway), and blocking (scripts, tests).
+"""The client's side of the protocol, for asyncio.
 
 A client may be started before its neuron is there, and it reconnects by itself. A request that was open when
 the connection ended, or when the neuron fell silent, ends with `Failed(NEURON_LOST)`: nothing waits for ever,
@@ -11,15 +11,12 @@ import asyncio
 import contextlib
 import logging
 import struct
-import time
-from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Iterator
-from math import inf
-from typing import Self
+from collections.abc import Iterable
 
 import msgspec
 import zmq
 
+from ipc.call import TERMINAL_TYPES, Call
 from ipc.errors import Code, CortexError
 from ipc.messages.framing import (
     ARRAY_BYTES,
@@ -29,7 +26,7 @@ from ipc.messages.framing import (
     PROTOCOL_MAJOR,
     SEVERAL_SINCE,
 )
-from ipc.messages.replies import TERMINAL, AnyReply, Cancelled, Failed, Reply
+from ipc.messages.replies import AnyReply, Cancelled, Failed, Reply
 from ipc.messages.requests import AnyRequest, Cancel
 from ipc.sockets import MAX_MESSAGE, NOBLOCK, Pump, configure, connection_events
 
@@ -41,7 +38,6 @@ RECONNECT_MAX_MS = 2000
 TURNS = 4  # of the loop, at most, that a request waits for others to go with it
 ENOUGH = 4  # requests that go without that wait, where the neuron has no more of ours than wait
 
-_TERMINAL = frozenset(TERMINAL)
 _decode = msgspec.msgpack.Decoder(list[AnyReply]).decode
 _NO_HANDSHAKE = (
     "the handshake failed: only one side uses keys, or its public key is another, or it is no neuron"
@@ -51,116 +47,6 @@ _REFUSED = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: _NO_HANDSHAKE,
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: _NO_HANDSHAKE,
 }
-
-
-class Call:
-    """One request and its replies.
-
-    `async for reply in call` yields them as they come, the terminal one last. Leaving the iteration early, or
-    being cancelled in it, cancels the request. It is iterated once, by one task. `take` is for who wants all
-    that is there at once, or cannot wait for ever.
-    """
-
-    __slots__ = (
-        "_client",
-        "_deadline",
-        "_replies",
-        "_timer",
-        "_timer_ends",
-        "_waiter",
-        "closed",
-        "ended",
-        "id",
-        "patient",
-    )
-
-    def __init__(self, client: NeuronClient, request_id: int, patient: bool) -> None:
-        self.id = request_id
-        self.patient = patient  # whoever made it bounds its wait for a connection
-        self.closed = False  # the terminal reply is here
-        self.ended = 0.0  # since when (monotonic clock)
-        self._client = client
-        self._replies: deque[Reply] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        # Of `take`. A timer is not set anew for each wait, but when it ends before the last one's deadline. A
-        # long wait has none: the client looks at it.
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_ends, self._deadline = 0.0, inf  # by the loop's clock
-
-    def cancel(self) -> None:
-        """Ask the neuron to end it. The terminal reply still comes. On a closed call it does nothing."""
-        if not self.closed:
-            self._client._cancel(self)
-
-    async def take(self, within: float) -> list[Reply]:
-        """All replies that are here, after waiting up to `within` seconds for the first.
-
-        One of a fifth of the time that a neuron may be silent, or longer, lasts up to that much longer.
-
-        Returns:
-            [] when none came in time, or when there is none to come any more. It never cancels the request.
-        """
-        replies = self._replies
-        if not replies and not self.closed:
-            loop = self._client._loop
-            self._deadline = loop.time() + within
-            if within < self._client._between_looks and (
-                self._timer is None or self._timer_ends > self._deadline
-            ):
-                self._set_timer()
-            self._waiter = waiter = loop.create_future()
-            await waiter
-        taken = list(replies)
-        replies.clear()
-        return taken
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._client._loop.call_at(self._deadline, self._on_time)
-        self._timer_ends = self._deadline
-
-    def _on_time(self) -> None:
-        self._timer = None
-        if self._waiter is None or self._waiter.done():
-            return
-        if self._deadline > self._timer_ends:
-            self._set_timer()
-        else:
-            _wake(self._waiter)
-
-    def _look(self, now: float) -> None:
-        """End a wait that was long enough."""
-        if self._waiter is not None and self._deadline <= now:
-            _wake(self._waiter)
-
-    async def __aiter__(self) -> AsyncGenerator[Reply, None]:
-        replies = self._replies
-        try:
-            while True:
-                while replies:
-                    yield replies.popleft()
-                if self.closed:
-                    return
-                self._waiter = self._client._loop.create_future()
-                await self._waiter
-        finally:
-            self.cancel()
-
-    def _push(self, reply: Reply) -> None:
-        if type(reply) in _TERMINAL:
-            self.closed = True
-            self.ended = time.monotonic()
-            if self._timer is not None:
-                self._timer.cancel()
-        self._replies.append(reply)
-        if self._waiter is not None:
-            _wake(self._waiter)
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 class NeuronClient:
@@ -277,7 +163,9 @@ class NeuronClient:
             self._heard = self._loop.time()
         elif self._connected:
             self._check_silence()  # this process may have stood still, and its connection be no more
-        call = self._calls[request.id] = Call(self, request.id, patient)
+        call = self._calls[request.id] = Call(
+            request.id, patient, self._loop, self._between_looks, self._cancel
+        )
         self._unsent[request.id] = body
         waiting = len(self._unsent)
         if waiting >= ENOUGH and waiting * 2 >= len(self._calls):
@@ -300,12 +188,13 @@ class NeuronClient:
                     last = reply
         except TimeoutError:
             call.cancel()
-            raise CortexError(Code.NEURON_LOST, self._no_answer(within)) from None
+            raise CortexError(Code.NEURON_LOST, self.no_answer(within)) from None
         if isinstance(last, Failed):
             raise last.error()
         return last
 
-    def _no_answer(self, seconds: float) -> str:
+    def no_answer(self, seconds: float) -> str:
+        """What is said of a call that nobody answered for so long."""
         why = f"; {self._refusal}" if self._refusal else ""
         return f"no answer from the neuron at {self.endpoint} within {seconds:g} s{why}"
 
@@ -378,7 +267,7 @@ class NeuronClient:
 
     def _end(self, call: Call, reply: Reply) -> None:
         del self._calls[call.id]
-        call._push(reply)
+        call.push(reply)
 
     def _fail(self, numbers: Iterable[int], code: str, message: str) -> None:
         for number in list(numbers):
@@ -407,9 +296,9 @@ class NeuronClient:
         for reply in replies:
             call = calls.get(reply.id)
             if call is not None:
-                if type(reply) in _TERMINAL:
+                if type(reply) in TERMINAL_TYPES:
                     del calls[reply.id]
-                call._push(reply)
+                call.push(reply)
             elif reply.id == 0 and isinstance(reply, Failed):
                 # It could not read one of ours, and cannot say which.
                 self._fail(calls, reply.code, reply.message)
@@ -472,7 +361,7 @@ class NeuronClient:
         self._timer = self._loop.call_later(self._between_looks, self._tick)
         now = self._loop.time()
         for call in self._calls.values():
-            call._look(now)
+            call.look(now)
         self._check_silence()
 
     def _check_silence(self) -> None:
@@ -485,68 +374,9 @@ class NeuronClient:
             return
         self.alive = False
         if self._connected:
-            self._give_up(self._no_answer(self._silence))
+            self._give_up(self.no_answer(self._silence))
             self._disconnect()
             self._connect()
         else:  # nothing was sent: all of them wait for a connection
             hasty = [number for number, call in self._calls.items() if not call.patient]
-            self._fail(hasty, Code.NEURON_LOST, self._no_answer(self._silence))
-
-
-class BlockingClient:
-    """The same for programs without an event loop; a context manager. One thread, one request at a time."""
-
-    def __init__(
-        self,
-        endpoint: str,
-        *,
-        secret: str | None = None,
-        server_public: str | None = None,
-        silence: float = 5.0,
-    ) -> None:
-        self._client = NeuronClient(endpoint, secret=secret, server_public=server_public, silence=silence)
-        self._runner = asyncio.Runner()
-        self._runner.run(self._start())
-
-    async def _start(self) -> None:
-        self._client.start()
-
-    def ask(self, request: AnyRequest, timeout: float) -> Reply:
-        """The terminal reply; CortexError as `NeuronClient.ask`."""
-        return self._runner.run(self._client.ask(request, timeout))
-
-    def stream(self, request: AnyRequest, timeout: float) -> Iterator[Reply]:
-        """All replies, the terminal one last. Leaving the iteration early cancels the request.
-
-        Raises:
-            CortexError: the next reply did not come within `timeout` seconds (NEURON_LOST).
-        """
-        call = self._client.open(request, patient=True)
-        replies = aiter(call)
-        try:
-            while True:
-                reply = self._runner.run(self._next(replies, timeout))
-                yield reply
-                if type(reply) in _TERMINAL:
-                    return
-        finally:
-            call.cancel()
-
-    async def _next(self, replies: AsyncGenerator[Reply, None], within: float) -> Reply:
-        try:
-            return await asyncio.wait_for(anext(replies), within)
-        except TimeoutError:
-            raise CortexError(Code.NEURON_LOST, self._client._no_answer(within)) from None
-
-    def close(self) -> None:
-        self._runner.run(self._stop())
-        self._runner.close()
-
-    async def _stop(self) -> None:
-        self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+            self._fail(hasty, Code.NEURON_LOST, self.no_answer(self._silence))

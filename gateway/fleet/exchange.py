@@ -22,7 +22,7 @@ from gateway.fleet.transcript import Transcript
 from gateway.fleet.view import Fleet
 from gateway.refusals import STATUSES, shown
 from gateway.telemetry import metrics
-from ipc.client import Call
+from ipc.call import Call
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import (
     Cancelled,

@@ -18,7 +18,7 @@ import httpx
 import psutil
 
 from gateway.commands import remote, status
-from ipc.client import BlockingClient
+from ipc.blocking_client import BlockingClient
 from ipc.messages.requests import Health
 from ipc.messages.state import ModelState
 from tests.ports import free_port

@@ -12,7 +12,8 @@ import pytest
 from gateway.config import NeuronSettings
 from gateway.dialects.admin import logs
 from gateway.fleet.neuron import Neuron
-from ipc.client import Call, NeuronClient
+from ipc.call import Call
+from ipc.client import NeuronClient
 from ipc.messages.replies import LogLines
 from ipc.messages.requests import Logs
 from tests.doubles import stands_for
@@ -25,8 +26,9 @@ class Talking(Call):
     """A call that reads a neuron's log, which goes on and on until nobody wants it."""
 
     def __init__(self) -> None:
-        super().__init__(None, 1, False)
         self.cancelled = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        super().__init__(1, False, loop, 1.0, cancel=lambda call: self.cancelled.set())
 
     @property
     def neuron(self) -> Neuron:
@@ -34,9 +36,6 @@ class Talking(Call):
         neuron.client = create_autospec(NeuronClient, instance=True)
         neuron.client.open.return_value = self
         return neuron
-
-    def cancel(self) -> None:
-        self.cancelled.set()
 
     async def __aiter__(self) -> AsyncIterator[LogLines]:
         while not self.cancelled.is_set():

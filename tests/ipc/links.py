@@ -15,7 +15,8 @@ import time
 from collections import Counter
 from contextlib import suppress
 
-from ipc.client import Call, NeuronClient
+from ipc.call import Call
+from ipc.client import NeuronClient
 from ipc.errors import CortexError
 from ipc.messages.answers import Choice, Timings, Usage
 from ipc.messages.replies import TERMINAL, Cancelled, Delta, Done, Finished

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from ipc.client import BlockingClient
+from ipc.blocking_client import BlockingClient
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import Finished
 from ipc.messages.requests import CountTokens, Generate, ListModels, Load

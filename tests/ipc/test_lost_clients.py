@@ -33,7 +33,7 @@ def test_a_client_that_left_is_noticed_once_while_nothing_but_heartbeats_is_sent
 
 
 KILLED = """
-from ipc.client import BlockingClient
+from ipc.blocking_client import BlockingClient
 from ipc.messages.requests import Generate
 for reply in BlockingClient(argv[0]).stream(Generate(id=0, model="m", stream=True), 20):
     print("token", flush=True)

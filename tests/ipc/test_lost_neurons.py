@@ -74,13 +74,14 @@ def test_a_connection_that_nothing_comes_through_is_left_for_another_one():
 
 BACKLOG = """
 import asyncio, threading, time
-from ipc.client import Call, NeuronClient
+from ipc.call import Call
+from ipc.client import NeuronClient
 from ipc.messages.replies import *
 from ipc.messages.requests import *
 from ipc.server import Server
 
 go, sent, enough = threading.Event(), threading.Event(), threading.Event()
-plain_push = Call._push
+plain_push = Call.push
 
 async def stream(started):
     asked = asyncio.Queue()
@@ -104,7 +105,7 @@ def push(call, reply):
         server.join()
         time.sleep(0.3)  # until libzmq knows, and we do not, that the connection has ended
 
-Call._push = push
+Call.push = push
 
 async def main():
     global server

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from ipc.client import BlockingClient
+from ipc.blocking_client import BlockingClient
 from ipc.messages.conversation import Message
 from ipc.messages.replies import HealthReply
 from ipc.messages.requests import Generate, Health

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from ipc.client import BlockingClient
+from ipc.blocking_client import BlockingClient
 from ipc.errors import Code
 from ipc.keys import generate, load_public, load_secret
 from ipc.messages.replies import Delta, HelloReply, State

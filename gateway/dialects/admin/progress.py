@@ -9,7 +9,7 @@ import falcon.asgi
 import msgspec
 
 from gateway.dialects.event_streams import KEEP_ALIVE_SECONDS
-from ipc.client import Call
+from ipc.call import Call
 from ipc.errors import CortexError
 from ipc.messages.replies import Cancelled, Done, Failed, Progress
 
