@@ -15,6 +15,7 @@ from ipc.model_settings import changed_keys
 from neuron.catalogue.hosting import NotHere, hosted
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.pulling import unchecked
+from neuron.pulling.hub import unset_empty
 from workers.checkpoints.gguf.splits import by_label, files_in, name_of
 from workers.checkpoints.presence import gguf_files, is_checkpoint, is_whole
 from workers.checkpoints.reading import refusal
@@ -244,6 +245,7 @@ class Catalogue:
 
 def default_cache() -> Path:
     """Where Hugging Face tools keep what they download: they read environment variables, once."""
+    unset_empty()
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)

@@ -15,11 +15,12 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -31,6 +32,11 @@ from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.gguf.splits import BESIDE, PART, by_label
 from workers.checkpoints.safetensors import INDEX
 
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+T = TypeVar("T")
+
 # Beside weights: what says how they are to be used.
 USEFUL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "vocab.txt", "merges.txt", "chat_template*")
 # The same weights once more, in another layout.
@@ -39,7 +45,9 @@ NO_NAME = "that is no name of a repository, which are ORGANISATION/NAME"
 NO_REVISION = "it has no such revision"
 CHUNK = 1 << 20  # bytes that are looked at at once
 ROOM = 1 << 30  # bytes that stay free on the disk
+BUSY_SECONDS = 40.0  # for which one that is too busy is asked again, before anything has come
 
+_BUSY = (429, 502, 503, 504)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 # What its library raises where something answers that is no hub.
@@ -77,9 +85,17 @@ def silence_library(bars: bool) -> None:
     """Have the hub's library write nothing itself, but bars where these are wanted: its warnings have
     addresses, signed ones too. It asks once, when it is imported, and not what loggers were told before.
     """
+    unset_empty()
     os.environ["HF_HUB_VERBOSITY"] = "critical"
     if not bars:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+def unset_empty() -> None:
+    """What is set to nothing is not set: its library takes it for a hub without a name, or a folder."""
+    for name, value in list(os.environ.items()):
+        if name.startswith("HF_") and not value.strip():
+            del os.environ[name]
 
 
 def look(model_id: str, cache: Path, revision: str | None = None) -> Chosen:
@@ -97,7 +113,8 @@ def look(model_id: str, cache: Path, revision: str | None = None) -> Chosen:
     if revision is not None and not {"", ".", ".."}.isdisjoint(revision.split("/")):
         raise _refused(repository, NO_REVISION)
     with _hub_errors(repository):
-        found = HfApi().model_info(repository, revision=revision, files_metadata=True)
+        ask = partial(HfApi().model_info, repository, revision=revision, files_metadata=True)
+        found = _patiently(ask)
     if not isinstance(found.sha, str) or not _COMMIT.fullmatch(found.sha):  # a folder is named by it
         raise _refused(repository, f"the hub says no commit of it, but {found.sha!r}")
     there = {
@@ -344,6 +361,35 @@ def _refused(repository: str, why: str, code: str = Code.MODEL_LOAD_FAILED) -> C
     return CortexError(code, f"{repository}: {why}")
 
 
+def _patiently(ask: Callable[[], T]) -> T:
+    """What `ask` brings; where the hub is too busy, once the time has passed that it says, or a growing one,
+    if that is soon. Of files its library does the same."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    until, pause = time.monotonic() + BUSY_SECONDS, 0.5
+    while True:
+        try:
+            return ask()
+        except HfHubHTTPError as error:
+            said, pause = _retry_after(error), 2 * pause
+            wait = pause if said is None else said
+            if error.response.status_code not in _BUSY or time.monotonic() + wait > until:
+                raise
+            time.sleep(wait)
+
+
+def _retry_after(error: HfHubHTTPError) -> float | None:
+    """Seconds after which the hub wants to be asked again; None: it says none, or a date."""
+    said = error.response.headers.get("Retry-After", "")
+    return float(said) if said.isascii() and said.isdigit() else None
+
+
+def _shown(error: Exception) -> str:
+    """What is wrong, in a line without what is nobody else's business."""
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", said))
+
+
 @contextmanager
 def _hub_errors(repository: str) -> Iterator[None]:
     """What the hub's library raises, in our words."""
@@ -364,14 +410,16 @@ def _hub_errors(repository: str) -> Iterator[None]:
         raise _refused(repository, NO_NAME) from error
     except errors.OfflineModeIsEnabled as error:
         raise _refused(repository, "HF_HUB_OFFLINE is set, so no hub is asked") from error
+    except errors.HfHubHTTPError as error:
+        wait = _retry_after(error)
+        later = f"; it may be asked again in {wait:g} s" if wait is not None else ""
+        raise _refused(repository, f"{hub} does not give it: {_shown(error)}{later}") from error
     except (OSError, errors.HTTPError) as error:  # what it raises where no hub answers is either
         if isinstance(error, OSError) and error.filename is not None:
             raise _refused(repository, f"{error.filename} cannot be written: {error.strerror}") from error
         if isinstance(error, OSError) and error.errno in _FULL:
             raise _refused(repository, f"what comes cannot be written: {error.strerror}") from error
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        said = _QUERY.sub(r"\1", _USER.sub(r"\1", said))
-        raise _refused(repository, f"{hub} does not give it: {said}") from error
+        raise _refused(repository, f"{hub} does not give it: {_shown(error)}") from error
     except UnicodeEncodeError as error:
         raise _refused(repository, "HF_TOKEN has letters that no token has") from error
     except _NO_HUB as error:

@@ -28,6 +28,7 @@ class Repository:
     said: dict[str, int] = field(default_factory=dict)  # sizes of files that are said wrongly
     damaged: set[str] = field(default_factory=set)  # files that come with another first byte
     cut: dict[str, int] = field(default_factory=dict)  # bytes after which the connection breaks, once
+    busy: list[tuple[int, str]] = field(default_factory=list)  # statuses and Retry-After of the next answers
     held: threading.Event | None = None  # until it is set, of each large file but half comes
 
 
@@ -66,6 +67,9 @@ class _Handler(BaseHTTPRequestHandler):
             repository.token and self.headers.get("authorization") != f"Bearer {repository.token}"
         ):
             self._refuse(401, "RepoNotFound")
+        elif repository.busy:
+            status, after = repository.busy.pop(0)
+            self._send(b"{}", {"Retry-After": after} if after else {}, head, status)
         elif repository.gated:
             self._refuse(403, "GatedRepo")
         elif found[2] not in (None, "main", COMMIT):

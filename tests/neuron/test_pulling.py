@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import msgspec
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from ipc.errors import CortexError
 from neuron.catalogue.catalogue import Catalogue
@@ -265,6 +266,43 @@ def test_what_is_not_for_us_says_what_to_do(hub: Hub, tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE" in refusal(hub, tmp_path, "org/demo", HF_HUB_OFFLINE="1")
     said = refusal(hub, tmp_path, "org/demo", HF_ENDPOINT="http://127.0.0.1:9")
     assert "http://127.0.0.1:9 does not give it" in said
+
+
+@pytest.mark.parametrize("name", ["HF_ENDPOINT", "HF_HOME", "HF_TOKEN"])
+def test_what_is_set_to_nothing_is_not_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, " ")
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    pulling.unset_empty()
+    assert name not in os.environ
+    assert "HF_HUB_DISABLE_XET" in os.environ
+
+
+def test_a_hub_that_is_too_busy_is_asked_again_when_it_says(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["org/demo"].busy = [(503, "0"), (429, "0"), (502, "0")]
+    assert pull(hub, tmp_path, "org/demo").returncode == 0
+    hub.repositories["org/quants"].busy = [(429, "3600")]
+    said = refusal(hub, tmp_path, "org/quants:Q4_K_M")
+    assert "429" in said
+    assert said.endswith("it may be asked again in 3600 s")
+
+
+@pytest.mark.parametrize(
+    ("after", "waits"), [("", [1, 2, 4, 8, 16]), ("7", [7] * 5), ("Fri, 1 Jan 2100", [1, 2, 4, 8, 16])]
+)
+def test_nobody_waits_for_a_busy_hub_for_ever(
+    after: str, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append)
+    monkeypatch.setattr(pulling, "time", clock)
+
+    def ask() -> None:
+        response = SimpleNamespace(status_code=503, headers={"Retry-After": after}, request=None)
+        raise HfHubHTTPError("busy", response=response)
+
+    with pytest.raises(HfHubHTTPError):
+        pulling._patiently(ask)
+    assert slept == waits
 
 
 @pytest.mark.parametrize(
