@@ -161,8 +161,11 @@ def random_bytes() -> Tensor:
 
 def sizes(shape: PretrainedConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The names of a model's tensors as files have them, and their shapes; of experts one after the other."""
-    for name, parameter in of_no_memory(shape).named_parameters():
-        size, (experts, _, own) = tuple(parameter.shape), name.rpartition(".experts.")
+    model = of_no_memory(shape)
+    stored = model.state_dict().keys()
+    buffers = [(name, each) for name, each in model.named_buffers() if name in stored]
+    for name, tensor in (*model.named_parameters(), *buffers):
+        size, (experts, _, own) = tuple(tensor.shape), name.rpartition(".experts.")
         if not experts:
             yield name, size
             continue

@@ -149,6 +149,8 @@ def _kept(layer: Layer) -> str:
     """What a layer keeps of the tokens before."""
     if layer.keys_of is not None:
         return "that read another's keys"
+    if layer.kind == "nothing":
+        return "that keep nothing"
     return f"{layer.kind} of {layer.window:,} tokens" if layer.window else layer.kind
 
 

@@ -235,7 +235,7 @@ class CpuStep:
         hidden, size = self.tokens * self.shapes.hidden_size * self.itemsize, self.itemsize
         inner = self.shapes.intermediate_size * (2 if self.shapes.double_wide else 1) // self.world_size
         experts, made = self.shapes.experts, 0
-        if experts is None or experts.beside_mlp or len(experts.layers) < self.shapes.num_layers:
+        if self.shapes.has_mlps:
             made = self._gated(inner)
         if self.shapes.activation == "xielu":
             made += self.tokens * WIDE_OF_XIELU * inner * FLOAT
@@ -269,7 +269,7 @@ class CpuStep:
         hidden, size = self.shapes.hidden_size, self.itemsize
         pairs = max(self.tokens, min(PAIRS, self.tokens * experts.chosen))
         summed = self.tokens * hidden * FLOAT
-        up = pairs * (max(hidden + 2 * inner, 3 * inner) + inner) * size
+        up = pairs * (max(hidden + (1 + self.shapes.gates) * inner, 3 * inner) + inner) * size
         down = pairs * ((inner + hidden) * size + hidden * FLOAT)
         return summed + max(up, down, self.tokens * hidden * size)
 

@@ -61,7 +61,9 @@ class GpuStep:
         self._stream, inputs = [self._embedded()], self._inputs()
         for number in self.shapes.unlike_layers():
             layer = self.shapes.layers[number]
-            if layer.kind == "state":
+            if layer.kind == "nothing":
+                self._add_mlp(number)
+            elif layer.kind == "state":
                 self._state_layer(number)
             else:
                 self._layer(number, layer)
@@ -112,15 +114,19 @@ class GpuStep:
         next norm; encoders, whose layers are called with it, keep what it was before as well."""
         before = [self._hidden()] if self.shapes.bidirectional else []
         self._stream.append(self._latent() if self.shapes.latent is not None else self._attention(layer))
-        normed = self._normed()
-        self._stream.append(self._mlp(number))
-        self._free(normed, *before)
+        if not self.shapes.single:
+            self._add_mlp(number)
+        self._free(*before)
 
     def _state_layer(self, number: int) -> None:
         if self.shapes.mamba is not None:
             self._stream.append(self._mamba())
         else:
             self._stream.append(self._delta() if self.shapes.delta is not None else self._convolution())
+        if not self.shapes.single:
+            self._add_mlp(number)
+
+    def _add_mlp(self, number: int) -> None:
         normed = self._normed()
         self._stream.append(self._mlp(number))
         self._free(normed)
@@ -310,7 +316,8 @@ class GpuStep:
         for start in range(0, self.tokens, at_once):
             tokens = min(at_once, self.tokens - start)
             pairs = tokens * experts.chosen
-            both, y, gated = (self._new(pairs * each * size) for each in (2 * inner, hidden, inner))
+            projected = (1 + self.shapes.gates) * inner
+            both, y, gated = (self._new(pairs * each * size) for each in (projected, hidden, inner))
             self._free(gated)
             found.append(self._new(tokens * hidden * size))
             self._free(both, y)

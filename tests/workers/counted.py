@@ -229,7 +229,7 @@ def on_a_gpu(card: ModelCard, **limits: Any) -> Iterator[ModelRunner]:
             shard.finish()
         runner.sampler = Sampler(config.vocab_size, runner.group.device)
         runner.blocks = config.unlike_layers()
-        layers = [number for number in runner.blocks if config.layers[number].keys_of is None]
+        layers = [number for number in runner.blocks if config.layers[number].keeps]
         layers += range(config.num_layers, len(config.layers))
         stateful = [number for number in layers if config.layers[number].kind == "state"]
         groups = [CacheGroup(kind="full", layers=[each for each in layers if each not in stateful])]

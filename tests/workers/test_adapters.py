@@ -114,6 +114,8 @@ def test_what_an_exact_one_adds_has_the_same_bits_in_any_company(adapted):
     ("name", "modules"),
     [
         ("lfm2", ("q_proj", "out_proj", "in_proj", "w1", "w2", "w3")),  # of attention and of convolutions
+        ("granitemoehybrid_dense", ("q_proj", "in_proj", "out_proj")),
+        ("nemotron_h", ("q_proj", "in_proj", "out_proj", "up_proj", "down_proj")),
         ("starcoder2", ("q_proj", "o_proj", "c_fc", "c_proj")),
     ],
 )

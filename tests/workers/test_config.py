@@ -578,6 +578,54 @@ def test_a_granite_4_of_another_shape_is_refused_by_name(tmp_path, changes, word
     assert words in refusal(tmp_path, **GRANITE_4 | changes)
 
 
+NEMOTRON_H = {
+    "architectures": ["NemotronHForCausalLM"],
+    "num_hidden_layers": 5,
+    "hybrid_override_pattern": "M-*EM",
+    "layer_norm_epsilon": 1e-5,
+    "mamba_num_heads": 8,
+}
+
+
+def test_a_nemotron_says_in_a_list_or_a_pattern_what_each_layer_is(tmp_path):
+    kinds = ["state", "nothing", "full", "nothing", "state"]
+    listed = [("mamba", "mlp", "attention", "moe", "mamba")]
+    listed.append(("linear_attention", "mlp", "full_attention", "moe", "linear_attention"))
+    for more in ({}, *({"hybrid_override_pattern": None, "layers_block_type": [*each]} for each in listed)):
+        config = written(tmp_path, **NEMOTRON_H | more)
+        assert [layer.kind for layer in config.layers] == kinds
+        assert config.experts.layers == (3,)
+        assert config.has_mlps
+    assert not written(tmp_path, **NEMOTRON_H | {"hybrid_override_pattern": "ME*"}).has_mlps
+    attending = written(tmp_path, **NEMOTRON_H | {"hybrid_override_pattern": "*-"})
+    assert (attending.state, attending.experts) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hybrid_override_pattern": None}, "hybrid_override_pattern None"),
+        ({"hybrid_override_pattern": "MX*"}, "hybrid_override_pattern MX*"),
+        ({"hybrid_override_pattern": "M-M-"}, "no layer is attention"),
+        ({"layers_block_type": ["mamba", "other"]}, "layers_block_type"),
+        ({"n_groups": 3}, "3 groups do not divide 8 heads"),
+        ({"moe_latent_size": 64}, "moe_latent_size"),
+        ({"n_shared_experts": 2}, "n_shared_experts"),
+        ({"mlp_bias": True}, "mlp_bias is not supported where there are experts"),
+        ({"mlp_hidden_act": "other"}, "hidden_act other"),
+        ({"mamba_hidden_act": "gelu"}, "mamba_hidden_act"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"residual_in_fp32": True}, "residual_in_fp32"),
+        ({"rms_norm_eps": 1e-6}, "rms_norm_eps is not layer_norm_epsilon"),
+        ({"sliding_window": 64}, "sliding_window 64"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok 9"),
+        ({"logit_scale": 2.0}, "logit_scale"),
+    ],
+)
+def test_a_nemotron_of_another_shape_is_refused_by_name(tmp_path, changes, words):
+    assert words in refusal(tmp_path, **NEMOTRON_H | changes)
+
+
 def test_a_step_has_a_limit_or_none_as_transformers_writes_it(tmp_path):
     for most in (inf, {"__float__": "Infinity"}):
         assert written(tmp_path, **GRANITE_4, time_step_limit=[0.0, most]).mamba.limits == (0.0, inf)

@@ -22,6 +22,7 @@ from tests.workers.tiny_models import (
     gpt_oss,
     granite_hybrid,
     lfm2_moe,
+    nemotron_h,
     qwen2_moe,
     qwen3,
     qwen3_5,
@@ -71,6 +72,9 @@ ROUTED = {
     "clamped_biased_sinks": lambda: gpt_oss(intermediate_size=52),
     "states": lambda: qwen3_5(),
     "space": lambda: granite_hybrid(mamba_n_heads=4, mamba_d_state=19),
+    "space_alone": lambda: nemotron_h(
+        layers_block_type=["linear_attention", "moe", "full_attention"], moe_intermediate_size=52
+    ),
     "convolutions": lambda: lfm2_moe(moe_intermediate_size=52),
     "softmax_beside_a_gate": lambda: qwen2_moe(moe_intermediate_size=52, shared_expert_intermediate_size=84),
 }

@@ -196,7 +196,7 @@ def test_experts_that_are_stored_as_one_tensor_are_those_that_are_stored_one_by_
     assert torch.equal(logits_of(here, prompt), logits_of(there, prompt))
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next", "granitemoehybrid_dense"])
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next", "granitemoehybrid_dense", "nemotron_h_moe"])
 def test_a_prompt_may_be_cut_at_any_token(tiny, name):
     """Into two steps, of which the first has 1 to 130 tokens; then one more token, which the state gives."""
     folder, oracle = tiny(name)

@@ -171,6 +171,19 @@ def granite_hybrid(**changes: Any) -> PreTrainedModel:
     return granite_moe("GraniteMoeHybrid", **layers | state | changes)
 
 
+def nemotron_h(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in SIZES.items() if key != "num_hidden_layers"}
+    layers = {"layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"]}
+    state = {"mamba_num_heads": 6, "mamba_head_dim": 12, "n_groups": 2, "ssm_state_size": 20}
+    # which transformers has prompts keep to, and neither its single tokens nor what was trained
+    state |= {"time_step_min": 1e-9}
+    experts = {"n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+    experts |= {"moe_shared_expert_intermediate_size": 40}
+    return transformers.NemotronHForCausalLM(
+        transformers.NemotronHConfig(**sizes | layers | state | experts | changes)
+    )
+
+
 def smollm3(**changes: Any) -> PreTrainedModel:
     return transformers.SmolLM3ForCausalLM(
         transformers.SmolLM3Config(**SIZES | {"num_hidden_layers": 4} | changes)

@@ -30,7 +30,7 @@ STORED = ("F32", "BF16", "F16")
 PREFIX = "base_model.model."  # what PEFT puts before the base's own names
 A, B = ".lora_A", ".lora_B"
 _PROJECTION = re.compile(
-    r"model\.layers\.\d+\.(self_attn\.(q|k|v|qkv|o)|conv\.(in|out)|mlp\.(gate|up|gate_up|down))_proj"
+    r"model\.layers\.\d+\.(self_attn\.(q|k|v|qkv|o)|(conv|mamba)\.(in|out)|mlp\.(gate|up|gate_up|down))_proj"
 )
 _SEES = re.compile(
     r"(model\.)?(visual|vision_\w+|embed_(vision|audio)|multi_modal_projector|mm_projector|audio_\w+)\."

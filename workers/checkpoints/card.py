@@ -123,7 +123,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         kinds = {layer.kind for layer in self.layers}
         if "latent" in kinds:
             return "its layers keep latent vectors, which are compressed keys and values already"
-        return None if kinds - {"state"} else "its layers keep states, and no keys and values"
+        return None if kinds - {"state", "nothing"} else "its layers keep states, and no keys and values"
 
     @property
     def context_length(self) -> int:

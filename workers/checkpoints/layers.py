@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -34,10 +34,11 @@ class Layer(msgspec.Struct, frozen=True, array_like=True):
     * `chunk`: keys and values. Tokens see those before them of the same `window`, which follow each other.
     * `state`: one state a sequence, which every token changes; its elements are spread over the ranks, but
       for those of groups, of which every rank has at least one.
+    * `nothing`: the layer sees a token alone.
     * `latent`: one compressed vector a token, of which every rank keeps all (multi-head latent attention).
     """
 
-    kind: CacheKind
+    kind: CacheKind | Literal["nothing"]
     kv_heads: int = 0  # `full`, `window`, `chunk`
     head_dim: int = 0
     window: int | None = None  # tokens
@@ -48,12 +49,17 @@ class Layer(msgspec.Struct, frozen=True, array_like=True):
     keys_of: int | None = None  # an earlier layer, whose keys and values this one reads: it keeps none
     in_order: bool = False  # tokens of an image see none behind them, though they may in other layers
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is anything."""
+        return self.kind != "nothing" and self.keys_of is None
+
     def on_rank(
         self, world_size: int, itemsize: int, kv_cache_dtype: KVCacheDtype | None = None
     ) -> LayerCache | None:
         """The same in bytes of each rank, where an element of keys and values takes `itemsize`; unless they
         are kept in 8 bits."""
-        if self.keys_of is not None:
+        if not self.keeps:
             return None
         return LayerCache(
             self.kind,

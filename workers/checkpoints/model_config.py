@@ -233,6 +233,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     norm_offset: float = 0.0  # is added to the weights of all norms
     layer_norm: bool = False  # norms take the mean away, and have a bias
     norm_bias: bool = True  # so they do
+    single: bool = False  # a layer is attention, or a state, or an MLP, and no two of them
     parallel: bool = False  # the MLP reads what attention reads, and not what that adds
     window_rope: Rope | None = None  # of layers with a window, where it is another
     window_rotary_dim: int | None = None  # the same of `rotary_dim`
@@ -291,7 +292,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         first: dict[object, int] = {}
         for number, layer in enumerate(self.layers[: self.num_layers]):
             shape, has_experts = layer.shape_on_rank(1), self.experts and number in self.experts.layers
-            kind = shape, has_experts, layer.keys_of is not None, number in self.double_wide
+            kind = shape, has_experts, layer.keeps, number in self.double_wide
             first.setdefault(kind, number)
         read = {self.layers[number].keys_of for number in first.values()} - {None}
         return sorted({*first.values(), *read})
@@ -304,6 +305,17 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         if experts is not None:
             experts = msgspec.structs.replace(experts, layers=(*experts.layers, number))
         return msgspec.structs.replace(self, mtp=True, layers=(*self.layers, layer), experts=experts)
+
+    @property
+    def has_mlps(self) -> bool:
+        """Whether there are MLPs that are no experts, nor stand beside some."""
+        if (experts := self.experts) is not None and experts.beside_mlp:
+            return True
+        routed = () if experts is None else experts.layers
+        return any(
+            number not in routed and not (self.single and layer.kind != "nothing")
+            for number, layer in enumerate(self.layers)
+        )
 
     def guess_bytes(self, world_size: int) -> int:
         """What layers with a state keep on a rank of a token that may have to be taken back, in float32 at
@@ -321,11 +333,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     def splits_into(self, world_size: int) -> bool:
         """Whether the model can be spread over so many ranks."""
         experts = self.experts
-        has_mlps = experts is None or experts.beside_mlp or len(experts.layers) < self.num_layers + self.mtp
         return (
             world_size >= 1
             and self.num_heads % world_size == 0
-            and (self.intermediate_size % world_size == 0 or not has_mlps)
+            and (self.intermediate_size % world_size == 0 or not self.has_mlps)
             and (experts is None or experts.splits_into(world_size))
             and (not self.mtp or 2 * self.hidden_size % world_size == 0)
             and (self.state is None or self.state.splits_into(world_size))

@@ -33,6 +33,7 @@ from workers.checkpoints.families.minimax_m2 import MINIMAX_M2
 from workers.checkpoints.families.mistral import MINISTRAL3, MISTRAL, MISTRAL4
 from workers.checkpoints.families.mixtral import MIXTRAL
 from workers.checkpoints.families.modernbert import MODERNBERT
+from workers.checkpoints.families.nemotron_h import NEMOTRON_H
 from workers.checkpoints.families.nomic_bert import NOMIC_BERT
 from workers.checkpoints.families.olmo import OLMO2, OLMO3
 from workers.checkpoints.families.olmoe import FLEX_OLMO, OLMOE
@@ -69,7 +70,7 @@ KNOWN = (
     *(COHERE, COHERE2, ARCEE, APERTUS, STARCODER2, HUNYUAN, GEMMA, CWM, HYPERCLOVAX, MELLUM),
     *(AFMOE, DOTS1, FLEX_OLMO, GRANITE_SWA, HELIUM, HUNYUAN_MOE, JAIS2, SOLAR_OPEN, VAULTGEMMA, YOUTU),
     *(BERT, ROBERTA, MODERNBERT, NOMIC_BERT),
-    *(LFM2, LFM2_MOE, LFM3, GRANITE_HYBRID),
+    *(LFM2, LFM2_MOE, LFM3, GRANITE_HYBRID, NEMOTRON_H),
     *(QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
     *(MIXTRAL, QWEN2_MOE, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),
 )

@@ -209,7 +209,7 @@ class ModelRunner:
             weights: bytes.
         """
         self.blocks = config.unlike_layers()
-        keeping = [number for number in self.blocks if config.layers[number].keys_of is None]
+        keeping = [number for number in self.blocks if config.layers[number].keeps]
         keeping += range(config.num_layers, len(config.layers))
         stateful = [number for number in keeping if config.layers[number].kind == "state"]
         few = [CacheGroup(kind="full", layers=[each for each in keeping if each not in stateful])]

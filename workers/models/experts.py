@@ -91,6 +91,7 @@ class MixtureOfExperts:
         experts, hidden = config.experts, config.hidden_size
         self.group, self._exact = group, False
         self.activation, self.clamp = config.activation, experts.clamp
+        self.gates = config.gates
         self.interleaved, self.weighs_inputs = experts.interleaved, experts.weighs_inputs
         self.router = router(f"{name}.{experts.router}", experts, hidden, group, empty)
         whole = experts.whole_on(group.size)
@@ -101,6 +102,8 @@ class MixtureOfExperts:
         def gate_up(number: int, empty: Empty) -> Linear:
             own = f"{name}.experts.{self.mine[number]}"
             projections = [(f"{own}.gate_proj", inner, share), (f"{own}.up_proj", inner, share)]
+            if not config.gates:
+                projections = projections[1:]
             if experts.interleaved:
                 both = range(2 * share.start, 2 * share.stop)
                 projections = [(f"{own}.gate_up_proj", 2 * inner, both)]
@@ -204,7 +207,9 @@ class MixtureOfExperts:
             return fused.sum_of_chosen(y, chosen)
         return y.view(-1, chosen, hidden).sum(dim=1, dtype=torch.float32).to(x.dtype)
 
-    def _gated(self, inner: Tensor) -> Tensor:  # [pairs, 2 * inner] -> [pairs, inner]
+    def _gated(self, inner: Tensor) -> Tensor:  # [pairs, rows of what is projected] -> [pairs, inner]
+        if not self.gates:
+            return activated(inner, self.activation, self.exact)
         if self.clamp is None:
             return gated(inner, self.activation, self.exact)
         return clamped(inner, self.clamp, self.exact, self.interleaved)

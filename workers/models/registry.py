@@ -7,6 +7,7 @@ from workers.models.decoder import Decoder
 from workers.models.gemma4 import Gemma4
 from workers.models.hybrid import Hybrid
 from workers.models.modernbert import ModernBert
+from workers.models.nemotron_h import NemotronH
 from workers.models.nomic_bert import NomicBert
 
 MODELS = {
@@ -55,6 +56,7 @@ MODELS = {
     "mistral4": Decoder,
     "mixtral": Decoder,
     "modernbert": ModernBert,
+    "nemotron_h": NemotronH,
     "nomic_bert": NomicBert,
     "olmo2": Decoder,
     "olmo3": Decoder,

@@ -107,7 +107,7 @@ def attention_tensors(model: ModelConfig, layer: str) -> Iterator[TensorSpec]:
         yield TensorSpec(prefix + "sinks", (model.num_heads,), "rows")
 
 
-def expert_tensors(prefix: str, hidden: int, experts: Experts) -> Iterator[TensorSpec]:
+def expert_tensors(prefix: str, hidden: int, experts: Experts, *, gates: bool = True) -> Iterator[TensorSpec]:
     """Router, experts, and what stands beside them, under names that begin with `prefix`."""
     router, inner = prefix + experts.router, experts.intermediate_size
     yield TensorSpec(f"{router}.weight", (experts.count, hidden), "wide")
@@ -118,7 +118,7 @@ def expert_tensors(prefix: str, hidden: int, experts: Experts) -> Iterator[Tenso
     for expert in range(experts.count):
         own = f"{prefix}experts.{expert}."
         if not experts.interleaved:
-            yield from mlp_tensors(own, hidden, inner, experts.biased)
+            yield from mlp_tensors(own, hidden, inner, experts.biased, gates=gates)
             continue
         yield TensorSpec(own + "gate_up_proj.weight", (2 * inner, hidden), "rows")
         yield TensorSpec(own + "down_proj.weight", (hidden, inner), "columns")
@@ -126,7 +126,7 @@ def expert_tensors(prefix: str, hidden: int, experts: Experts) -> Iterator[Tenso
             yield TensorSpec(own + "gate_up_proj.bias", (2 * inner,), "rows")
             yield TensorSpec(own + "down_proj.bias", (hidden,), "none")
     if experts.shared_size:
-        yield from mlp_tensors(f"{prefix}{experts.shared_name}.", hidden, experts.shared_size)
+        yield from mlp_tensors(f"{prefix}{experts.shared_name}.", hidden, experts.shared_size, gates=gates)
     if experts.shared_gate:
         yield TensorSpec(f"{prefix}{experts.shared_name}_gate.weight", (1, hidden), "none")
 
