@@ -57,6 +57,10 @@ def nomic_bert(**changes: Any) -> PreTrainedModel:
     return transformers.NomicBertModel(transformers.NomicBertConfig(**SIZES | changes))
 
 
+def gte(**changes: Any) -> PreTrainedModel:
+    return transformers.GteModel(transformers.GteConfig(**SIZES | changes))
+
+
 def gemma(**changes: Any) -> PreTrainedModel:
     """EmbeddingGemma: one key head, windows by turns."""
     types = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -98,10 +102,21 @@ ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "nomic_bert": nomic_bert,
     "nomic_bert_of_32": lambda: nomic_bert(hidden_size=64, intermediate_size=128),
+    "gte": gte,
+    "gte_without_types": lambda: gte(type_vocab_size=0, rope_parameters={"rope_theta": 500.0}),
     "gemma": gemma,
 }
+
+
+def gte_classifier(**changes: Any) -> PreTrainedModel:
+    return transformers.GteForSequenceClassification(
+        transformers.GteConfig(**SIZES | {"num_labels": 1} | changes)
+    )
+
+
 CLASSIFIERS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert_classifier": bert_classifier,
+    "gte_classifier": gte_classifier,
     "xlm_roberta_classifier": xlm_roberta_classifier,
     "modernbert_classifier": modernbert_classifier,
     "modernbert_averaged_classifier": lambda: modernbert_classifier(classifier_pooling="mean"),

@@ -256,6 +256,25 @@ def test_heads_that_no_encoder_has_are_refused(tmp_path, name, key, value):
     assert f"{key} {value} is not supported" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["NewModel", "GteModel"])
+def test_a_gte_of_its_own_code_turns_as_that_stretches_it(tmp_path, kind):
+    oracle, theta, factor, head_dim = write("gte", tmp_path), 20_000.0, 8.0, 12
+    exponents = torch.arange(0, head_dim, 2) / head_dim
+    stretched = 1 / (theta * factor) ** exponents / factor ** (2 / head_dim)
+    oracle.rotary_emb.inv_freq.copy_(stretched)
+    path = tmp_path / "config.json"
+    given = json.loads(path.read_text()) | {"architectures": [kind], "rope_theta": theta}
+    given |= {"rope_scaling": {"type": "ntk", "factor": factor}, "position_embedding_type": "rope"}
+    del given["rope_parameters"]
+    path.write_text(json.dumps(given))
+    inputs = texts(4)
+    close(vectors(load(tmp_path), inputs), [hidden(oracle, ids).mean(0) for ids in inputs])
+    for key, value in {"mixed_b": 0.5, "factor": 0.5}.items():
+        scaling = given["rope_scaling"] | {key: value}
+        path.write_text(json.dumps(given | {"rope_scaling": scaling}))
+        assert f"{key}" in refusal(tmp_path)
+
+
 def test_an_input_has_as_many_tokens_as_the_model_was_made_for_or_by_wish_has_positions_for(tmp_path):
     write("roberta", tmp_path)
     (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 100, "do_lower_case": false}')

@@ -198,6 +198,7 @@ class Encoder(msgspec.Struct, frozen=True, kw_only=True):
     first_position: int = 0  # the row of the first token
     token_types: int = 0  # texts that are told apart
     norm_bias: bool = False
+    down_bias: bool = False  # the last projection of an MLP has one, whatever the others have
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):

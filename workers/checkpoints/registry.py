@@ -21,6 +21,7 @@ from workers.checkpoints.families.gpt_oss import GPT_OSS
 from workers.checkpoints.families.granite import GRANITE, GRANITE_SWA
 from workers.checkpoints.families.granitemoe import GRANITE_MOE
 from workers.checkpoints.families.granitemoehybrid import GRANITE_HYBRID
+from workers.checkpoints.families.gte import GTE
 from workers.checkpoints.families.helium import HELIUM
 from workers.checkpoints.families.hunyuan import HUNYUAN, HUNYUAN_MOE
 from workers.checkpoints.families.hyperclovax import HYPERCLOVAX
@@ -69,8 +70,8 @@ KNOWN = (
     *(SEED_OSS, EXAONE4, ERNIE4_5, ERNIE4_5_MOE, OLMOE, MINIMAX_M2),
     *(COHERE, COHERE2, ARCEE, APERTUS, STARCODER2, HUNYUAN, GEMMA, CWM, HYPERCLOVAX, MELLUM),
     *(AFMOE, DOTS1, FLEX_OLMO, GRANITE_SWA, HELIUM, HUNYUAN_MOE, JAIS2, SOLAR_OPEN, VAULTGEMMA, YOUTU),
-    *(BERT, ROBERTA, MODERNBERT, NOMIC_BERT),
     *(LFM2, LFM2_MOE, LFM3, GRANITE_HYBRID, NEMOTRON_H),
+    *(BERT, ROBERTA, MODERNBERT, NOMIC_BERT, GTE),
     *(QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
     *(MIXTRAL, QWEN2_MOE, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),
 )

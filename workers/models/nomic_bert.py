@@ -1,4 +1,4 @@
-"""Nomic's BERT (Nussbaum et al. 2024): BERT with rotary positions and a gated MLP.
+"""BERT with rotary positions and a gated MLP: Nomic's (Nussbaum et al. 2024), and GTE (Zhang et al. 2024).
 
 tokens + types ─ norm ─┬─ attention ─┬+─ norm ─┬─ mlp ─┬+─ norm ─ … ─ hidden states
                        └─────────────┘         └───────┘
@@ -89,12 +89,14 @@ class Block:
             for start in (0, hidden, 2 * hidden)
         ]
         projections = [(f"{name}.attn.Wqkv", 3 * hidden, share) for share in shares]
-        self.qkv = ColumnParallel(projections, hidden, False, empty)
-        self.output = RowParallel(f"{name}.attn.out_proj", hidden, hidden, False, group, empty)
+        self.qkv = ColumnParallel(projections, hidden, config.qkv_bias, empty)
+        bias = config.output_bias
+        self.output = RowParallel(f"{name}.attn.out_proj", hidden, hidden, bias, group, empty)
         self.attention_norm = LayerNorm(f"{name}.norm1", hidden, config.norm_eps, empty)
         wide = [(f"{name}.mlp.{each}", inner, group.share(inner)) for each in ("fc12", "fc11")]
         self.gate_up = ColumnParallel(wide, hidden, False, empty)
-        self.down = RowParallel(f"{name}.mlp.fc2", hidden, inner, False, group, empty)
+        bias = config.encoder.down_bias
+        self.down = RowParallel(f"{name}.mlp.fc2", hidden, inner, bias, group, empty)
         self.mlp_norm = LayerNorm(f"{name}.norm2", hidden, config.norm_eps, empty)
 
     @property

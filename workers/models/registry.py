@@ -39,6 +39,7 @@ MODELS = {
     "granite_swa": Decoder,
     "granitemoe": Decoder,
     "granitemoehybrid": Hybrid,
+    "gte": NomicBert,
     "helium": Decoder,
     "hunyuan_v1_dense": Decoder,
     "hunyuan_v1_moe": Decoder,

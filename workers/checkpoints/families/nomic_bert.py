@@ -109,12 +109,12 @@ def tensors(model: ModelConfig) -> Iterator[TensorSpec]:
     yield from _norm(NORM, hidden)
     for layer in range(model.num_layers):
         prefix = f"encoder.layers.{layer}."
-        yield TensorSpec(f"{prefix}attn.Wqkv.weight", (3 * hidden, hidden), "qkv_rows")
-        yield TensorSpec(f"{prefix}attn.out_proj.weight", (hidden, hidden), "columns")
+        yield from _linear(f"{prefix}attn.Wqkv", 3 * hidden, hidden, "qkv_rows", model.qkv_bias)
+        yield from _linear(f"{prefix}attn.out_proj", hidden, hidden, "columns", model.output_bias)
         yield from _norm(f"{prefix}norm1", hidden)
         for name in ("fc11", "fc12"):
-            yield TensorSpec(f"{prefix}mlp.{name}.weight", (inner, hidden), "rows")
-        yield TensorSpec(f"{prefix}mlp.fc2.weight", (hidden, inner), "columns")
+            yield from _linear(f"{prefix}mlp.{name}", inner, hidden, "rows", False)
+        yield from _linear(f"{prefix}mlp.fc2", hidden, inner, "columns", model.encoder.down_bias)
         yield from _norm(f"{prefix}norm2", hidden)
 
 
@@ -123,6 +123,12 @@ def usual_name(name: str) -> str:
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
     return name
+
+
+def _linear(name: str, rows: int, columns: int, sharing: str, bias: bool) -> Iterator[TensorSpec]:
+    yield TensorSpec(f"{name}.weight", (rows, columns), sharing)
+    if bias:
+        yield TensorSpec(f"{name}.bias", (rows,), "none" if sharing == "columns" else sharing)
 
 
 def _norm(name: str, size: int) -> Iterator[TensorSpec]:
