@@ -61,6 +61,13 @@ def gte(**changes: Any) -> PreTrainedModel:
     return transformers.GteModel(transformers.GteConfig(**SIZES | changes))
 
 
+def eurobert(**changes: Any) -> PreTrainedModel:
+    tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"), 0)
+    return transformers.EuroBertModel(
+        transformers.EuroBertConfig(**SIZES | tokens | {"num_key_value_heads": 2} | changes)
+    )
+
+
 def gemma(**changes: Any) -> PreTrainedModel:
     """EmbeddingGemma: one key head, windows by turns."""
     types = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -104,6 +111,10 @@ ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "nomic_bert_of_32": lambda: nomic_bert(hidden_size=64, intermediate_size=128),
     "gte": gte,
     "gte_without_types": lambda: gte(type_vocab_size=0, rope_parameters={"rope_theta": 500.0}),
+    "eurobert": eurobert,
+    "eurobert_biased": lambda: eurobert(
+        attention_bias=True, mlp_bias=True, rope_parameters={"rope_type": "default", "rope_theta": 500.0}
+    ),
     "gemma": gemma,
 }
 

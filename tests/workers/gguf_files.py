@@ -49,6 +49,7 @@ ARCHITECTURES = {
     "cohere": ("command-r", False),
     "cohere2": ("cohere2", False),
     "seed_oss": ("seed_oss", False),
+    "eurobert": ("eurobert", False),
     "exaone4": ("exaone4", False),
     "ernie4_5": ("ernie4_5", False),
     "ernie4_5_moe": ("ernie4_5-moe", False),

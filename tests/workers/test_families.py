@@ -37,7 +37,9 @@ def test_a_model_asks_for_what_its_family_declares(tiny, name, size):
     assert_asks_for_what_is_declared(card, name, size)
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert_biased", "nomic_bert", "gte"])
+@pytest.mark.parametrize(
+    "name", ["bert", "roberta", "modernbert_biased", "nomic_bert", "gte", "eurobert_biased"]
+)
 def test_an_encoder_does_so_too(tmp_path, name):
     encoders.write(name, tmp_path)
     for size in (1, 2):

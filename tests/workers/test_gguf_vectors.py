@@ -64,6 +64,18 @@ def test_a_converted_gemma_that_embeds_makes_the_same_vectors(tmp_path, is_dense
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_converted_eurobert_makes_the_same_vectors(tmp_path):
+    oracle = encoders.write("eurobert", tmp_path / "checkpoint")
+    more = {"pooling_type": 3, "attention.causal": False, "rope.scaling.type": "none"}
+    more = {f"eurobert.{key}": value for key, value in more.items()}
+    card = read_card(path := gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint", more=more))
+    assert (card.family, card.pooling, card.completion) == ("eurobert", "last", False)
+    inputs = encoders.texts(6)
+    wanted = torch.stack([encoders.hidden(oracle, ids)[-1] for ids in inputs])
+    found = torch.stack(encoders.vectors(encoders.load(path), inputs))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["bert_of_32", "nomic_bert_of_32"])
 def test_an_encoder_in_blocks_makes_nearly_the_same_vectors(tmp_path, name):
     oracle = encoders.write(name, tmp_path / "checkpoint")

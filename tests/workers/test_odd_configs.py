@@ -23,7 +23,7 @@ from workers.parallel import RankGroup
 NAMES = [
     next(each for each in VARIANTS if each == name or each.startswith(f"{name}_"))
     for name in registry.FAMILIES
-    if name not in ("bert", "roberta", "modernbert", "nomic_bert", "gte")
+    if name not in ("bert", "roberta", "modernbert", "nomic_bert", "gte", "eurobert")
 ]
 ODD = (None, -1, 0, 1, 1.5, 1e308, 1 << 31, 1 << 70, True, "x", [], [None], [[1]], {}, {"x": 1}, ...)
 

@@ -23,6 +23,7 @@ MODELS = {
     "dots1": Decoder,
     "ernie4_5": Decoder,
     "ernie4_5_moe": Decoder,
+    "eurobert": Decoder,
     "exaone4": Decoder,
     "flex_olmo": Decoder,
     "gemma": Decoder,

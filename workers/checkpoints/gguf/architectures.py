@@ -121,6 +121,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         encodes=True,
         neutral=bert.NEUTRAL,
     ),
+    "eurobert": Architecture("EuroBertModel", encodes=True, neutral=bert.NEUTRAL),
     "bert": Architecture(
         "BertModel",
         bert.config,
