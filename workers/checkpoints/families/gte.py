@@ -57,7 +57,8 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     config.refuse_other_heads(path, file)
     usual = THETA if file.architectures[0].startswith("Gte") else 10_000.0
     key = next((key for key in rope.KEYS if getattr(file, key)), rope.KEYS[0])
-    turning = {"rope_theta": file.rope_theta or usual} | (getattr(file, key) or {})
+    said = {name: value for name, value in (getattr(file, key) or {}).items() if value is not None}
+    turning = {"rope_theta": file.rope_theta or usual} | said
     file = replace(
         file,
         rms_norm_eps=file.layer_norm_eps,
