@@ -113,6 +113,24 @@ def test_a_file_that_is_no_config_is_named(tmp_path, content):
         read_card(tmp_path)
 
 
+def test_a_qwen_of_dual_chunks_is_served_up_to_the_end_of_the_first_one(tmp_path):
+    chunks = {"chunk_size": 900, "local_size": 100, "original_max_position_embeddings": 1024}
+    qwen = {"architectures": ["Qwen2ForCausalLM"], "dual_chunk_attention_config": chunks}
+    plain = written(tmp_path, **qwen | {"dual_chunk_attention_config": None, "max_position_embeddings": 800})
+    assert written(tmp_path, **qwen) == plain
+    assert "dual_chunk_attention_config" in notes(qwen)[0]
+    chunks["original_max_position_embeddings"] = 700
+    assert written(tmp_path, **qwen).context_length == written(tmp_path, **qwen).context_limit == 700
+    for wrong in (
+        {"local_size": 900},
+        {"sparse_attention_enabled": True},
+        {"attention_sinks": 4},
+        {"chunk_size": None},
+    ):
+        [key] = wrong
+        assert key in refusal(tmp_path, **qwen | {"dual_chunk_attention_config": chunks | wrong})
+
+
 # --- windows ----------------------------------------------------------------------------------------------
 
 WINDOWED = {"num_hidden_layers": 4, "sliding_window": 32}

@@ -20,6 +20,7 @@ from workers.checkpoints.layers import Layer
 from workers.checkpoints.model_config import Activation, ModelConfig
 from workers.checkpoints.rope import RopeKeys, Size
 
+DUAL_CHUNKS = "dual_chunk_attention_config"
 LayerCount = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -137,6 +138,8 @@ def notes(given: Mapping[str, Any]) -> list[str]:
         found.append(
             "config.json: the rope is dynamic, which up to the context that is served is the plain one"
         )
+    if given.get(DUAL_CHUNKS):
+        found.append(f"config.json: {DUAL_CHUNKS} is followed up to where attention is the plain one")
     return found
 
 
