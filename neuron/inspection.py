@@ -151,7 +151,8 @@ def _kept(layer: Layer) -> str:
         return "that read another's keys"
     if layer.kind == "nothing":
         return "that keep nothing"
-    return f"{layer.kind} of {layer.window:,} tokens" if layer.window else layer.kind
+    kept = f"{layer.kind} of {layer.window:,} tokens" if layer.window else layer.kind
+    return f"{kept} beside a state" if layer.state_size and kept != "state" else kept
 
 
 def _parameters(card: ModelCard) -> str:

@@ -76,7 +76,10 @@ class CpuStep:
 
     def most(self) -> int:
         """Bytes at one moment."""
-        mixers = max(self._attention(), self._states())
+        beside = (
+            0 if self.shapes.multipliers is None else self.tokens * self.shapes.hidden_size * self.itemsize
+        )
+        mixers = max(self._attention() + beside, self._states())
         layers = self._stays() + max(mixers, self._mlp())
         if self.shapes.bidirectional or not self.shapes.writes:  # there are no logits
             return layers + LITTLE
@@ -252,7 +255,8 @@ class CpuStep:
         is_compiled = self.kernels.compiled and shapes.activation in COMPILED_ACTIVATIONS
         opened = 1 if is_compiled or not shapes.gates else 2
         first = shapes.hidden_size
-        if self.kernels.opens and is_compiled and shapes.gates:
+        scaled = shapes.multipliers is not None and shapes.multipliers.gates != 1
+        if self.kernels.opens and is_compiled and shapes.gates and not scaled:
             made = tokens * inner * size + self._copied(first)
         else:
             made = tokens * (1 + shapes.gates) * inner * size

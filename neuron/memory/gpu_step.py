@@ -65,6 +65,8 @@ class GpuStep:
                 self._add_mlp(number)
             elif layer.kind == "state":
                 self._state_layer(number)
+            elif layer.state_size:
+                self._both_layer(number, layer)
             else:
                 self._layer(number, layer)
         whole = self._hidden()
@@ -125,6 +127,13 @@ class GpuStep:
             self._stream.append(self._delta() if self.shapes.delta is not None else self._convolution())
         if not self.shapes.single:
             self._add_mlp(number)
+
+    def _both_layer(self, number: int, layer: Layer) -> None:
+        """Attention beside a state, to whose part it is added."""
+        mixed = self._mamba()
+        self._free(self._attention(layer))
+        self._stream.append(mixed)
+        self._add_mlp(number)
 
     def _add_mlp(self, number: int) -> None:
         normed = self._normed()

@@ -231,8 +231,9 @@ def on_a_gpu(card: ModelCard, **limits: Any) -> Iterator[ModelRunner]:
         runner.blocks = config.unlike_layers()
         layers = [number for number in runner.blocks if config.layers[number].keeps]
         layers += range(config.num_layers, len(config.layers))
-        stateful = [number for number in layers if config.layers[number].kind == "state"]
-        groups = [CacheGroup(kind="full", layers=[each for each in layers if each not in stateful])]
+        stateful = [number for number in layers if config.layers[number].state_size]
+        paged = [number for number in layers if config.layers[number].kind != "state"]
+        groups = [CacheGroup(kind="full", layers=paged)]
         shapes = dict(enumerate(layer.shape_on_rank(1) for layer in config.layers))
         cache = KVCache(groups, shapes, pages=1, dtype=dtype, device=runner.group.device)
         if stateful:

@@ -644,6 +644,41 @@ def test_a_nemotron_of_another_shape_is_refused_by_name(tmp_path, changes, words
     assert words in refusal(tmp_path, **NEMOTRON_H | changes)
 
 
+FALCON_H1 = {"architectures": ["FalconH1ForCausalLM"], "mamba_n_heads": 8}
+
+
+def test_a_falcon_keeps_a_state_beside_keys_in_each_layer(tmp_path):
+    config = written(tmp_path, **FALCON_H1, mamba_d_ssm=None, mamba_rms_norm=True)
+    assert (config.mamba.inner, config.mamba.norm) == (96, "before_gates")
+    assert [layer.kind for layer in config.layers] == ["full"] * 2
+    assert config.layers[0].state_on_rank(1) == config.mamba.state_size
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mamba_n_heads": 7}, "7 heads of Mamba-2 do not divide 1024"),
+        ({"mamba_d_head": 64}, "mamba_d_head 64"),
+        ({"mamba_n_groups": 3}, "3 groups"),
+        ({"projectors_bias": True}, "mamba_proj_bias is not projectors_bias"),
+        (
+            {"projectors_bias": True, "mamba_proj_bias": True, "ssm_in_multiplier": 2.0},
+            "ssm_in_multiplier 2.0",
+        ),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"attn_layer_indices": [0]}, "attn_layer_indices"),
+        ({"mamba_use_mlp": False}, "mamba_use_mlp"),
+        ({"hidden_act": "gelu"}, "hidden_act gelu"),
+        ({"ssm_multipliers": [1.0] * 4}, "ssm_multipliers"),
+        ({"mlp_multipliers": [1.0, 0.0]}, "mlp_multipliers"),
+        ({"key_multiplier": 0.0}, "key_multiplier"),
+        ({"residual_multiplier": 0.5}, "residual_multiplier"),
+    ],
+)
+def test_a_falcon_of_another_shape_is_refused_by_name(tmp_path, changes, words):
+    assert words in refusal(tmp_path, **FALCON_H1 | changes)
+
+
 def test_a_step_has_a_limit_or_none_as_transformers_writes_it(tmp_path):
     for most in (inf, {"__float__": "Infinity"}):
         assert written(tmp_path, **GRANITE_4, time_step_limit=[0.0, most]).mamba.limits == (0.0, inf)

@@ -19,6 +19,7 @@ from tests.workers.ranks import Job
 from tests.workers.test_equalities import DEMO
 from tests.workers.tiny_models import (
     deepseek_v3,
+    falcon_h1,
     gpt_oss,
     granite_hybrid,
     lfm2_moe,
@@ -75,6 +76,7 @@ ROUTED = {
     "space_alone": lambda: nemotron_h(
         layers_block_type=["linear_attention", "moe", "full_attention"], moe_intermediate_size=52
     ),
+    "space_beside_attention": lambda: falcon_h1(),
     "convolutions": lambda: lfm2_moe(moe_intermediate_size=52),
     "softmax_beside_a_gate": lambda: qwen2_moe(moe_intermediate_size=52, shared_expert_intermediate_size=84),
 }

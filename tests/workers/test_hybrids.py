@@ -113,7 +113,7 @@ def test_turns_of_a_conversation_go_on_from_states_and_say_the_same(tiny):
         prompt = [*prompt, *answer.token_ids, *range(10, 30)]
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next", "granitemoehybrid"])
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next", "granitemoehybrid", "falcon_h1"])
 def test_others_go_on_from_each_state_that_is_kept_of_a_prompt_and_say_the_same(tiny, name, monkeypatch):
     monkeypatch.setattr(cache_manager, "CHECKPOINT_TOKENS", PAGE_SIZE)
     folder, oracle = tiny(name)

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 import torch
 from transformers import (
+    FalconH1Config,
     GraniteMoeHybridConfig,
     Lfm2Config,
     NemotronHConfig,
@@ -105,6 +106,19 @@ SHAPES: dict[str, PretrainedConfig] = {  # with as few layers as there are kinds
         intermediate_size=15_680,
         mamba_head_dim=80,
         layers_block_type=["linear_attention", "mlp", "full_attention"],
+    ),
+    "Falcon-H1-1.5B": FalconH1Config(
+        vocab_size=65_537,
+        dtype="bfloat16",
+        hidden_size=2048,
+        intermediate_size=4096,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=128,
+        mamba_d_ssm=3072,
+        mamba_n_heads=48,
+        mlp_multipliers=[0.9, 0.4],
+        num_hidden_layers=1,
     ),
     "LFM2-1.2B": Lfm2Config(
         vocab_size=65_536,

@@ -325,7 +325,7 @@ def test_windows_experts_and_convolutions_are_no_matter(tiny, knowing, name):
     runner.close()
 
 
-@pytest.fixture(scope="module", params=["qwen3_5", "qwen3_next", "lfm2", "granitemoehybrid"])
+@pytest.fixture(scope="module", params=["qwen3_5", "qwen3_next", "lfm2", "granitemoehybrid", "falcon_h1"])
 def hybrid(request, tiny):
     """Layers that keep a state; and turns of conversations, with what is answered without guesses."""
     runner = make_runner(tiny(request.param).folder, host_states=24, **SIZES)

@@ -184,6 +184,23 @@ def nemotron_h(**changes: Any) -> PreTrainedModel:
     )
 
 
+def falcon_h1(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
+    state = {"mamba_d_ssm": 72, "mamba_n_heads": 6, "mamba_n_groups": 2, "mamba_d_state": 20}
+    scales = {
+        "embedding_multiplier": 3.0,
+        "lm_head_multiplier": 0.7,
+        "attention_in_multiplier": 1.2,
+        "attention_out_multiplier": 0.8,
+        "key_multiplier": 0.4,
+        "ssm_in_multiplier": 0.9,
+        "ssm_out_multiplier": 0.6,
+        "ssm_multipliers": [0.8, 1.1, 0.7, 1.3, 0.9],
+        "mlp_multipliers": [0.7, 0.5],
+    }
+    return transformers.FalconH1ForCausalLM(transformers.FalconH1Config(**sizes | state | scales | changes))
+
+
 def smollm3(**changes: Any) -> PreTrainedModel:
     return transformers.SmolLM3ForCausalLM(
         transformers.SmolLM3Config(**SIZES | {"num_hidden_layers": 4} | changes)

@@ -9,6 +9,7 @@ five groups and one, each with its own list of pages for a sequence.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import msgspec
 
@@ -41,15 +42,17 @@ class LayerCache(msgspec.Struct, frozen=True):
     in_order: bool = False  # tokens of an image see none behind them here
 
 
-def group_layers(layers: Sequence[LayerCache | None]) -> list[CacheGroup]:
+def group_layers(
+    layers: Sequence[LayerCache | None], beside: Sequence[LayerCache | None] = ()
+) -> list[CacheGroup]:
     """The groups of a model's layers, of which each has one list of pages for every sequence.
 
-    A layer that is None keeps nothing, and is in no group.
+    A layer that is None keeps nothing, and is in no group; one that keeps something `beside` is in two.
 
     Groups are as few as they can be while no more than MOST_WASTE of their pages would be unused.
     """
     alike: dict[LayerCache, list[int]] = {}
-    for number, layer in enumerate(layers):
+    for number, layer in chain(enumerate(layers), enumerate(beside)):
         if layer is not None:
             alike.setdefault(layer, []).append(number)
     paged = {layer: numbers for layer, numbers in alike.items() if layer.kind != "state"}

@@ -113,7 +113,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         if self.config.bidirectional:
             return []
         itemsize = DTYPE_BYTES[dtype or self.dtype]
-        return group_layers([layer.on_rank(world_size, itemsize, kv_cache_dtype) for layer in self.layers])
+        return group_layers(
+            [layer.on_rank(world_size, itemsize, kv_cache_dtype) for layer in self.layers],
+            [layer.beside_on_rank(world_size) for layer in self.layers],
+        )
 
     @property
     def kept_whole(self) -> str | None:

@@ -29,7 +29,7 @@ class PageShape(NamedTuple):
 class Layer(msgspec.Struct, frozen=True, array_like=True):
     """The cache of one layer, of the whole model.
 
-    * `full`: keys and values of every token.
+    * `full`: keys and values of every token; and a state beside them, where it has a size.
     * `window`: keys and values, of which a token sees the last `window`, its own included.
     * `chunk`: keys and values. Tokens see those before them of the same `window`, which follow each other.
     * `state`: one state a sequence, which every token changes; its elements are spread over the ranks, but
@@ -65,9 +65,15 @@ class Layer(msgspec.Struct, frozen=True, array_like=True):
             self.kind,
             window=self.window or 0,
             bytes_per_token=self.shape_on_rank(world_size).bytes_per_token(itemsize, kv_cache_dtype),
-            bytes_per_sequence=self.state_on_rank(world_size) * STATE_BYTES,
+            bytes_per_sequence=self.state_on_rank(world_size) * STATE_BYTES if self.kind == "state" else 0,
             in_order=self.in_order,
         )
+
+    def beside_on_rank(self, world_size: int) -> LayerCache | None:
+        """The same of a state beside keys and values."""
+        if self.kind == "state" or not self.state_size:
+            return None
+        return LayerCache("state", bytes_per_sequence=self.state_on_rank(world_size) * STATE_BYTES)
 
     def state_on_rank(self, world_size: int) -> int:
         """Elements of a sequence's state."""

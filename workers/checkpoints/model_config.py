@@ -101,6 +101,8 @@ class Mamba(msgspec.Struct, frozen=True, kw_only=True):
     limits: tuple[float, float] = (0.0, inf)  # of a token's step
     # gates are multiplied with what is normalised then, by group; or with what was; or there is no norm
     norm: Literal["behind_gates", "before_gates", "none"] = "behind_gates"
+    # that gates, what heads are given, keys, queries and steps are multiplied with before all else
+    scales: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
 
     @property
     def inner(self) -> int:
@@ -173,6 +175,15 @@ class ShortConvolution(msgspec.Struct, frozen=True):
 StateShape = DeltaNet | Mamba | ShortConvolution
 
 
+class Multipliers(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a model that was made with μP (Falcon-H1): what is multiplied in each layer."""
+
+    attention: float  # what it gives
+    state: float  # the same of a state beside it
+    gates: float  # of an MLP, before they are activated
+    mlp: float  # what it gives
+
+
 class Temperature(msgspec.Struct, frozen=True):
     """Queries that grow with their positions (https://arxiv.org/abs/2501.19399), a step at a time:
     `1 + weight * log(1 + floor((position + first) / every))`."""
@@ -230,6 +241,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     delta: DeltaNet | None = None  # what layers with a state are, in place of attention
     convolution: ShortConvolution | None = None  # or they are that
     mamba: Mamba | None = None  # or that
+    multipliers: Multipliers | None = None
     norms: Norms = Norms()
     norm_offset: float = 0.0  # is added to the weights of all norms
     layer_norm: bool = False  # norms take the mean away, and have a bias
@@ -329,7 +341,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             state, ShortConvolution
         ):  # what comes out of the convolution, and two for each head
             numbers += state.channels + 2 * state.results[0]
-        return 4 * numbers * sum(layer.kind == "state" for layer in self.layers)
+        return 4 * numbers * sum(layer.state_size > 0 for layer in self.layers)
 
     def splits_into(self, world_size: int) -> bool:
         """Whether the model can be spread over so many ranks."""

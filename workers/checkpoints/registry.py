@@ -14,6 +14,7 @@ from workers.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4
 from workers.checkpoints.families.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from workers.checkpoints.families.eurobert import EUROBERT
 from workers.checkpoints.families.exaone4 import EXAONE4
+from workers.checkpoints.families.falcon_h1 import FALCON_H1
 from workers.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3, VAULTGEMMA
 from workers.checkpoints.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from workers.checkpoints.families.glm import GLM, GLM4
@@ -59,7 +60,7 @@ KNOWN = (
     *(SEED_OSS, EXAONE4, ERNIE4_5, ERNIE4_5_MOE, OLMOE, MINIMAX_M2),
     *(COHERE, COHERE2, ARCEE, APERTUS, STARCODER2, HUNYUAN, GEMMA, CWM, HYPERCLOVAX, MELLUM),
     *(AFMOE, DOTS1, FLEX_OLMO, GRANITE_SWA, HELIUM, HUNYUAN_MOE, JAIS2, SOLAR_OPEN, VAULTGEMMA, YOUTU),
-    *(LFM2, LFM2_MOE, LFM3, GRANITE_HYBRID, NEMOTRON_H),
+    *(LFM2, LFM2_MOE, LFM3, GRANITE_HYBRID, NEMOTRON_H, FALCON_H1),
     *(BERT, ROBERTA, MODERNBERT, NOMIC_BERT, GTE, EUROBERT),
     *(QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
     *(MIXTRAL, QWEN2_MOE, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),

@@ -211,8 +211,9 @@ class ModelRunner:
         self.blocks = config.unlike_layers()
         keeping = [number for number in self.blocks if config.layers[number].keeps]
         keeping += range(config.num_layers, len(config.layers))
-        stateful = [number for number in keeping if config.layers[number].kind == "state"]
-        few = [CacheGroup(kind="full", layers=[each for each in keeping if each not in stateful])]
+        stateful = [number for number in keeping if config.layers[number].state_size]
+        paged = [number for number in keeping if config.layers[number].kind != "state"]
+        few = [CacheGroup(kind="full", layers=paged)]
         if stateful:
             few.append(CacheGroup(kind="state", layers=stateful))
         self._attend_over(few, pool(few[:1], pages=1), 1)

@@ -40,6 +40,11 @@ class Mamba2:
         self.step_bias = empty(mine.heads, dtype=torch.float32)
         self.rate = empty(mine.heads, dtype=torch.float32)  # its logarithm
         self.skip = empty(mine.heads, dtype=torch.float32)
+        self.scales: Tensor | None = None
+        if {*whole.scales} != {1.0}:
+            rows = torch.tensor([len(each) for each in self._regions()])
+            scales = torch.tensor(whole.scales).repeat_interleave(rows)
+            self.scales = scales.to(group.device, empty.dtype)
         self.norm = None if whole.norm == "none" else empty(mine.inner)
 
     def _regions(self) -> Iterator[range]:
@@ -75,7 +80,10 @@ class Mamba2:
             yield Slice(f"{self.name}.norm.weight", (inner,), self.norm, row=first)
 
     def __call__(self, x: Tensor, recur: Recur) -> Tensor:  # [tokens, hidden]
-        gates, mixed, step = self.projections(x).split(self.sizes, dim=1)
+        projected = self.projections(x)
+        if self.scales is not None:
+            projected.mul_(self.scales)
+        gates, mixed, step = projected.split(self.sizes, dim=1)
         step = self._each(F.softplus, step.float() + self.step_bias).clamp_(*self.whole.limits)
         decay = -self.rate.exp() * step
         y = recur(self.number, mixed, self.convolution, decay, step, self.bias, self.skip).flatten(1)

@@ -49,6 +49,7 @@ class MLP:
     ) -> None:
         hidden, inner = config.hidden_size, inner or config.intermediate_size
         self.activation, self.gates, self._exact = config.activation, config.gates, False
+        self.scale = 1.0 if config.multipliers is None else config.multipliers.gates
         self.xielu = XIELU(f"{name}.act_fn", empty) if config.activation == "xielu" else None
         share = group.share(inner)
         projections = [(f"{name}.gate_proj", inner, share), (f"{name}.up_proj", inner, share)]
@@ -84,11 +85,13 @@ class MLP:
             yield from self.xielu.pieces()
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
-        inner = self.gate_up.gated(x, self.activation) if self.gates else None
+        inner = self.gate_up.gated(x, self.activation) if self.gates and self.scale == 1.0 else None
         return self.down(self._activated(self.gate_up(x)) if inner is None else inner)
 
     def _activated(self, x: Tensor) -> Tensor:  # [tokens, rows of what is projected] -> [tokens, inner]
         if self.gates:
+            if self.scale != 1.0:
+                x[:, : x.shape[1] // 2].mul_(self.scale)
             return gated(x, self.activation, self.exact)
         return activated(x, self.activation, self.exact) if self.xielu is None else self.xielu(x)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workers.models.bert import Bert
 from workers.models.decoder import Decoder
+from workers.models.falcon_h1 import FalconH1
 from workers.models.gemma4 import Gemma4
 from workers.models.hybrid import Hybrid
 from workers.models.modernbert import ModernBert
@@ -25,6 +26,7 @@ MODELS = {
     "ernie4_5_moe": Decoder,
     "eurobert": Decoder,
     "exaone4": Decoder,
+    "falcon_h1": FalconH1,
     "flex_olmo": Decoder,
     "gemma": Decoder,
     "gemma2": Decoder,
