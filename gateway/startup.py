@@ -13,6 +13,7 @@ from gateway import config
 from gateway.telemetry import metrics_directory
 from ipc import logs
 from ipc.errors import CortexError
+from ipc.responsive import stay_responsive
 from ipc.settings import ConfigError
 from ipc.structs import learn_structs
 
@@ -36,7 +37,9 @@ def application() -> Callable[..., Any]:
         from gateway.http.application import Gateway  # it counts, so it must know where
 
         learn_structs()
-        return Gateway(chosen)
+        made = Gateway(chosen)
+        stay_responsive()
+        return made
     except (ConfigError, CortexError) as error:
         _refuse(f"cortex: {error}")
 

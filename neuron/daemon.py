@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import gc
 import logging
 import os
 import signal
-import sys
 from pathlib import Path
 
 import uvloop
@@ -16,6 +14,7 @@ import uvloop
 from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
 from ipc.notify import sd_notify
+from ipc.responsive import stay_responsive
 from ipc.server import Server
 from ipc.structs import learn_structs
 from ipc.version import version
@@ -33,8 +32,6 @@ log = logging.getLogger("neuron.daemon")
 
 GRACE_SECONDS = 1.0  # for running requests, after a signal
 FAREWELL_SECONDS = 0.05  # for the last replies to be read
-SWITCH_SECONDS = 0.0005  # after which a thread that reads a checkpoint lets the event loop go on
-GARBAGE = 10_000, 50, 1000  # new objects between two looks at the youngest, and how many of these go further
 STOP_SECONDS = 4.5  # for everything, after a signal
 
 
@@ -50,12 +47,7 @@ def run(config: NeuronConfig, path: str | Path | None = None, backoff: Backoff |
     faulthandler.enable()
     log_to_stderr(config.log_level, config.log_format)
     learn_structs()
-    # Python's own 5 ms, several times in one turn of the loop, are more than all else that happens there.
-    # By its own rules it also looks for garbage many times while a large request comes into being: 0.6 s.
-    sys.setswitchinterval(SWITCH_SECONDS)
-    gc.set_threshold(*GARBAGE)
-    gc.freeze()  # the modules stay: no look walks through them
-    gc.enable()
+    stay_responsive()
     loop = uvloop.new_event_loop()
     try:
         loop.run_until_complete(serve(config, path, backoff))

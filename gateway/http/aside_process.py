@@ -27,6 +27,7 @@ from gateway.http.aside_wire import ALIVE, Head, Sent, framed, receive
 from gateway.telemetry import metrics_directory
 from ipc import logs
 from ipc.lifeline import die_with_parent
+from ipc.responsive import stay_responsive
 from ipc.structs import learn_structs
 
 CHUNK = 1 << 18  # bytes of a body, which Falcon takes apart
@@ -53,6 +54,7 @@ def main() -> None:
     from gateway.http.application import Gateway  # it counts, so it must know where
 
     learn_structs()
+    stay_responsive()
     with socket.socket(fileno=fd) as control:
         uvloop.run(_serve(Gateway(settings, sends_aside=False), control))
 
