@@ -64,6 +64,7 @@ ARCHITECTURES = {
     "dots1": ("dots1", False),
     "lfm2": ("lfm2", False),
     "lfm2_moe": ("lfm2moe", False),
+    "granitemoehybrid": ("granitehybrid", True),
     "qwen3_next": ("qwen3next", False),
     "qwen3_5_text": ("qwen35", False),
     "qwen3_5_moe_text": ("qwen35moe", False),
@@ -196,6 +197,8 @@ def write(
         _lfm2_keys(writer, config)
     if hasattr(config, "linear_num_key_heads"):
         _delta_net_keys(writer, config)
+    if architecture == "granitehybrid":
+        _space_keys(writer, config)
     writer.tokenizer()
     writer.keys(**{f"_{name}": value for name, value in (more or {}).items()})
     tensors = {key: each for file in folder.glob("*.safetensors") for key, each in load_file(file).items()}
@@ -210,7 +213,9 @@ def write(
         tensors = by_keys_and_values(tensors, config)
     if hasattr(config, "linear_num_key_heads"):
         tensors = by_states(tensors, config)
-    merged = tensors if architecture in ("gemma4", "mistral4") else _merged(tensors)
+    if architecture == "granitehybrid":
+        tensors = by_spaces(tensors, config)
+    merged = tensors if architecture in ("gemma4", "mistral4", "granitehybrid") else _merged(tensors)
     for name, tensor in sorted(merged.items()):
         known = BY_HAND.get(re.sub(r"\.\d+\.", ".{}.", name)) or names.get_name(name, (".weight", ".bias"))
         known = known or names.get_name(name.removeprefix("model."), (".weight", ".bias"))
@@ -222,7 +227,8 @@ def write(
             halves = tensor.unflatten(0, (heads, 2, len(tensor) // heads // 2))
             tensor = halves.transpose(1, 2).reshape(tensor.shape)
         tensor = tensor[0] if "gate_inp_shexp" in known else tensor
-        is_plain = tensor.dim() == 1 or "gate_inp" in known or "conv1d" in known
+        is_plain = tensor.dim() == 1 or tensor.shape[1] == 1
+        is_plain = is_plain or any(part in known for part in ("gate_inp", "conv1d", "ssm_norm"))
         writer.tensor(known, tensor, None if is_plain else kind)
     for name, matrix in (dense or {}).items():
         writer.tensor(name, matrix)
@@ -342,6 +348,34 @@ def by_keys_and_values(tensors: dict[str, torch.Tensor], config: PretrainedConfi
         keys, values = heads.split((config.qk_nope_head_dim, config.v_head_dim), dim=1)
         found[name.replace("kv_b_proj", "k_b_proj")] = keys.transpose(1, 2)
         found[name.replace("kv_b_proj", "v_b_proj")] = values
+    return found
+
+
+def by_spaces(tensors: dict[str, torch.Tensor], config: PretrainedConfig) -> dict[str, torch.Tensor]:
+    """With what keeps a state, experts and MLPs as the converter of Granite 4 changes them."""
+    beside = ".mlp.shared_experts." if config.num_local_experts else ".mlp."
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        layer, _, part = name.partition(".mamba.")
+        match part:
+            case "A_log" | "D":
+                tensor = (-tensor.exp() if part == "A_log" else tensor)[:, None]
+            case "norm.weight":
+                tensor = tensor.view(config.mamba_n_groups, -1)
+            case "conv1d.weight":
+                tensor = tensor.squeeze(1)
+            case "dt_bias":
+                name = f"{layer}.mamba.dt_proj.bias"
+        name = name.replace(".block_sparse_moe.router.layer.", ".mlp.gate.")
+        for own, usual in ((".block_sparse_moe.", ".mlp.experts."), (".shared_mlp.", beside)):
+            if own in name and "input_linear" in name:
+                before = name.partition(own)[0]
+                for half, each in zip(("gate", "up"), tensor.chunk(2, dim=-2), strict=True):
+                    found[f"{before}{usual}{half}_proj.weight"] = each
+                break
+            name = name.replace(f"{own}output_linear", f"{usual}down_proj")
+        else:
+            found[name] = tensor
     return found
 
 
@@ -521,6 +555,23 @@ def _lfm2_keys(writer: Writer, config: PretrainedConfig) -> None:
         shortconv__l_cache=config.conv_L_cache,
         feed_forward_length=inner,
         leading_dense_block_count=getattr(config, "num_dense_layers", None),
+    )
+
+
+def _space_keys(writer: Writer, config: PretrainedConfig) -> None:
+    """The same of Granite 4."""
+    kinds = config.layer_types
+    writer.keys(
+        attention__head_count_kv=[(kind == "full_attention") * config.num_key_value_heads for kind in kinds],
+        rope__scaling__finetuned=config.position_embedding_type == "rope",
+        ssm__conv_kernel=config.mamba_d_conv,
+        ssm__state_size=config.mamba_d_state,
+        ssm__group_count=config.mamba_n_groups,
+        ssm__time_step_rank=config.mamba_n_heads,
+        ssm__inner_size=config.mamba_expand * config.hidden_size,
+        expert_count=config.num_local_experts,
+        expert_used_count=config.num_experts_per_tok,
+        expert_shared_feed_forward_length=config.shared_intermediate_size,
     )
 
 

@@ -68,7 +68,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         return granitemoe.with_experts(path, file, [None] * count, **changes)
     if file.hidden_act not in ("silu", "swish"):
         refuse(path, f"hidden_act {file.hidden_act} is not supported; there is silu")
-    inner = int(file.mamba_expand * file.hidden_size)
+    inner = round(file.mamba_expand * file.hidden_size)
     state = mamba.checked(
         path,
         Mamba(

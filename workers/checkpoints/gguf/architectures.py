@@ -17,6 +17,7 @@ from workers.checkpoints.gguf.families import (
     gemma,
     gemma4,
     lfm2,
+    mamba,
 )
 from workers.checkpoints.gguf.header import Gguf
 from workers.checkpoints.gguf.keys import Json, Keys
@@ -186,6 +187,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "starcoder2": Architecture("Starcoder2ForCausalLM", dense.starcoder2),
     "lfm2": Architecture("Lfm2ForCausalLM", lfm2.config, tensors=lfm2.LAYER, whole=lfm2.WHOLE),
     "lfm2moe": Architecture("Lfm2MoeForCausalLM", lfm2.with_experts, tensors=lfm2.LAYER, whole=lfm2.WHOLE),
+    "granitehybrid": Architecture(
+        "GraniteMoeHybridForCausalLM",
+        mamba.granite,
+        halves_as_pairs=True,
+        tensors=SHARED_MLP | mamba.LAYER,
+        whole=mamba.WHOLE,
+    ),
     "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
     "hunyuan-moe": Architecture("HunYuanMoEV1ForCausalLM", experts.hunyuan_moe, tensors=SHARED_MLP),
     "afmoe": Architecture(

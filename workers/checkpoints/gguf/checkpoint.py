@@ -11,7 +11,7 @@ import msgspec
 from workers.checkpoints.gguf import architectures, names, pooling, splits, text
 from workers.checkpoints.gguf.architectures import Architecture
 from workers.checkpoints.gguf.config import config_json
-from workers.checkpoints.gguf.families import delta_net
+from workers.checkpoints.gguf.families import delta_net, mamba
 from workers.checkpoints.gguf.header import ALIGNMENT, Gguf
 from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.safetensors import Tensor
@@ -95,6 +95,8 @@ class GgufCheckpoint:
             return APART, ((shape[0] // head_dim, head_dim, *shape[1:]),)
         if ".linear_attn." in name:
             return delta_net.undone(self.file, self.config, name, shape)
+        if ".mamba." in name:
+            return mamba.undone(name, shape)
         return "", (shape,)
 
 
@@ -108,7 +110,7 @@ def read(path: Path) -> GgufCheckpoint:
     architecture = architectures.find(file)
     config = config_json(file, architecture)
     tensors = {
-        usual: part
+        usual: mamba.flat(usual, part)
         for name, tensor in file.tensors.items()
         for usual, part in names.usual(name, tensor, architecture, file.tensors)
     }
