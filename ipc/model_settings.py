@@ -68,6 +68,7 @@ REASONING_FORMATS = (
     "apriel",
     "command_a",
     "gemma4",
+    "hunyuan",
     "hy3",
     "kimi_vl",
     "magistral",

@@ -21,18 +21,22 @@ class ThinkTags(NamedTuple):
     opening: str
     closing: str
     resumed: str = "\n\n"  # what stands behind a thought that is put into a prompt
+    before: str = ""  # what stands around the answer itself, if anything
+    behind: str = ""
 
     @property
     def pieces(self) -> tuple[str, ...]:
         """The parts of them that are tokens of their own in most vocabularies."""
-        return tuple(dict.fromkeys(_TAG.findall(self.opening) + _TAG.findall(self.closing)))
+        tags = (self.opening, self.closing, self.before, self.behind)
+        return tuple(dict.fromkeys(piece for each in tags for piece in _TAG.findall(each)))
 
     def spelled(self, tokens: Collection[str]) -> ThinkTags:
         """The same as they come in the text of an answer whose model has `tokens`: see `Detokenizer`."""
-        opening, closing = (
-            _TAG.sub(lambda tag: _marked(tag[0], tokens), each) for each in (self.opening, self.closing)
+        opening, closing, resumed, before, behind = self
+        opening, closing, before, behind = (
+            _TAG.sub(lambda tag: _marked(tag[0], tokens), each) for each in (opening, closing, before, behind)
         )
-        return ThinkTags(opening, closing, self.resumed)
+        return ThinkTags(opening, closing, resumed, before, behind)
 
     def state(self, prompt: str) -> Thought:
         """Where a prompt leaves the model."""
@@ -63,6 +67,7 @@ BY_NAME = {  # as settings call them
     "magistral": ThinkTags("[THINK]", "[/THINK]"),
     "seed_oss": ThinkTags("<seed:think>", "</seed:think>"),
     "minimax_m3": ThinkTags("<mm:think>", "</mm:think>"),
+    "hunyuan": ThinkTags("<think>", "</think>", "\n", "<answer>", "</answer>"),
     "hy3": ThinkTags("<think:opensource>", "</think:opensource>"),  # Hunyuan 3
     "gemma4": ThinkTags("<|channel>thought", "<channel|>"),
     "command_a": ThinkTags("<|START_THINKING|>", "<|END_THINKING|>"),
@@ -88,8 +93,9 @@ def think_tags(texts: Iterable[str], vocabulary: Collection[str] = ()) -> ThinkT
     for tags in (HARMONY, MUSE):
         if any(tags.opening in text for text in texts):
             return tags
-    for tags in KNOWN:
-        if any(tags.closing in text for text in texts):
+    # First those that say more: others may have the same tags around their thoughts.
+    for tags in sorted(KNOWN, key=lambda tags: not tags.behind):
+        if any(tags.closing in text and tags.behind in text for text in texts):
             return tags
     return next((tags for tags in KNOWN if tags.closing in vocabulary), None)
 
@@ -101,7 +107,8 @@ def _marked(tag: str, tokens: Collection[str]) -> str:
 class ReasoningSplitter:
     """Splits text as it streams into reasoning and the rest.
 
-    Only the start of an answer is looked at: a model that later writes about the tag means the word.
+    Only the start of an answer is looked at: a model that later writes about the tag means the word. What
+    some models write around the answer behind it is taken away, too.
 
     Args:
         state: where the prompt leaves the model.
@@ -115,6 +122,7 @@ class ReasoningSplitter:
         self._after_tag = self._started = state != "possible"  # started: the tag cannot come any more
         self._space = HeldSpace()  # before what is held, or before the tag that may come
         self._held = ""  # the beginning of a tag, perhaps
+        self._frame = AnswerFrame(tags.before, tags.behind) if tags.before else None
 
     @property
     def is_decided(self) -> bool:
@@ -124,12 +132,23 @@ class ReasoningSplitter:
     @property
     def is_over(self) -> bool:
         """Whether all that comes is text as it is: no thought is open or may come, nor space behind one."""
-        return self._started and not self.in_reasoning and not self._after_tag
+        split = self._started and not self.in_reasoning and not self._after_tag
+        return split and (self._frame is None or self._frame.is_over)
 
     def push(self, text: str) -> list[Part]:
         """Take more text; the parts that are sure."""
+        return self._unframed(self._split(text))
+
+    def _unframed(self, parts: list[Part]) -> list[Part]:
+        """The same without what stands around the answer."""
+        if self._frame is None:
+            return parts
+        told = [(kind, self._frame.push(text) if kind == "text" else text) for kind, text in parts]
+        return [(kind, text) for kind, text in told if text]
+
+    def _split(self, text: str) -> list[Part]:
         text, self._held = self._held + text, ""
-        opening, closing, _ = self._tags
+        opening, closing = self._tags.opening, self._tags.closing
         if not self._started:
             start = text.lstrip(SPACE)
             self._space.push(text[: len(text) - len(start)])
@@ -157,13 +176,66 @@ class ReasoningSplitter:
         if tag:
             self._space.take()
             self.in_reasoning, self._after_tag = False, True
-            parts += self.push(rest)
+            parts += self._split(rest)
         return parts
 
     def finish(self) -> list[Part]:
         """What was held back, once it is known that nothing follows."""
         held, self._held = self._space.take() + self._held, ""
-        return [("reasoning" if self.in_reasoning else "text", held)] if held else []
+        parts = self._unframed([("reasoning" if self.in_reasoning else "text", held)] if held else [])
+        if self._frame is not None and (rest := self._frame.finish()):
+            parts.append(("text", rest))
+        return parts
+
+
+class AnswerFrame:
+    """Takes away the tags that some models write around all of their answer, and the space beside them.
+
+    Args:
+        before: what such an answer begins with; one that does not stays as it is.
+        behind: what ends it. In its middle it is text.
+    """
+
+    def __init__(self, before: str, behind: str) -> None:
+        self._before, self._behind = before, behind
+        self._begun = self._leading = self.is_over = False  # over: what comes stays as it is
+        self._held = ""  # what may belong to a tag
+        self._space, self._last = HeldSpace(), HeldSpace()  # before that, and behind it
+
+    def push(self, text: str) -> str:
+        """Take more text; what is sure."""
+        if self.is_over:
+            return text
+        if self._held == self._behind and not text.strip(SPACE):
+            self._last.push(text)
+            return ""
+        text, self._held = self._held + self._last.take() + text, ""
+        if not self._begun:
+            start = text.lstrip(SPACE)
+            if len(start) < len(self._before) and self._before.startswith(start):
+                self._held = text
+                return ""
+            if not start.startswith(self._before):
+                self.is_over = True
+                return text
+            self._begun = self._leading = True
+            text = start[len(self._before) :]
+        if self._leading:
+            text = text.lstrip(SPACE)
+            self._leading = not text
+        end = text.rstrip(SPACE)
+        if end.endswith(self._behind):
+            self._last.push(text[len(end) :])
+            text, self._held = end.removesuffix(self._behind), self._behind
+        else:
+            sure = _before(self._behind, text)
+            text, self._held = text[:sure], text[sure:]
+        return self._space.push(text)
+
+    def finish(self) -> str:
+        """What was held back, once it is known that nothing follows."""
+        space, held, self._held = self._space.take(), self._held, ""
+        return "" if held == self._behind else space + held
 
 
 def _before(tag: str, text: str) -> int:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron.text.reasoning import KNOWN, THINK, ReasoningSplitter, ThinkTags, think_tags
+from neuron.text.reasoning import BY_NAME, KNOWN, THINK, ReasoningSplitter, ThinkTags, think_tags
 from neuron.text.tags import TOKEN, HeldSpace
 from tests.neuron.chunks import cut
 
@@ -96,6 +96,69 @@ def test_every_known_pair_of_tags_is_told_from_the_answer(tags):
     assert tags.state(f"assistant\n{tags.opening}\n\n{tags.closing}\n\n") == "none"
 
 
+HUNYUAN = BY_NAME["hunyuan"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "reasoning", "said"),
+    [
+        ("hi", "<think>\nhm\n</think>\n<answer>\nYes.\n</answer>", "hm", "Yes."),
+        ("hi", "<think>\n\n</think>\n<answer>\nYes.\n\nNo.\n</answer>\n\n", "", "Yes.\n\nNo."),
+        ("<think>\n\n</think>\n", "<answer>\nYes.\n</answer>", "", "Yes."),
+        ("hi", "<answer>Yes.</answer>", "", "Yes."),
+        (
+            "hi",
+            "<think>hm</think>\n<answer>a </answer> b\n</answer> c\n</answer>",
+            "hm",
+            "a </answer> b\n</answer> c",
+        ),
+        ("hi", "<think>hm</think>\n<answer>x</answer></answer>", "hm", "x</answer>"),
+        ("hi", "<think>hm</think>\n<answer>\nYes, in full </ans", "hm", "Yes, in full </ans"),
+        ("hi", "<think>hm</think>\nYes.\n<answer>\n</answer>", "hm", "Yes.\n<answer>\n</answer>"),
+        ("hi", "<think>hm</think>\n<ans", "hm", "<ans"),
+        ("hi", "<think>hm</think>\n<answer>\n</answer>", "hm", ""),
+        ("hi", "Yes. \n", "", "Yes. \n"),
+    ],
+)
+def test_what_stands_around_an_answer_is_taken_away(prompt, text, reasoning, said):
+    for chunks in ([text], list(text), [text[:9], text[9:]]):
+        splitter = ReasoningSplitter(HUNYUAN.state(prompt), HUNYUAN)
+        parts = [part for chunk in chunks for part in splitter.push(chunk)] + splitter.finish()
+        assert "".join(text for kind, text in parts if kind == "reasoning") == reasoning
+        assert "".join(text for kind, text in parts if kind == "text") == said
+
+
+@given(cut(st.lists(st.sampled_from(["<answer>", "</answer>", "<", "</an", " ", "\n", "a"])).map("".join)))
+def test_what_stands_around_one_is_found_however_the_text_was_cut(text_and_chunks):
+    text, chunks = text_and_chunks
+    said = []
+    for pieces in (chunks, [text], list(text)):
+        splitter = ReasoningSplitter("none", HUNYUAN)
+        parts = [part for piece in pieces for part in splitter.push(piece)] + splitter.finish()
+        said.append("".join(text for _, text in parts))
+    start, end = text.strip(), "</answer>"
+    if start.startswith("<answer>"):
+        start = start.removeprefix("<answer>").lstrip()
+        is_whole = start.endswith(end)
+        rest = (
+            start.removesuffix(end).rstrip() if is_whole else text.lstrip().removeprefix("<answer>").lstrip()
+        )
+    else:
+        rest = text.lstrip()
+    assert said == [rest] * 3
+
+
+def test_an_answer_between_tags_streams_and_is_text_as_it_is_where_it_has_none():
+    splitter = ReasoningSplitter("none", HUNYUAN)
+    assert splitter.push("<answer>\n") == []
+    assert splitter.push("Yes, ") == [("text", "Yes,")]
+    assert splitter.push("and no") == [("text", " and no")]
+    assert not splitter.is_over
+    splitter = ReasoningSplitter("none", HUNYUAN)
+    assert splitter.push("Yes") == [("text", "Yes")]
+    assert splitter.is_over
+
+
 def test_where_a_tag_is_a_token_text_that_spells_it_is_none():
     tags = THINK.spelled({"<think>", "</think>"})
     assert tags[:2] == (f"{TOKEN}<think>", f"{TOKEN}</think>")
@@ -114,12 +177,14 @@ def test_where_a_tag_is_a_token_text_that_spells_it_is_none():
     ("texts", "vocabulary", "opening"),
     [
         (["{{ '<think>' }}...</think>"], (), "<think>"),
+        (["{{ '<think></think>' }}{{ content.strip('</answer>') }}"], ("</think>",), "<think>"),
         (["no tags", "[THINK]a[/THINK]"], ("</think>",), "[THINK]"),
         (["no tags"], ("<seed:think>", "</seed:think>"), "<seed:think>"),
     ],
 )
 def test_the_tags_of_a_model_are_those_of_its_template_or_of_its_vocabulary(texts, vocabulary, opening):
-    assert think_tags(texts, vocabulary).opening == opening
+    assert (found := think_tags(texts, vocabulary)).opening == opening
+    assert bool(found.behind) == ("</answer>" in texts[0])
 
 
 def test_a_model_that_writes_no_tags_has_none():
