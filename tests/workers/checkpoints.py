@@ -44,6 +44,7 @@ from tests.workers.tiny_models import (
     hunyuan,
     hunyuan_moe,
     hyperclovax,
+    laguna,
     latent_sizes,
     lfm2,
     lfm2_moe,
@@ -429,6 +430,20 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
     "jais2": lambda: of("Jais2"),
     "jais2_unbiased_tied": lambda: of(
         "Jais2", attention_bias=False, mlp_bias=False, tie_word_embeddings=True, hidden_act="gelu"
+    ),
+    "laguna": lambda: laguna(
+        rope_parameters={
+            "full_attention": YARN | {"partial_rotary_factor": 0.5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0},
+        }
+    ),
+    "laguna_gates_apart": lambda: laguna(
+        gating="per-element",
+        attention_bias=True,
+        layer_types=None,
+        num_attention_heads_per_layer=None,
+        mlp_layer_types=["sparse", "dense", "sparse"],
+        tie_word_embeddings=True,
     ),
     "afmoe": lambda: afmoe(),
     "afmoe_scaled_biased": lambda: afmoe(

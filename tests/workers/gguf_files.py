@@ -62,6 +62,7 @@ ARCHITECTURES = {
     "hunyuan_v1_moe": ("hunyuan-moe", False),
     "afmoe": ("afmoe", False),
     "dots1": ("dots1", False),
+    "laguna": ("laguna", False),
     "lfm2": ("lfm2", False),
     "lfm2_moe": ("lfm2moe", False),
     "granitemoehybrid": ("granitehybrid", True),
@@ -69,7 +70,7 @@ ARCHITECTURES = {
     "qwen3_5_text": ("qwen35", False),
     "qwen3_5_moe_text": ("qwen35moe", False),
 }
-NAMED_AS = {"mellum": "qwen3moe"}  # which the package does not know, and its tensors
+NAMED_AS = {"mellum": "qwen3moe", "laguna": "dots1"}  # which the package does not know, and its tensors
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab"]
 TYPES = [2, 3, 3, *[6] * 256, 1, 1, 1, 1]
 SCORES = [0.0] * 259 + [-1.0, -2.0, -3.0, -4.0]
@@ -193,6 +194,8 @@ def write(
     _keys(writer, config)
     if architecture == "gemma4":
         _gemma4_keys(writer, config)
+    if architecture == "laguna":
+        _laguna_keys(writer, config)
     if architecture.startswith("lfm2"):
         _lfm2_keys(writer, config)
     if hasattr(config, "linear_num_key_heads"):
@@ -293,6 +296,7 @@ BY_HAND = {  # what converters rename by hand, and heads of an architecture that
     "model.layers.{}.experts.down_proj": "blk.{}.ffn_down_exps.weight",
     "model.layers.{}.mlp.experts.gate_up_proj": "blk.{}.ffn_gate_up_exps.weight",
     "model.layers.{}.mlp.experts.down_proj": "blk.{}.ffn_down_exps.weight",
+    "model.layers.{}.self_attn.g_proj.weight": "blk.{}.attn_gate.weight",
     "model.layers.{}.attn_qkv.weight": "blk.{}.attn_qkv.weight",
     "model.layers.{}.attn_gate.weight": "blk.{}.attn_gate.weight",
     "model.layers.{}.linear_attn.A_log": "blk.{}.ssm_a",
@@ -316,7 +320,11 @@ def _merged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """With the experts of a layer as one tensor, and their gates apart."""
     merged, experts = {}, defaultdict(dict)
     for name, tensor in tensors.items():
-        name = name.replace("correction_bias", "correction.bias").replace("expert_bias", "expert_bias.bias")
+        name = (
+            name.replace(".experts.e_score", ".gate.e_score")
+            .replace("correction_bias", "correction.bias")
+            .replace("expert_bias", "expert_bias.bias")
+        )
         tensor = tensor[:, 0] if name.endswith(".conv.conv.weight") else tensor
         if match := _STACKED.fullmatch(name):  # of gpt-oss and Llama 4, where rows are inputs
             whole = tensor if match[3] else tensor.transpose(-1, -2)
@@ -539,6 +547,18 @@ def _gemma4_keys(writer: Writer, config: PretrainedConfig) -> None:
         rope__dimension_count=full,
         rope__dimension_count_swa=config.head_dim,
         expert_used_count=config.top_k_experts,
+    )
+
+
+def _laguna_keys(writer: Writer, config: PretrainedConfig) -> None:
+    """The same of Laguna."""
+    shares = {kind: each.get("partial_rotary_factor", 1.0) for kind, each in config.rope_parameters.items()}
+    writer.keys(
+        attention__head_count=config.num_attention_heads_per_layer,
+        expert_weights_norm=True,
+        expert_weights_scale=config.moe_routed_scaling_factor,
+        expert_gating_func=2,
+        rope__dimension_count_swa=int(config.head_dim * shares["sliding_attention"]),
     )
 
 

@@ -51,6 +51,7 @@ SAME = [
     "glm4_moe_normed_biased",
     "ministral3",
     "mistral4",
+    "laguna",
     "mellum",
     "mixtral",
     "qwen2_moe",

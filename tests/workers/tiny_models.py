@@ -374,6 +374,12 @@ def afmoe(**changes: Any) -> PreTrainedModel:
     return of("Afmoe", **experts | {"num_hidden_layers": 4, "sliding_window": 24} | changes)
 
 
+def laguna(**changes: Any) -> PreTrainedModel:
+    experts = EXPERTS | {"shared_expert_intermediate_size": 40, "moe_routed_scaling_factor": 1.3}
+    sizes = {"num_hidden_layers": 3, "sliding_window": 24, "layer_types": ["full_attention", *2 * TYPES[:1]]}
+    return of("Laguna", **experts | sizes | {"num_attention_heads_per_layer": [4, 8, 8]} | changes)
+
+
 def hunyuan_moe(**changes: Any) -> PreTrainedModel:
     experts = {"num_experts": 6, "moe_topk": 3, "intermediate_size": 32}
     return of("HunYuanMoEV1", **experts | changes)

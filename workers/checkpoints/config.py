@@ -175,11 +175,7 @@ def model_config(
         refuse(path, f"num_key_value_heads {num_kv_heads} does not divide {file.num_attention_heads} heads")
     if head_dim < 2 or head_dim % 2:
         refuse(path, f"head_dim {head_dim} is not supported: heads have an even size")
-    share = rope.rotary_share(file)
-    is_share = isinstance(share, int | float) and 0 <= share <= 1
-    rotary_dim = head_dim if not partial else int(head_dim * share) if is_share else 0
-    if rotary_dim < 2 or rotary_dim % 2:
-        refuse(path, f"partial_rotary_factor {share} of a head of {head_dim} is not supported")
+    rotary_dim = rotary_dim_of(path, file, head_dim) if partial else head_dim
     positions, context_length, context_limit = rope.read(path, file, rotary_dim, partial=partial)
     layers = tuple(
         Layer("full", num_kv_heads, head_dim)
@@ -209,6 +205,16 @@ def model_config(
         rotary_dim=rotary_dim,
     )
     return msgspec.structs.replace(config, **changes)
+
+
+def rotary_dim_of(path: Path, file: RopeKeys, head_dim: int) -> int:
+    """Dimensions of a head that turn, where that may be a part of it."""
+    share = rope.rotary_share(file)
+    is_share = isinstance(share, int | float) and 0 <= share <= 1
+    rotary_dim = int(head_dim * share) if is_share else 0
+    if rotary_dim < 2 or rotary_dim % 2:
+        refuse(path, f"partial_rotary_factor {share} of a head of {head_dim} is not supported")
+    return rotary_dim
 
 
 def windows_of(path: Path, file: ConfigFile, *, first: int) -> list[int | None]:

@@ -220,6 +220,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     intermediate_size: int
     num_layers: int
     num_heads: int
+    heads_of: tuple[int, ...] = ()  # the same of each layer, where they are not alike
     num_kv_heads: int
     head_dim: int
     norm_eps: float
@@ -238,6 +239,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     # what attention gives is let through by gates: one for each number of it, which q_proj makes as well or a
     # projection of their own; or one for each head
     attention_gate: Literal["none", "within", "apart", "heads"] = "none"
+    gate_activation: Literal["sigmoid", "softplus"] = "sigmoid"
     delta: DeltaNet | None = None  # what layers with a state are, in place of attention
     convolution: ShortConvolution | None = None  # or they are that
     mamba: Mamba | None = None  # or that
@@ -300,12 +302,24 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             return self
         return msgspec.structs.replace(self, context_length=length)
 
+    def of_layer(self, number: int) -> ModelConfig:
+        """The same, of which every layer has as many heads as that one."""
+        if not self.heads_of:
+            return self
+        return msgspec.structs.replace(self, num_heads=self.heads_of[number], heads_of=())
+
     def unlike_layers(self) -> list[int]:
         """Numbers of layers of which each other one is like one, and of those whose keys they read."""
         first: dict[object, int] = {}
         for number, layer in enumerate(self.layers[: self.num_layers]):
             shape, has_experts = layer.shape_on_rank(1), self.experts and number in self.experts.layers
-            kind = shape, has_experts, layer.keeps, number in self.double_wide
+            kind = (
+                shape,
+                has_experts,
+                layer.keeps,
+                number in self.double_wide,
+                self.of_layer(number).num_heads,
+            )
             first.setdefault(kind, number)
         read = {self.layers[number].keys_of for number in first.values()} - {None}
         return sorted({*first.values(), *read})
@@ -348,7 +362,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         experts = self.experts
         return (
             world_size >= 1
-            and self.num_heads % world_size == 0
+            and all(heads % world_size == 0 for heads in {self.num_heads, *self.heads_of})
             and (self.intermediate_size % world_size == 0 or not self.has_mlps)
             and (experts is None or experts.splits_into(world_size))
             and (not self.mtp or 2 * self.hidden_size % world_size == 0)

@@ -178,7 +178,9 @@ class Block:
             self.rope = int(config.window_rope is not None and config.layers[number].kind == "window")
         grows = config.temperature is not None
         self.grows = grows and (self.rope is None or not config.temperature.unrotated)
-        self.attention = self._attention(f"model.layers.{number}.self_attn", config, group, empty)
+        self.attention = self._attention(
+            f"model.layers.{number}.self_attn", config.of_layer(number), group, empty
+        )
         self.mlp = self._mlp(f"model.layers.{number}.mlp", config, group, empty)
         names = config.norms
         self.before_attention = norm(names.before_attention)
@@ -320,6 +322,7 @@ class Attention:
         self.exact, self.keeps = False, not config.bidirectional
         biased = config.qkv_bias and config.attention_gate == "within"
         self.gate = ColumnParallel(gates, hidden, biased, empty) if gates else None
+        self.gate_activation = config.gate_activation
         self.sinks = Sinks(f"{name}.sinks", heads, group, empty) if config.sinks else None
         self.qk_norm: HeadNorm | WholeNorm | None = None
         names, counts = (f"{name}.q_norm", f"{name}.k_norm"), (len(mine), len(mine_kv))
@@ -369,7 +372,7 @@ class Attention:
         sinks = None if self.sinks is None else self.sinks.weight
         attended = only(attend(q, keys, values, sinks, *turn).view(tokens, -1), wanted)
         if self.gate is not None:
-            gates = activated(self.gate(only(x, wanted)), "sigmoid", self.exact)
+            gates = activated(self.gate(only(x, wanted)), self.gate_activation, self.exact)
             attended = (attended.unflatten(1, (gates.shape[1], -1)) * gates[..., None]).flatten(1)
         return self.output(attended)
 

@@ -20,12 +20,13 @@ from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Slice
 
-ACTIVATIONS: dict[Activation | Literal["sigmoid"], Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Activation | Literal["sigmoid", "softplus"], Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu2": lambda x: F.relu(x).square_(),
     "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
 }
 
 
@@ -121,7 +122,9 @@ def clamped(gate_up: Tensor, clamp: Clamp, exact: bool, interleaved: bool) -> Te
     return _each(function, exact, gates, others)
 
 
-def activated(x: Tensor, name: Activation | Literal["sigmoid"], exact: bool) -> Tensor:  # [tokens, inner]
+def activated(
+    x: Tensor, name: Activation | Literal["sigmoid", "softplus"], exact: bool
+) -> Tensor:  # [tokens, inner]
     """Each element, activated.
 
     Args:

@@ -48,6 +48,7 @@ MODELS = {
     "hunyuan_v1_moe": Decoder,
     "hyperclovax": Decoder,
     "jais2": Decoder,
+    "laguna": Decoder,
     "lfm2": Hybrid,
     "lfm2_moe": Hybrid,
     "lfm3": Hybrid,

@@ -44,7 +44,7 @@ def decoder_tensors(model: ModelConfig, attention: Mixer, state: Mixer | None = 
         for norm in filter(None, msgspec.structs.astuple(model.norms)):
             yield from _norm(f"{prefix}{norm}", model)
         keeps_state = state is not None and model.layers[layer].kind == "state"
-        yield from (state if keeps_state else attention)(model, prefix)
+        yield from (state if keeps_state else attention)(model.of_layer(layer), prefix)
         if model.experts is not None and layer in model.experts.layers:
             yield from expert_tensors(prefix + "mlp.", hidden, model.experts)
         elif model.fused_gate_up:

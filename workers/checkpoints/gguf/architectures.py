@@ -202,6 +202,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         tensors=AFMOE_NORMS | {"attn_gate": "self_attn.gate_proj"},
         neutral={"expert_gating_func": (0, SIGMOID)},
     ),
+    "laguna": Architecture(
+        "LagunaForCausalLM",
+        experts.laguna,
+        tensors={"attn_gate": "self_attn.gate_proj"},
+        neutral={"expert_gating_func": (0, SIGMOID), "expert_shared_count": (1,)},
+    ),
     "dots1": Architecture("Dots1ForCausalLM", experts.dots1),
     "llama4": Architecture(
         "Llama4ForCausalLM",

@@ -28,11 +28,11 @@ def config_json(file: Gguf, architecture: Architecture) -> Json:
         given |= architecture.config(keys)
         unread.check(keys, architecture.neutral)
         return given
-    heads, head_dim = keys.size("attention.head_count"), keys.head_dim()
+    own, head_dim = architecture.config(keys), keys.head_dim()
+    heads = own.get("num_attention_heads") or keys.size("attention.head_count")
     if not architecture.latent and (values := keys.number("attention.value_length", head_dim)) != head_dim:
         refuse(file.path, f"has keys of {head_dim} and values of {values}, which is not supported")
     turning = keys.number("rope.dimension_count", head_dim)
-    own = architecture.config(keys)
     given = {
         "architectures": [architecture.name],
         "vocab_size": embedding.shape[0],

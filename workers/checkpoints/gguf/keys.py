@@ -61,9 +61,9 @@ class Keys:
 
     def head_dim(self) -> int:
         """The size of a head."""
-        return self.size(
-            "attention.key_length", self.size("embedding_length") // self.size("attention.head_count")
-        )
+        if self.get("attention.key_length") is not None:
+            return self.size("attention.key_length")
+        return self.size("embedding_length") // self.size("attention.head_count")
 
     def layers(self) -> int:
         """Those of the model itself: the last of `block_count` may be heads that predict several tokens.
@@ -89,13 +89,14 @@ class Keys:
         return tensor in self.file.tensors
 
 
-def pattern(keys: Keys, every: int) -> list[str]:
-    """The type of each layer, of which every so many'th sees all tokens where no list says it."""
+def pattern(keys: Keys, every: int, *, first: bool = False) -> list[str]:
+    """The type of each layer, of which every so many'th sees all tokens where no list says it: the last of
+    so many, or the first."""
     given = keys.get("attention.sliding_window_pattern", every)
     count = min(keys.layers(), MOST_LAYERS)
     if not isinstance(given, list):
         given = keys.number("attention.sliding_window_pattern", every)
-        given = [bool((number + 1) % given) if given else True for number in range(count)]
+        given = [bool((number + (not first)) % given) if given else True for number in range(count)]
     if not keys.get(WINDOW):
         given = [False] * count
     return ["sliding_attention" if window else "full_attention" for window in given[:count]]

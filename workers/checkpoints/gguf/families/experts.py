@@ -5,7 +5,7 @@ from __future__ import annotations
 from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf import rope
 from workers.checkpoints.gguf.families import dense
-from workers.checkpoints.gguf.keys import WINDOW, Json, Keys, pattern
+from workers.checkpoints.gguf.keys import MOST_LAYERS, WINDOW, Json, Keys, of_layers, pattern
 from workers.checkpoints.gguf.unread import SIGMOID
 
 
@@ -164,6 +164,31 @@ def afmoe(keys: Keys) -> Json:
         "sliding_window": keys.size(WINDOW),
         "layer_types": pattern(keys, 4),
         "mup_enabled": True,
+    }
+
+
+def laguna(keys: Keys) -> Json:
+    """Layers may differ in their heads; of those with a window other dimensions turn."""
+    count, head_dim = max(1, min(keys.layers(), MOST_LAYERS)), keys.head_dim()
+    heads = of_layers(keys, "attention.head_count", count)
+    dense = min(keys.number("leading_dense_block_count", 0), count)
+    gates, turning = keys.file.tensors.get("blk.0.attn_gate.weight"), rope.by_type(keys)
+    for kind, behind in (("full_attention", ""), ("sliding_attention", "_swa")):
+        share = keys.number(f"rope.dimension_count{behind}", head_dim) / head_dim
+        turning["rope_parameters"][kind]["partial_rotary_factor"] = share
+    return turning | {
+        "num_attention_heads": heads[0],
+        "num_attention_heads_per_layer": heads,
+        "gating": "per-head" if gates is not None and gates.shape[0] == heads[0] else "per-element",
+        "num_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "shared_expert_intermediate_size": keys.size("expert_shared_feed_forward_length"),
+        "mlp_layer_types": ["dense"] * dense + ["sparse"] * (count - dense),
+        "moe_routed_scaling_factor": keys.number("expert_weights_scale"),
+        "norm_topk_prob": keys.get("expert_weights_norm", False),
+        "sliding_window": keys.get(WINDOW) or None,
+        "layer_types": pattern(keys, 4, first=True),
     }
 
 
