@@ -22,7 +22,7 @@ from tests.workers.oracle import fill
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.blocks import QUANTIZATIONS
 from workers.checkpoints.reading import read_card
-from workers.models.hybrid import Hybrid
+from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.weights.dequantise import dequantise
 from workers.weights.quantise import quantise
@@ -37,15 +37,34 @@ SIZES = {
     "layer_types": ["linear_attention", "full_attention"],
 }
 EXPERTS = {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}
+# heads that begin and end within blocks of 128 rows
+SPACES = {"vocab_size": 128, "hidden_size": 256, "intermediate_size": 256}
 MAKERS = {
     "qwen3_next": lambda: tiny_models.qwen3_next(**SIZES | EXPERTS),
     "qwen3_5": lambda: tiny_models.qwen3_5(**SIZES, intermediate_size=512),
     "qwen3_5_moe": lambda: tiny_models.qwen3_5_moe(**SIZES | EXPERTS),
+    "granite_hybrid": lambda: tiny_models.granite_hybrid(
+        **SPACES | {"shared_intermediate_size": 256},
+        layer_types=SIZES["layer_types"],
+        mamba_n_heads=8,
+        num_hidden_layers=2,
+    ),
+    "nemotron_h": lambda: tiny_models.nemotron_h(
+        **SPACES | {"moe_intermediate_size": 256, "moe_shared_expert_intermediate_size": 256},
+        layers_block_type=["linear_attention", "moe", "full_attention", "mlp"],
+        head_dim=64,
+        mamba_num_heads=8,
+        mamba_head_dim=64,
+    ),
+    "falcon_h1": lambda: tiny_models.falcon_h1(**SPACES, mamba_d_ssm=512, mamba_n_heads=8),
 }
 PLAIN = {  # matrices that are never in blocks: few rows each, of which every token's state or way hangs
     "qwen3_next": {"in_proj_ba", "conv1d", "gate", "shared_expert_gate"},
     "qwen3_5": {"in_proj_a", "in_proj_b", "conv1d"},
     "qwen3_5_moe": {"in_proj_a", "in_proj_b", "conv1d", "gate", "shared_expert_gate"},
+    "granite_hybrid": {"conv1d", "gate"},
+    "nemotron_h": {"conv1d", "gate"},
+    "falcon_h1": {"conv1d"},
 }
 LIMITS = {"max_sequences": 4, "max_step_tokens": 64}
 
@@ -110,7 +129,8 @@ def test_planned_bytes_of_a_hybrid_are_the_bytes_that_are_held(made, name):
         for size in (1, 2):
             formats = card.formats(size, quantization)
             held = [
-                Hybrid(config, RankGroup(rank, size), torch.bfloat16, formats).nbytes for rank in range(size)
+                MODELS[card.family](config, RankGroup(rank, size), torch.bfloat16, formats).nbytes
+                for rank in range(size)
             ]
             assert held == card.bytes_per_rank(size, "bfloat16", quantization)
 
@@ -131,9 +151,13 @@ def test_a_hybrid_that_is_stored_in_blocks_of_fp8_has_the_logits_of_what_they_me
     """As they are published: what states hang on is left plain. Regions of heads begin within blocks."""
     oracle = quantised.write("fp8_blocks", tmp_path, MAKERS[name])
     formats = read_card(tmp_path).formats(1)
-    inputs = {each for each in formats if ".in_proj_" in each}
-    assert {each.split(".in_proj_")[1] for each in inputs} == (
-        {"qkvz.weight"} if name == "qwen3_next" else {"qkv.weight", "z.weight"}
+    inputs = {each.split(".in_proj")[1] for each in formats if ".in_proj" in each}
+    assert inputs == (
+        {"_qkvz.weight"}
+        if name == "qwen3_next"
+        else {"_qkv.weight", "_z.weight"}
+        if "qwen" in name
+        else {".weight"}
     )
     prompt = [(7 * i + 3) % 128 for i in range(40)]
     with torch.inference_mode():
