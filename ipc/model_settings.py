@@ -44,6 +44,7 @@ TOOL_FORMATS = (
     "granite",
     "harmony",
     "hermes",
+    "hunyuan",
     "hy3",
     "kimi",
     "lfm2",

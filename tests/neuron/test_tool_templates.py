@@ -64,6 +64,7 @@ EXCERPTS = {
     "granite": "{{ '<|tool_call|>' + calls | tojson }}",
     "harmony": "{{ '<|channel|>commentary to=functions.' + name + '<|call|>' }}",
     "hermes": "Write <tool_call>{...}</tool_call>.",
+    "hunyuan": "{{ '<tool_calls><tool_call>' + name + '\n```json\n' + arguments }}",
     "hy3": "{{ '<tool_sep{}>'.format(mark) + '<arg_key{}>'.format(mark) }}",
     "kimi": "<|tool_calls_section_begin|><|tool_call_begin|>f<|tool_call_argument_begin|>",
     "lfm2": "List of tools: <|tool_list_start|>[",

@@ -11,6 +11,7 @@ from typing import Any
 from neuron.text.formats.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
 from neuron.text.formats.glm import GLM
 from neuron.text.formats.hermes import HERMES
+from neuron.text.formats.hunyuan import HUNYUAN
 from neuron.text.formats.invoke import DEEPSEEK_V4, DEEPSEEK_V32, MINIMAX_M2
 from neuron.text.formats.kimi import KIMI
 from neuron.text.formats.minimax_m1 import MINIMAX_M1
@@ -121,6 +122,13 @@ def deepseek_v31(calls: list[Call]) -> str:
     return f"<｜tool▁calls▁begin｜>{written}<｜tool▁calls▁end｜>"
 
 
+def hunyuan(calls: list[Call]) -> str:
+    written = "\n".join(
+        f"<tool_call>{name}\n```json\n{json.dumps(arguments)}\n```</tool_call>" for name, arguments in calls
+    )
+    return f"<tool_calls>{written}</tool_calls>"
+
+
 def kimi(calls: list[Call]) -> str:
     written = "".join(
         f"<|tool_call_begin|>functions.{name}:{number}<|tool_call_argument_begin|>"
@@ -208,6 +216,7 @@ SAMPLES = (
     ),
     Sample(DEEPSEEK_V3, deepseek_v3, ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja",)),
     Sample(DEEPSEEK_V31, deepseek_v31),
+    Sample(HUNYUAN, hunyuan),
     Sample(KIMI, kimi, ("Kimi-K2-Thinking.jinja",)),
     Sample(MINIMAX_M1, minimax_m1, ("MiniMax-M1.jinja",)),
     Sample(

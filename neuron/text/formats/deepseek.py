@@ -21,6 +21,7 @@ class DeepSeekParser(SectionParser):
 
     openings = (SECTION, CALL)
     end_section = END_SECTION
+    end_call = END_CALL
 
     def one_call(self) -> Steps[None]:
         try:
@@ -34,15 +35,19 @@ class DeepSeekParser(SectionParser):
         if (yield from self.peek()) not in (*"{ \n",):
             self.forget_name()
             yield from self.name("\n")
+        yield from self.block()
+
+    def block(self) -> Steps[None]:
+        """Read the arguments, as a block of code or not, and the end of the call."""
         self.begin()
         yield from self.space()
         if (yield from self.accept(FENCE)):
             yield from self.accept("json")
-        yield from self.object(FENCE, END_CALL)
+        yield from self.object(FENCE, self.end_call)
         yield from self.space()
         yield from self.accept(FENCE)
         yield from self.space()
-        yield from self.accept(END_CALL)
+        yield from self.accept(self.end_call)
         self.end()
 
 

@@ -16,6 +16,7 @@ from neuron.text.formats.glm import GLM
 from neuron.text.formats.granite import GRANITE
 from neuron.text.formats.harmony import HARMONY
 from neuron.text.formats.hermes import HERMES
+from neuron.text.formats.hunyuan import HUNYUAN
 from neuron.text.formats.hy3 import HY3
 from neuron.text.formats.invoke import DEEPSEEK_V4, DEEPSEEK_V32, MINIMAX_M2
 from neuron.text.formats.kimi import KIMI
@@ -46,6 +47,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     GRANITE,
     APERTUS,
     APRIEL,
+    HUNYUAN,
     MINIMAX_M1,
     SEED_OSS,
     HY3,
