@@ -6,6 +6,7 @@ line wins. SIGHUP reads the configuration again and replaces the processes; list
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -22,6 +23,7 @@ from gateway.config import split_address
 from gateway.telemetry import metrics_directory
 from ipc.errors import CortexError
 from ipc.farewell import leave_modules_alone
+from ipc.logs import hide_keys
 from ipc.settings import ConfigError
 
 try:
@@ -34,6 +36,7 @@ _gateway = _config.in_force.gateway
 _bind_given: list[str] = []  # here, or on the command line
 bind = [address for address in (_gateway.listen, _gateway.metrics_listen) if address is not None]
 workers = _gateway.workers
+logging.getLogger("gunicorn.error").addFilter(hide_keys)  # at DEBUG it has the path of each request
 loglevel = _gateway.log_level.lower()
 if _gateway.log_format == "json":
     logconfig_dict = {

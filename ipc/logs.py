@@ -71,6 +71,17 @@ class Event(logging.LogRecord):
         return other
 
 
+def _without_keys(text: str) -> str:
+    return _KEY.sub(r"\1***", text) if _SECRET in text else text
+
+
+def hide_keys(record: logging.LogRecord) -> bool:
+    """A filter for what others write: nobody's API key is in it."""
+    if _SECRET in (text := record.getMessage()):
+        record.msg, record.args = _without_keys(text), ()
+    return True
+
+
 class Lines(logging.StreamHandler):
     """Writes each event at once, and those that come `together` with few writes. Nobody's API key is in them.
 
@@ -86,8 +97,7 @@ class Lines(logging.StreamHandler):
         except Exception:
             self.handleError(record)
             return
-        if _SECRET in text:
-            text = _KEY.sub(r"\1***", text)
+        text = _without_keys(text)
         if self._held is None:
             self._write(text, record)
             return

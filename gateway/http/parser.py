@@ -31,6 +31,7 @@ _request_line = re.compile(rb"([A-Z]{3,20}) (/[\x21-\x7e]*) HTTP/1\.1\r\n").matc
 _fields = re.compile(rb"^(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n", re.MULTILINE).findall
 # An address in full, as a client has it that takes us for a proxy: RFC 9112, 3.2.2.
 _whole_address = re.compile(rb"https?://([^/?#@]+)([/?#].*)?", re.IGNORECASE).fullmatch
+_compressed = re.compile(rb"\b(?:x-)?(?:gzip|deflate|compress)\b", re.IGNORECASE).search
 # What gunicorn says only the offending word of.
 _WRONG: dict[type[ParseError], str] = {
     InvalidRequestMethod: "{} is no method of HTTP",
@@ -100,6 +101,9 @@ class Parser(PythonProtocol):
         if b"://" in self.path and not self.path.startswith(b"/"):
             self._take_whole_address()
         super()._finalize_headers()
+        for name, value in self._headers_list if self.is_chunked else ():
+            if name == b"transfer-encoding" and (coding := _compressed(value)) is not None:
+                raise UnsupportedTransferCoding(coding[0].decode())  # or its body would be taken as it is
 
     def _take_whole_address(self) -> None:
         """Of an address in full its path is the path, and its host counts, whatever the header says."""

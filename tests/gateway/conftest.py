@@ -230,7 +230,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 @pytest.fixture(scope="module")
 def guarded(neuron: NeuronThread, keys: Keys) -> Iterator[GatewayProcess]:
     """A gateway of two processes that serves nobody without a key."""
-    process = GatewayProcess(keys.store.parent, neuron.endpoint, access={"anonymous": False}, workers=2)
+    process = GatewayProcess(
+        keys.store.parent, neuron.endpoint, access={"anonymous": False}, workers=2, log_level="DEBUG"
+    )
     try:
         yield process.wait_ready()
     finally:

@@ -291,10 +291,12 @@ def test_silent_stream_gets_headers_at_once_and_comments_while_it_waits(
     eventually(lambda: not neuron.working("queued"), "the request of a client that left is cancelled")
 
 
-@pytest.mark.parametrize("model", ["stuck", "queued"])
-@pytest.mark.parametrize("stream", [False, True])
-def test_client_that_leaves_cancels_its_request(
-    gateway: GatewayProcess, neuron: NeuronThread, model: str, stream: bool
+@pytest.mark.parametrize(
+    ("model", "stream", "half"),
+    [("stuck", False, False), ("stuck", True, False), ("queued", False, False), ("queued", True, True)],
+)
+def test_client_that_leaves_or_sends_no_more_cancels_its_request(
+    gateway: GatewayProcess, neuron: NeuronThread, model: str, stream: bool, half: bool
 ) -> None:
     cancelled = neuron.neuron.cancelled
     series = f'cortex_cancelled_total{{model="{model}",neuron="fake"}}'
@@ -308,6 +310,9 @@ def test_client_that_leaves_cancels_its_request(
         client.sendall(body)
         eventually(lambda: neuron.working(model), "the neuron has the request")
         assert gateway.metrics()[f'cortex_requests_in_flight{{model="{model}"}}'] == 1
+        if half:
+            client.shutdown(socket.SHUT_WR)
+            eventually(lambda: not neuron.working(model), "one that sends no more has left")
     eventually(lambda: neuron.neuron.cancelled == cancelled + 1, "the request is cancelled in the neuron")
     eventually(lambda: gateway.metrics()[series] == counted + 1, "it is counted")
     assert gateway.metrics()[f'cortex_requests_in_flight{{model="{model}"}}'] == 0

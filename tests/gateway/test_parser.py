@@ -137,6 +137,18 @@ def test_an_address_of_nothing_here_and_a_request_without_a_host_are_refused(
             b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: br\r\n\r\n",
             "the transfer coding 'br' is not supported, chunked is",
         ),
+        (
+            b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: GZip, chunked\r\n\r\n",
+            "the transfer coding 'GZip' is not supported, chunked is",
+        ),
+        (
+            b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: deflate\r\ntransfer-encoding: chunked\r\n\r\n",
+            "the transfer coding 'deflate' is not supported, chunked is",
+        ),
+        (
+            b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n",
+            "Transfer-Encoding does not end with chunked",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(request_: bytes, message: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.access import api_key
-from ipc.logs import Event, Gathered, JSONLines, Lines, TextLines
+from ipc.logs import Event, Gathered, JSONLines, Lines, TextLines, hide_keys
 
 
 def line(message: object, *args: Any, **more: Any) -> dict[str, Any]:
@@ -105,6 +105,15 @@ def test_an_api_key_is_in_no_line_wherever_a_client_sends_it() -> None:
     said = stream.getvalue()
     assert key.removeprefix(api_key.PREFIX) not in said
     assert said.startswith("refused path='/v1/sk-cortex-***/x' trace=sk-cortex-***\n{")
+
+
+def test_an_api_key_is_in_no_line_of_others_that_is_filtered() -> None:
+    key, stream = api_key.make().text, io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(hide_keys)
+    for message, args in (("%s %s", ("GET", f"/v1/{key}/%d")), ("100 % of it", ()), ("%d left", (3,))):
+        handler.handle(event(message, *args))
+    assert stream.getvalue() == "GET /v1/sk-cortex-***/%d\n100 % of it\n3 left\n"
 
 
 @pytest.mark.parametrize("filling", ["x" * 1600, "é" * 160, "\U0001f600" * 160, "\udc80" * 160])
