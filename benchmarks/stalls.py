@@ -184,6 +184,24 @@ DEAR: dict[str, Callable[[], Request | dict[str, Any]]] = {
     "a hello of 1 MiB": lambda: raw(verb="hello", unknown=[0] * ((1 << 20) - 100)),
     "a catalogue of 2,000 models": catalogue,
     "131,072 tokens written": lambda: chat(messages=None, prompt="a", written=[[300] * 131_072], stream=True),
+    "131,072 tokens written, a stop string": lambda: chat(
+        messages=None,
+        prompt="a",
+        written=[[300] * 131_072],
+        stream=True,
+        sampling=Sampling(max_tokens=200_000, stop=["never"]),
+    ),
+    "131,072 tokens written, told by number": lambda: chat(
+        messages=None,
+        prompt="a",
+        written=[[300] * 131_072],
+        stream=True,
+        resumable=True,
+        sampling=Sampling(max_tokens=131_072),
+    ),
+    "131,072 tokens written, in small pieces": lambda: chat(
+        messages=None, prompt="a", written=[[1000, 2] * 65_536], stream=True
+    ),
     "ids of 262,144 tokens": lambda: chat(messages=None, prompt=[300] * (1 << 18), return_token_ids=True),
     "1,000,000 tokens to read": lambda: Detokenize(id=ID, model=MODEL, token_ids=[300] * 1_000_000),
     "a text to tokenise": lambda: Tokenize(id=ID, model=MODEL, prompt="word " * 500_000, return_bytes=True),

@@ -239,9 +239,12 @@ class Service:
                 args = text, model.description, model.context_length
                 prepared = await self._preparation.prepare(request, *args)
                 if opened.outcome is None:
+                    opened.accept(prepared, text, model.description)
+                    for _ in opened.recall():
+                        await asyncio.sleep(0)
+                if opened.outcome is None:
                     if model.text_now is not text:
                         raise replaced(model.id)
-                    opened.accept(prepared, text, model.description)
                     model.admit(opened)
         finally:
             self._drains.check()

@@ -20,7 +20,7 @@ from ipc.messages.values import MAX_TOKEN_IDS, ModelId, Name, Plain, Seconds, To
 
 MAX_MARKS = 8
 MAX_NEURONS = 64  # of which one is chosen
-MAX_WRITTEN = 1 << 17  # tokens of a request that were written elsewhere; to tell them again takes 20 ms
+MAX_WRITTEN = 1 << 17  # tokens of a request that were written elsewhere; they are told again in one message
 
 # Who leaves first: the one that costs least to bring back, was used longest ago, has the lowest priority.
 Strategy = Literal["cost", "lru", "priority"]

@@ -65,6 +65,7 @@ class Prepared(msgspec.Struct, array_like=True):
     Attributes:
         thought: where messages leave a model of these tags; None: they were none.
         tools: that it offers.
+        written: the tokens of each answer that others wrote, as `ids`.
         request: the request itself without all that was only needed for this, where it came unread.
     """
 
@@ -73,6 +74,7 @@ class Prepared(msgspec.Struct, array_like=True):
     constraint: Constraint | None
     thought: Thought | None
     tools: list[OfferedTool]
+    written: list[bytes] = []
     request: Generate | None = None
 
 
@@ -117,6 +119,7 @@ def prepare(
         constraint,
         None if made[0].rendered is None else text.think_tags.state(made[0].rendered),
         request.tools,  # whoever sends this to another process makes `OfferedTool`s of them
+        list(map(pack, request.written)),
     )
 
 
@@ -213,6 +216,7 @@ def without_text(request: Generate) -> Generate:
         messages=None,
         prompt=None,
         suffix=None,
+        written=[],
         tools=[],
         template_args={},
         sampling=sampling,

@@ -22,6 +22,7 @@ INLINE_CHARACTERS = 2000  # up to here tokenising takes less than half a millise
 PROBE = 8  # characters for each token of the context: most texts have more tokens than that
 COUNTED = 4  # contexts' worth of tokens: a longer text is not counted
 TURN, TOOL = 50, 1000  # what a template takes for one, in the same measure
+WRITTEN = 4  # and what it takes to read a token that was written elsewhere
 
 
 @dataclass(slots=True)
@@ -139,6 +140,8 @@ def _costs(request: Generate | CountTokens) -> Iterator[int]:
         yield TOOL
         yield from _costs_inside(tool.definition)
     yield from _costs_inside(request.template_args)
+    if isinstance(request, Generate):
+        yield WRITTEN * sum(map(len, request.written))
 
 
 def _costs_inside(value: Any) -> Iterator[int]:

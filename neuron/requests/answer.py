@@ -5,12 +5,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from ipc.messages.answers import Alternative, Choice, FinishReason, TokenLogprob
 from ipc.worker_messages import Logprobs, SequenceReport, Submit
 from neuron.preparation.placing import PreparedImage
-from neuron.requests.order import Spans
+from neuron.requests.order import Spans, joined
 from neuron.text.detokenizer import Detokenizer
 from neuron.text.parser import AnswerParser, Piece
 
@@ -83,11 +83,17 @@ class Answer:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._spans = Spans()
+        self._recalled: list[Piece] | None = None  # what was written elsewhere, until it is told
 
     @property
     def key(self) -> int:
         """Its id between supervisor and worker."""
         return self.submit.request_id
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it ended, and its owner was told so."""
+        return self.reason is not None and self._recalled is None
 
     def advance(self, report: SequenceReport) -> None:
         """Take what a step brought."""
@@ -97,17 +103,18 @@ class Answer:
             return
         self._advance(report.token_ids, report.finish, report.details.logprobs)
 
-    def go_on(self, token_ids: Sequence[int]) -> None:
-        """Take what another worker wrote of it, which is told again; it may turn out that it was all."""
-        if not token_ids:
-            return
+    def recall(self, token_ids: Sequence[int]) -> None:
+        """Read some more of what another worker wrote of it, the last token aside: `go_on` tells that."""
+        self._guarded(self._recall, token_ids, "")
+
+    def go_on(self, last: int) -> None:
+        """Tell what another worker wrote of it, up to this token; it may turn out that it was all."""
         finish = ""
-        if token_ids[-1] in self._stop_ids:
+        if last in self._stop_ids:
             finish = "stop"
-        elif len(token_ids) >= self.submit.max_tokens:
+        elif len(self.token_ids) + 1 >= self.submit.max_tokens:
             finish = "length"
-        self.submit.output = array("I", token_ids).tobytes()
-        self._advance(list(token_ids), finish, [])
+        self._guarded(self._go_on, last, finish)
 
     def resume(self) -> None:
         """Have the next worker go on after what there is; it may have no room for more."""
@@ -115,14 +122,29 @@ class Answer:
         if self.reason is None and len(self.token_ids) >= self.submit.max_tokens:
             self._advance([], "length", [])
 
-    def _advance(self, ids: list[int], finish: str, told: list[Logprobs]) -> None:
+    def _advance(self, ids: Sequence[int], finish: str, told: list[Logprobs]) -> None:
+        self._guarded(self._take_all, ids, finish, told)
+
+    def _guarded(self, take: Callable[..., None], *args: Any) -> None:
         """Go on by so much; a fault in that is its owner's alone."""
         try:
-            self._take_all(ids, finish, told)
+            take(*args)
         except Exception as error:
             self._owner.on_fault(error)
 
-    def _take_all(self, ids: list[int], finish: str, told: list[Logprobs]) -> None:
+    def _recall(self, token_ids: Sequence[int], finish: str) -> None:
+        if self.reason is None:
+            self._recalled = self._recalled or []
+            self._take_all(token_ids, finish, [])
+            self._recalled = joined(self._recalled)
+
+    def _go_on(self, last: int, finish: str) -> None:
+        self._recall([last], finish)
+        self.submit.output = self.token_ids.tobytes()
+        recalled, self._recalled = self._recalled, None
+        self._tell(News(recalled or (), self.token_ids))
+
+    def _take_all(self, ids: Sequence[int], finish: str, told: list[Logprobs]) -> None:
         taken = 0
         while taken < len(ids) - 1 and self._parser.counts_tokens:
             self._take(ids[taken : taken + 1], "", told[taken : taken + 1])
@@ -164,7 +186,7 @@ class Answer:
         raw = self._spell(token)
         return {"token_id": token, "token": raw.decode(errors="replace"), "raw": raw}
 
-    def _take(self, token_ids: list[int], finish: str, told: list[Logprobs]) -> None:
+    def _take(self, token_ids: Sequence[int], finish: str, told: list[Logprobs]) -> None:
         self.completion_tokens += len(token_ids)
         self.token_ids.extend(token_ids)
         # The stop id that ended the answer is counted, and is not part of its text.
@@ -180,7 +202,12 @@ class Answer:
             pieces += self._parser.finish(cut=finish == "length" and not over)
             over = over or self._parser.stop_sequence is not None
             self.reason = "length" if finish == "length" and not over else "stop"
-        news = News(pieces, token_ids, [self.name(each) for each in told] if told else [])
+        if self._recalled is None:
+            self._tell(News(pieces, token_ids, [self.name(each) for each in told] if told else []))
+        else:
+            self._recalled += pieces
+
+    def _tell(self, news: News) -> None:
         if self._whole:
             self._keep(news)
         self._owner.on_news(self, news)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -33,6 +34,7 @@ log = logging.getLogger("neuron.requests.generation")
 
 # Log-probabilities, alternatives included, of which each takes some 50 bytes.
 PIECE = 1000  # that go together: a turn of the loop lasts as long as what it names and writes
+RECALLED = 1000  # tokens that are read at once of what was written elsewhere
 MOST_WHOLE = 2_000_000  # of an answer that is not streamed, for its client holds all of them
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -100,6 +102,7 @@ class Generation(OpenRequest):
         self._most_tokens: int | None = None  # of an answer, where its owner has
         self._scoring = False  # only the prompts are of interest
         self._pages: Sequence[bytes] = ()  # that its marks stand for
+        self._written: list[array[int]] = []  # elsewhere, of each answer
         self._kept = self._told = 0  # log-probabilities that wait to be sent, and all that there were
 
     # --- on the way down --------------------------------------------------------------------------------
@@ -112,6 +115,8 @@ class Generation(OpenRequest):
         seconds: float | None = None,
     ) -> None:
         self.accept(prepare(self.request, text, description, context_length, seconds), text, description)
+        for _ in self.recall():
+            pass
 
     def accept(self, prepared: Prepared, text: AnswerText, description: ModelDescription) -> None:
         tools = prepared.tools if prepared.request is not None else self.request.tools
@@ -125,9 +130,18 @@ class Generation(OpenRequest):
             self._prompts.append(prompt)
             self.prompt_tokens += prompt.tokens
             self._add_answers(prompt, prepared, tools, text)
-        written = self.request.written
-        if written and len(written) != len(self.parts):
-            raise bad_request("written", f"written has {len(written)} choices, not {len(self.parts)}")
+        self._written = [array("I", ids) for ids in prepared.written]
+        if self._written and len(self._written) != len(self.parts):
+            text = f"written has {len(self._written)} choices, not {len(self.parts)}"
+            raise bad_request("written", text)
+
+    def recall(self) -> Iterator[None]:
+        for answer, token_ids in zip(self.parts, self._written, strict=False):
+            for start in range(0, len(token_ids) - 1, RECALLED):
+                if self.outcome is not None:  # cancelled, or a fault in the text
+                    return
+                answer.recall(token_ids[start : min(start + RECALLED, len(token_ids) - 1)])
+                yield
 
     def _add_answers(
         self,
@@ -165,7 +179,7 @@ class Generation(OpenRequest):
             )
             answer.images = prompt.given.images
             self.parts.append(answer)
-        if params.prompt_logprobs is not None and not request.written:
+        if params.prompt_logprobs is not None and not prepared.written:
             prompt.logprobs = [answer.name_first(prompt.given.first)]
 
     def check_length(self, context_length: int) -> None:
@@ -207,8 +221,9 @@ class Generation(OpenRequest):
         for prompt in self._prompts:
             prompt.again()
         if self.attempts == 1:
-            for answer, token_ids in zip(self.parts, self.request.written, strict=False):
-                answer.go_on(token_ids)
+            for answer, token_ids in zip(self.parts, self._written, strict=False):
+                if token_ids:
+                    answer.go_on(token_ids[-1])
         else:
             for answer in self.parts:
                 answer.resume()
@@ -267,7 +282,7 @@ class Generation(OpenRequest):
             self._keep(news.logprobs)
         if answer.reason is None or self.outcome is not None:
             return
-        if len(self.parts) == 1 or all(each.reason is not None for each in self.parts):
+        if len(self.parts) == 1 or all(each.is_over for each in self.parts):
             self._finish()
         elif self.model is not None:
             self.model.abort(answer.key)  # a stop string ended it, of which the worker knows nothing

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import msgspec
 
 from ipc.messages.answers import Span, ToolCallDelta
 from neuron.text.parser import Piece
@@ -36,6 +40,24 @@ def stretches(pieces: Sequence[Piece]) -> list[Stretch]:
         else:
             found[-1].tools.append(piece)
     return found
+
+
+def joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same in as few pieces as there can be."""
+    found: list[Piece] = []
+    for (kind, _), group in groupby(pieces, _belongs):
+        said: list[Any] = [each for _, each in group]
+        if kind == "tool":
+            arguments = "".join(each.arguments for each in said)
+            found.append((kind, msgspec.structs.replace(said[0], arguments=arguments)))
+        else:
+            found.append((kind, "".join(said)))
+    return found
+
+
+def _belongs(piece: Piece) -> tuple[str, int]:
+    kind, said = piece
+    return kind, said.index if kind == "tool" else 0
 
 
 class Spans:

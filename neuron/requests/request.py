@@ -133,6 +133,10 @@ class OpenRequest(ABC):
     def accept(self, prepared: Any, text: AnswerText, description: ModelDescription) -> None:
         """Take in what preparing came to, wherever that was done."""
 
+    def recall(self) -> Iterator[None]:
+        """Read what was written of it elsewhere, in steps between which others may have their turns."""
+        return iter(())
+
     @abstractmethod
     def check_length(self, context_length: int) -> None:
         """See that all of it fits; CONTEXT_LENGTH_EXCEEDED when not."""

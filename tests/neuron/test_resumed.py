@@ -16,6 +16,7 @@ from ipc.worker_messages import SequenceReport
 from neuron.catalogue.catalogue import DEMO_FOLDER
 from neuron.config import ModelSettings
 from neuron.description import describe
+from neuron.preparation.prepared import prepare
 from neuron.requests.generation import Generation
 from neuron.text.frontend import TextFrontEnd
 from workers.checkpoints.reading import read_card
@@ -113,6 +114,54 @@ def test_choices_that_are_done_are_not_begun_again(model) -> None:
     assert generation.outcome is None
     assert [answer.reason for answer in generation.parts] == ["stop", None, None]
     assert [bool(answer.submit.output) for answer in generation.parts] == [True, True, False]
+
+
+def test_choices_that_ended_elsewhere_are_all_told(model) -> None:
+    text, _ = model
+    hello = list(text.encode("Hello there", special=False)) * 2
+    values = {"messages": None, "prompt": "Say: ", "sampling": Sampling(n=2, max_tokens=50, stop=["there"])}
+    for streamed in (True, False):
+        generation = run(model, [], "", written=[hello, hello], stream=streamed, **values)
+        texts = [choice.text for choice in generation.replies[-1].choices]
+        for delta in generation.replies[:-1]:
+            if isinstance(delta, Delta):
+                texts[delta.index] += delta.text
+        assert texts == ["Hello ", "Hello "]
+
+
+def test_a_long_answer_is_read_step_by_step_and_told_at_once(model) -> None:
+    text, description = model
+    words = list(text.encode("A word and another. ", special=False))
+    for fields in ({}, {"sampling": Sampling(stop=["never"])}, {"tools": [TOOL]}):
+        values = {"messages": [Message(role="user", content="?")], "stream": True} | fields
+        replies: list[Any] = []
+        written = (words * 1000)[:5000]
+        request = Generate(id=7, model="demo", written=[written], **values)
+        generation = Generation(itertools.count(1), request, replies.append, lambda ended: None)
+        prepared = prepare(request, text, description, 10_000)
+        generation.accept(prepared, text, description)
+        steps = sum(1 for _ in generation.recall())
+        assert steps >= 5
+        assert not replies
+        (answer,) = generation.hand_over(10_000)
+        assert answer.completion_tokens == 5000
+        _, delta = replies
+        said = text.decode(written)
+        assert said.startswith(delta.text)
+        assert len(said) - len(delta.text) <= len("never")
+        assert delta.tokens == 5000
+
+
+def test_a_request_that_is_cancelled_while_it_is_read_is_read_no_further(model) -> None:
+    text, description = model
+    request = Generate(id=7, model="demo", prompt="a", written=[[300] * 5000])
+    generation = Generation(itertools.count(1), request, lambda reply: None, lambda ended: None)
+    generation.accept(prepare(request, text, description, 10_000), text, description)
+    steps = generation.recall()
+    next(steps)
+    generation.cancel()
+    assert list(steps) == []
+    assert generation.parts[0].completion_tokens < 5000
 
 
 @pytest.mark.parametrize("written", [[[1], [2]], [[-1]], [[1 << 40]], [[1 << 20]]])
