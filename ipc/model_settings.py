@@ -60,6 +60,7 @@ TOOL_FORMATS = (
     "pythonic",
     "qwen3_coder",
     "seed_oss",
+    "solar_open",
 )
 
 # What models write around their thoughts, by name; `neuron.text.reasoning` has it.

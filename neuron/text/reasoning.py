@@ -80,6 +80,7 @@ KNOWN = tuple(BY_NAME.values())
 # Where thoughts are messages. What ends them ends messages of any kind, in other models too.
 HARMONY = ThinkTags("<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant")
 MUSE = ThinkTags("to=self<|message|>", "<|eom|>", "<|start|>assistant")
+SOLAR_OPEN = ThinkTags("<|think|>", "<|end|>", "<|begin|>assistant")
 
 
 def think_tags(texts: Iterable[str], vocabulary: Collection[str] = ()) -> ThinkTags | None:
@@ -93,6 +94,9 @@ def think_tags(texts: Iterable[str], vocabulary: Collection[str] = ()) -> ThinkT
     for tags in (HARMONY, MUSE):
         if any(tags.opening in text for text in texts):
             return tags
+    # Its tags, each by itself, are those of other models for something else.
+    if any(SOLAR_OPEN.opening + SOLAR_OPEN.closing in text for text in texts):
+        return SOLAR_OPEN
     # First those that say more: others may have the same tags around their thoughts.
     for tags in sorted(KNOWN, key=lambda tags: not tags.behind):
         if any(tags.closing in text and tags.behind in text for text in texts):

@@ -9,9 +9,11 @@ import pytest
 from ipc.messages.conversation import Tool
 from neuron.text.formats.harmony import HARMONY
 from neuron.text.formats.registry import BY_NAME, tool_format
+from neuron.text.formats.solar_open import SOLAR_OPEN
 from neuron.text.parser import AnswerParser
 from neuron.text.reasoning import HARMONY as HARMONY_TAGS
 from neuron.text.reasoning import MUSE as MUSE_TAGS
+from neuron.text.reasoning import SOLAR_OPEN as SOLAR_TAGS
 from neuron.text.reasoning import THINK, ReasoningSplitter, think_tags
 from neuron.text.tags import TOKEN
 
@@ -25,7 +27,8 @@ TEMPLATE = "<|start|>assistant<|channel|>analysis<|message|>{{ thought }}<|end|>
 
 def answer(name, chunks, *, cut=False, tools=TOOLS, tokens=(), **limits):
     """The parts of a whole answer, joined."""
-    tags = {"harmony": HARMONY_TAGS, "muse": MUSE_TAGS}.get(name, THINK).spelled(tokens)
+    framed = {"harmony": HARMONY_TAGS, "muse": MUSE_TAGS, "solar_open": SOLAR_TAGS}
+    tags = framed.get(name, THINK).spelled(tokens)
     tools_parser = BY_NAME[name].parser(tools, tokens=tokens, **limits)
     parser = AnswerParser(ReasoningSplitter("possible", tags), tools_parser)
     pieces = [piece for chunk in chunks for piece in parser.push(chunk)] + parser.finish(cut)
@@ -147,3 +150,47 @@ MUSE_CALL = (
 def test_messages_of_muse_are_told_apart_by_whom_they_are_for(said, parts):
     assert answer("muse", [said]) == answer("muse", said) == parts
     assert answer("muse", [said], first=True) == parts or parts[0][0] == "text:"
+
+
+SOLAR_THOUGHT = "<|think|>Let me see.<|end|><|begin|>assistant"
+SOLAR_CALL = (
+    '<|tool_call:begin|>a1b2c3d4e5<|tool_call:name|>get_weather<|tool_call:args|>{"city": "Oslo"}'
+    "<|tool_call:end|>"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "parts"),
+    [
+        (
+            f"{SOLAR_THOUGHT}<|content|>It is warm.<|flush|>",
+            [("reasoning:", "Let me see."), ("text:", "It is warm.")],
+        ),
+        ("<|content|>It is warm.", [("text:", "It is warm.")]),
+        (f"{SOLAR_THOUGHT}<|tool_calls|>{SOLAR_CALL}<|calls|>", [("reasoning:", "Let me see."), CALL]),
+        (f"<|tool_calls|>{SOLAR_CALL}{SOLAR_CALL}", [CALL, CALL]),
+        (
+            f"<|content|>I look.<|end|><|begin|>assistant<|tool_calls|>{SOLAR_CALL}",
+            [("text:", "I look."), CALL],
+        ),
+        (
+            f"<|content|>First.<|end|><|begin|>assistant{SOLAR_THOUGHT}<|content|>It is warm.",
+            [("text:", "First."), ("reasoning:", "Let me see."), ("text:", "It is warm.")],
+        ),
+    ],
+)
+def test_messages_of_solar_open_are_told_apart_by_what_they_begin_with(said, parts):
+    tokens, spelled = SOLAR_OPEN.markers, said.replace("<|", f"{TOKEN}<|")
+    assert answer("solar_open", [said]) == answer("solar_open", said) == parts
+    assert answer("solar_open", spelled, tokens=tokens) == parts
+    if all(kind.endswith(":") for kind, _ in parts):
+        assert answer("solar_open", said, tools=[]) == parts
+
+
+def test_solar_open_and_its_thoughts_are_known_by_the_template():
+    template = "<|begin|>assistant<|think|><|end|> <|tool_call:begin|>{{ id }}<|tool_call:args|>"
+    assert tool_format([template]) is SOLAR_OPEN
+    assert think_tags([template]) == SOLAR_TAGS
+    assert think_tags(["<|think|>{{ system }}", "<|end|>"]) is None
+    prompt = SOLAR_TAGS.without_thought("<|begin|>assistant")
+    assert SOLAR_TAGS.state(prompt) == "none"

@@ -76,6 +76,7 @@ EXCERPTS = {
     "phi4": "<|tool|>{{ tools }}<|/tool|>",
     "pythonic": "Write [func_name1(params_name1=params_value1), func_name2()].",
     "qwen3_coder": "<tool_call><function=f><parameter=a>value</parameter></function></tool_call>",
+    "solar_open": "{{ '<|tool_call:begin|>' + id + '<|tool_call:name|>' + name + '<|tool_call:args|>' }}",
     "seed_oss": "<seed:tool_call><function=f><parameter=a>value</parameter></function></seed:tool_call>",
 }
 

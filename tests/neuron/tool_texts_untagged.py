@@ -19,6 +19,7 @@ from neuron.text.formats.llama_json import LLAMA3_JSON
 from neuron.text.formats.mistral import MISTRAL, MISTRAL_ARGS
 from neuron.text.formats.phi4 import PHI4
 from neuron.text.formats.pythonic import LFM2, PYTHONIC
+from neuron.text.formats.solar_open import SOLAR_OPEN
 from tests.neuron.tool_texts import Call, Sample
 
 
@@ -92,6 +93,15 @@ def is_bare(key: str) -> bool:
     return re.fullmatch(r"[\w./&-]+", key) is not None
 
 
+def solar_open(calls: list[Call]) -> str:
+    written = "".join(
+        f"<|tool_call:begin|>{number}<|tool_call:name|>{name}"
+        f"<|tool_call:args|>{json.dumps(arguments)}<|tool_call:end|>"
+        for number, (name, arguments) in enumerate(calls)
+    )
+    return f"<|tool_calls|>{written}"
+
+
 def harmony(calls: list[Call]) -> str:
     return "<|start|>assistant".join(
         f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{json.dumps(given)}<|call|>"
@@ -110,6 +120,7 @@ def gigachat(calls: list[Call]) -> str:
 
 SAMPLES = (
     Sample(HARMONY, harmony),
+    Sample(SOLAR_OPEN, solar_open),
     Sample(FUNCTIONARY, functionary, ("meetkai-functionary-medium-v3.2.jinja",)),
     Sample(GIGACHAT, gigachat, ("GigaChat3-10B-A1.8B.jinja",), parallel=False),
     Sample(GEMMA4, gemma4, ("google-gemma-4-31B-it.jinja",), carries=fits_gemma),

@@ -30,6 +30,7 @@ from neuron.text.formats.phi4 import PHI4
 from neuron.text.formats.pythonic import LFM2, PYTHONIC
 from neuron.text.formats.qwen3_coder import QWEN3_CODER
 from neuron.text.formats.seed_oss import SEED_OSS
+from neuron.text.formats.solar_open import SOLAR_OPEN
 from neuron.text.formats.tool_format import ToolFormat
 
 # From the one with the most special signs to the one with the least.
@@ -39,6 +40,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     DEEPSEEK_V3,
     DEEPSEEK_V31,
     KIMI,
+    SOLAR_OPEN,
     MINIMAX_M3,
     MINIMAX_M2,
     MISTRAL_ARGS,
