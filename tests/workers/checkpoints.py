@@ -214,7 +214,6 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         use_bias=True,
         mlp_bias=True,
         use_conv_bias=False,
-        tie_word_embeddings=True,
     ),
     "nemotron_h_moe": lambda: nemotron_h(
         layers_block_type=["linear_attention", "moe", "full_attention", "moe", "linear_attention"],

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from workers.checkpoints.families import qwen3_next
+from workers.checkpoints.families import nemotron_h, qwen3_next
 
 # By `model_type`: the architecture, and whether rows of queries and keys are stored as pairs.
 ARCHITECTURES = {
@@ -66,6 +66,7 @@ ARCHITECTURES = {
     "lfm2": ("lfm2", False),
     "lfm2_moe": ("lfm2moe", False),
     "granitemoehybrid": ("granitehybrid", True),
+    "nemotron_h": ("nemotron_h", False),
     "qwen3_next": ("qwen3next", False),
     "qwen3_5_text": ("qwen35", False),
     "qwen3_5_moe_text": ("qwen35moe", False),
@@ -187,6 +188,9 @@ def write(
     config = AutoConfig.from_pretrained(folder)
     config.allow_global_per_layer_attribute_access = True  # as that of most layers
     architecture, pairs = ARCHITECTURES[config.model_type]
+    if architecture == "nemotron_h":  # which has no positions, and says nothing of them
+        config.rope_parameters = {"rope_type": "default", "rope_theta": 10_000.0}
+        architecture = "nemotron_h_moe" if "moe" in config.layer_types else architecture
     if getattr(config, "use_bidirectional_attention", False):
         architecture = "gemma-embedding"
         config.sliding_window = json.loads((folder / "config.json").read_text())["sliding_window"]
@@ -202,6 +206,8 @@ def write(
         _delta_net_keys(writer, config)
     if architecture == "granitehybrid":
         _space_keys(writer, config)
+    if architecture.startswith("nemotron_h"):
+        _nemotron_keys(writer, config)
     writer.tokenizer()
     writer.keys(**{f"_{name}": value for name, value in (more or {}).items()})
     tensors = {key: each for file in folder.glob("*.safetensors") for key, each in load_file(file).items()}
@@ -218,6 +224,8 @@ def write(
         tensors = by_states(tensors, config)
     if architecture == "granitehybrid":
         tensors = by_spaces(tensors, config)
+    if architecture.startswith("nemotron_h"):
+        tensors = by_spaces({nemotron_h.usual_name(name): each for name, each in tensors.items()}, config)
     merged = tensors if architecture in ("gemma4", "mistral4", "granitehybrid") else _merged(tensors)
     for name, tensor in sorted(merged.items()):
         known = BY_HAND.get(re.sub(r"\.\d+\.", ".{}.", name)) or names.get_name(name, (".weight", ".bias"))
@@ -362,6 +370,7 @@ def by_keys_and_values(tensors: dict[str, torch.Tensor], config: PretrainedConfi
 def by_spaces(tensors: dict[str, torch.Tensor], config: PretrainedConfig) -> dict[str, torch.Tensor]:
     """With what keeps a state, experts and MLPs as the converter of Granite 4 changes them."""
     beside = ".mlp.shared_experts." if config.num_local_experts else ".mlp."
+    groups = getattr(config, "mamba_n_groups", None) or config.n_groups
     found: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         layer, _, part = name.partition(".mamba.")
@@ -369,12 +378,14 @@ def by_spaces(tensors: dict[str, torch.Tensor], config: PretrainedConfig) -> dic
             case "A_log" | "D":
                 tensor = (-tensor.exp() if part == "A_log" else tensor)[:, None]
             case "norm.weight":
-                tensor = tensor.view(config.mamba_n_groups, -1)
+                tensor = tensor.view(groups, -1)
             case "conv1d.weight":
                 tensor = tensor.squeeze(1)
             case "dt_bias":
                 name = f"{layer}.mamba.dt_proj.bias"
         name = name.replace(".block_sparse_moe.router.layer.", ".mlp.gate.")
+        name = re.sub(r"(layers\.\d+)\.norm\.", r"\1.input_layernorm.", name)
+        name = name.replace("e_score_correction_bias", "e_score_correction.bias")
         for own, usual in ((".block_sparse_moe.", ".mlp.experts."), (".shared_mlp.", beside)):
             if own in name and "input_linear" in name:
                 before = name.partition(own)[0]
@@ -593,6 +604,29 @@ def _space_keys(writer: Writer, config: PretrainedConfig) -> None:
         expert_used_count=config.num_experts_per_tok,
         expert_shared_feed_forward_length=config.shared_intermediate_size,
     )
+
+
+def _nemotron_keys(writer: Writer, config: PretrainedConfig) -> None:
+    """The same of Nemotron-H."""
+    kinds, has_experts = config.layer_types, "moe" in config.layer_types
+    heads = config.mamba_num_heads
+    inner = {"mlp": config.intermediate_size, "moe": config.moe_intermediate_size}
+    writer.keys(
+        attention__head_count_kv=[(kind == "full_attention") * config.num_key_value_heads for kind in kinds],
+        feed_forward_length=[inner.get(kind, 0) for kind in kinds],
+        attention__layer_norm_epsilon=config.layer_norm_epsilon,
+        attention__layer_norm_rms_epsilon=config.layer_norm_epsilon,
+        ssm__conv_kernel=config.conv_kernel,
+        ssm__state_size=config.ssm_state_size,
+        ssm__group_count=config.n_groups,
+        ssm__time_step_rank=heads,
+        ssm__inner_size=heads * config.mamba_head_dim,
+    )
+    if has_experts:
+        writer.keys(
+            expert_shared_feed_forward_length=config.moe_shared_expert_intermediate_size,
+            expert_gating_func=2,
+        )
 
 
 def _delta_net_keys(writer: Writer, config: PretrainedConfig) -> None:

@@ -68,6 +68,13 @@ SHARED_EXPERT, SHARED_MLP = (
     for name in ("shared_expert", "shared_mlp")
 )
 
+NEMOTRON_H = Architecture(
+    "NemotronHForCausalLM",
+    mamba.nemotron,
+    tensors=mamba.LAYER | {"attn_norm": "norm"},
+    whole=mamba.WHOLE,
+    neutral={"expert_gating_func": (0, SIGMOID)},
+)
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("LlamaForCausalLM", experts.llama, halves_as_pairs=True),
     "mistral3": Architecture("MistralForCausalLM", dense.mistral3, halves_as_pairs=True),
@@ -194,6 +201,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         tensors=SHARED_MLP | mamba.LAYER,
         whole=mamba.WHOLE,
     ),
+    "nemotron_h": NEMOTRON_H,
+    "nemotron_h_moe": NEMOTRON_H,
     "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),
     "hunyuan-moe": Architecture("HunYuanMoEV1ForCausalLM", experts.hunyuan_moe, tensors=SHARED_MLP),
     "afmoe": Architecture(

@@ -1,4 +1,4 @@
-"""Layers of Mamba-2 as llama.cpp has them, and Granite 4, which has them beside such that attend.
+"""Layers of Mamba-2 as llama.cpp has them, of Granite 4 and Nemotron-H, which have them beside others.
 
 Of what makes decay the file has minus the exponential, as of Gated DeltaNets. Vectors are stored as matrices:
 a row for each head, or for each group of what is normalised.
@@ -12,7 +12,7 @@ from math import prod
 from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.families import dense
 from workers.checkpoints.gguf.families.delta_net import RATES, Shape
-from workers.checkpoints.gguf.keys import Json, Keys
+from workers.checkpoints.gguf.keys import MOST_LAYERS, Json, Keys
 from workers.checkpoints.safetensors import Tensor
 
 LAYER = {
@@ -27,17 +27,11 @@ VECTORS = (".mamba.A_log", ".mamba.D", ".mamba.norm.weight")
 
 def granite(keys: Keys) -> Json:
     """A layer without heads of keys is Mamba-2. Positions turn where the file says so, or says nothing."""
-    heads = keys.get("attention.head_count_kv")
-    if not isinstance(heads, list):
-        heads = [heads] * keys.layers()
-    if not all(type(each) is int and each >= 0 for each in heads):
-        refuse(keys.path, f"attention.head_count_kv {heads!r} is no list of numbers, one for each layer")
-    attending, states = {*heads} - {0}, [number for number, each in enumerate(heads) if not each]
-    if len(attending) != 1:
-        refuse(keys.path, f"attention.head_count_kv {heads!r} is not supported: layers that attend are alike")
+    heads = _of_layers(keys, "attention.head_count_kv")
+    states = [number for number, each in enumerate(heads) if not each]
     turns = keys.get("rope.scaling.finetuned", True)
     found = dense.granite(keys) | {
-        "num_key_value_heads": attending.pop(),
+        "num_key_value_heads": _the_one(keys, "attention.head_count_kv", heads),
         "layer_types": ["attention" if each else "mamba" for each in heads],
         "position_embedding_type": "rope" if turns else "nope",
         "num_local_experts": keys.number("expert_count", 0),
@@ -46,17 +40,11 @@ def granite(keys: Keys) -> Json:
             "expert_shared_feed_forward_length", keys.number("feed_forward_length")
         ),
     }
-    own = _states(keys, states[0] if states else 0)  # which a file may have though no layer does
-    return found | own if states else found
-
-
-def _states(keys: Keys, first: int) -> Json:
-    """What the file says of its layers with a state, of which `first` is one."""
-    sizes = {
-        name: keys.size(f"ssm.{name}", 1)
-        for name in ("inner_size", "time_step_rank", "group_count", "state_size", "conv_kernel")
-    }
-    return {
+    sizes = _sizes(keys)  # which a file may have though no layer keeps a state
+    if not states:
+        return found
+    first = states[0]
+    return found | {
         "mamba_n_heads": sizes["time_step_rank"],
         "mamba_n_groups": sizes["group_count"],
         "mamba_d_state": sizes["state_size"],
@@ -65,6 +53,74 @@ def _states(keys: Keys, first: int) -> Json:
         "mamba_conv_bias": keys.has(f"blk.{first}.ssm_conv1d.bias"),
         "mamba_proj_bias": keys.has(f"blk.{first}.ssm_in.bias"),
     }
+
+
+def nemotron(keys: Keys) -> Json:
+    """What a layer is its tensors say. Nothing turns, whatever the file says of positions."""
+    kinds = [_kind(keys, number) for number in range(min(keys.layers(), MOST_LAYERS))]
+    heads, inner = _of_layers(keys, "attention.head_count_kv"), _of_layers(keys, "feed_forward_length")
+    sizes, first = _sizes(keys), kinds.index("mamba") if "mamba" in kinds else 0
+    mlp = kinds.index("mlp") if "mlp" in kinds else None
+    if sizes["inner_size"] % sizes["time_step_rank"]:
+        refuse(keys.path, f"ssm.time_step_rank does not divide ssm.inner_size {sizes['inner_size']}")
+    found = {
+        "layers_block_type": kinds,
+        "num_key_value_heads": _the_one(keys, "attention.head_count_kv", heads),
+        "intermediate_size": max(inner) or 1,
+        "mlp_bias": mlp is not None and keys.has(f"blk.{mlp}.ffn_up.bias"),
+        "layer_norm_epsilon": keys.number("attention.layer_norm_rms_epsilon"),
+        "mamba_num_heads": sizes["time_step_rank"],
+        "mamba_head_dim": sizes["inner_size"] // sizes["time_step_rank"],
+        "n_groups": sizes["group_count"],
+        "ssm_state_size": sizes["state_size"],
+        "conv_kernel": sizes["conv_kernel"],
+        "use_conv_bias": keys.has(f"blk.{first}.ssm_conv1d.bias"),
+        "use_bias": keys.has(f"blk.{first}.ssm_in.bias"),
+    }
+    if "moe" not in kinds:
+        keys.asked.update(name for name in keys.names() if name.startswith("expert_"))  # of none
+        return found
+    keys.get("expert_shared_count")  # as one, whose size is the next
+    return found | {
+        "n_routed_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "moe_intermediate_size": keys.number("expert_feed_forward_length"),
+        "moe_shared_expert_intermediate_size": keys.number("expert_shared_feed_forward_length"),
+        "routed_scaling_factor": keys.number("expert_weights_scale", 1.0),
+        "norm_topk_prob": keys.get("expert_weights_norm", True),
+        "n_group": keys.number("expert_group_count", 1),
+        "topk_group": keys.number("expert_group_used_count", 1),
+    }
+
+
+def _kind(keys: Keys, number: int) -> str:
+    for part, kind in (("ssm_in", "mamba"), ("attn_q", "attention"), ("ffn_gate_inp", "moe")):
+        if keys.has(f"blk.{number}.{part}.weight"):
+            return kind
+    return "mlp"
+
+
+def _of_layers(keys: Keys, name: str) -> list[int]:
+    """A number of each layer, which may be 0."""
+    value, count = keys.get(name), min(keys.layers(), MOST_LAYERS)
+    listed = value if isinstance(value, list) else [value] * count
+    if len(listed) != count or not all(type(each) is int and each >= 0 for each in listed):
+        refuse(keys.path, f"{name} {value!r} is no number, nor a list of {count}, one for each layer")
+    return listed
+
+
+def _the_one(keys: Keys, name: str, listed: list[int]) -> int:
+    """The one that is not 0."""
+    found = {*listed} - {0}
+    if len(found) != 1:
+        refuse(keys.path, f"{name} {listed!r} is not supported: layers that have some are alike")
+    return found.pop()
+
+
+def _sizes(keys: Keys) -> dict[str, int]:
+    """Those of a layer with a state."""
+    names = ("inner_size", "time_step_rank", "group_count", "state_size", "conv_kernel")
+    return {name: keys.size(f"ssm.{name}", 1) for name in names}
 
 
 def flat(name: str, tensor: Tensor) -> Tensor:
