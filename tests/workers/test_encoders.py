@@ -12,9 +12,10 @@ from torch import nn
 
 from ipc.errors import CortexError
 from ipc.worker_messages import Submit
-from tests.workers import encoders
+from tests.workers import encoders, nomic_experts
 from tests.workers.encoders import ENCODERS, hidden, load, texts, vectors, write, write_modules
 from tests.workers.harness import Answer, Workers
+from tests.workers.test_families import assert_asks_for_what_is_declared
 from workers.attention import whole
 from workers.checkpoints.adapter import read_adapter
 from workers.checkpoints.reading import read_card, refusal
@@ -164,10 +165,10 @@ def test_a_nomic_bert_is_the_same_in_the_words_of_its_published_files(tmp_path):
     [
         ("prenorm", True),
         ("rotary_emb_fraction", 0.5),
-        ("qkv_proj_bias", True),
+        ("mlp_fc1_bias", True),
         ("use_rms_norm", True),
         ("moe_every_n_layers", 2),
-        ("activation_function", "gelu"),
+        ("activation_function", "relu"),
         ("n_head", 7),
     ],
 )
@@ -306,3 +307,31 @@ def test_an_adapter_of_an_encoder_is_refused(tmp_path):
     write("bert", tmp_path)
     with pytest.raises(CortexError, match="adapters of BertModel, an encoder, are not supported"):
         read_adapter("mine", tmp_path / "mine", read_card(tmp_path))
+
+
+def test_a_nomic_bert_with_experts_makes_the_vectors_of_its_own_code(tmp_path):
+    oracle = nomic_experts.write(tmp_path)
+    inputs = texts(12)
+    close(vectors(load(tmp_path), inputs), [hidden(oracle, ids).mean(0) for ids in inputs])
+    for size in (1, 2):
+        assert_asks_for_what_is_declared(read_card(tmp_path), "nomic_bert", size)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("moe_normalize_expert_weights", True),
+        ("expert_choice_router", True),
+        ("num_shared_experts", 1),
+        ("moe_top_k", 6),
+        ("moe_every_n_layers", 1),
+        ("num_experts", 0),
+        ("activation_function", "swiglu"),
+        ("mlp_fc2_bias", False),
+    ],
+)
+def test_a_nomic_bert_with_other_experts_is_refused_by_its_key(tmp_path, key, value):
+    nomic_experts.write(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(nomic_experts.CONFIG | {key: value}))
+    named = {"activation_function": "mlp_fc1_bias", "mlp_fc2_bias": "fc2.bias"}.get(key, key)
+    assert named in refusal(tmp_path)

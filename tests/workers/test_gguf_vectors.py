@@ -11,7 +11,7 @@ import torch
 
 from ipc.errors import CortexError
 from ipc.worker_messages import Submit
-from tests.workers import encoders, gguf_files
+from tests.workers import encoders, gguf_files, nomic_experts
 from tests.workers.engines import Session
 from tests.workers.oracle import fill
 from tests.workers.thread_ranks import Ranks
@@ -72,6 +72,15 @@ def test_a_converted_eurobert_makes_the_same_vectors(tmp_path):
     assert (card.family, card.pooling, card.completion) == ("eurobert", "last", False)
     inputs = encoders.texts(6)
     wanted = torch.stack([encoders.hidden(oracle, ids)[-1] for ids in inputs])
+    found = torch.stack(encoders.vectors(encoders.load(path), inputs))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_converted_nomic_bert_with_experts_makes_the_vectors_of_one_without_their_bias(tmp_path):
+    oracle = nomic_experts.model(expert_bias=False)
+    path = nomic_experts.write_gguf(tmp_path / "model.gguf", oracle)
+    inputs = encoders.texts(6)
+    wanted = torch.stack([encoders.hidden(oracle, ids).mean(0) for ids in inputs])
     found = torch.stack(encoders.vectors(encoders.load(path), inputs))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 

@@ -37,6 +37,7 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
     scale: float = 1.0  # of the weights
     router: str = "gate"  # its name
     biased: bool = False  # it, and all projections
+    summed_bias: bool = False  # is added to the sum of what they make
     # each
     interleaved: bool = (
         False  # the two projections into an expert are one tensor, whose rows are theirs by turns

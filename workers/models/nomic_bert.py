@@ -1,5 +1,7 @@
 """BERT with rotary positions and a gated MLP: Nomic's (Nussbaum et al. 2024), and GTE (Zhang et al. 2024).
 
+In Nomic's second every other layer has experts, and no MLP has gates.
+
 tokens + types ─ norm ─┬─ attention ─┬+─ norm ─┬─ mlp ─┬+─ norm ─ … ─ hidden states
                        └─────────────┘         └───────┘
 """
@@ -20,7 +22,8 @@ from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.rotary import Rotary, rotate
 from workers.models.encoder import Encoder
-from workers.models.mlp import gated
+from workers.models.experts import MixtureOfExperts
+from workers.models.mlp import activated, gated
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Slice
@@ -76,13 +79,54 @@ class NomicBert(Encoder):
         return x
 
 
+class MLP:
+    """Gated, or with one projection in."""
+
+    def __init__(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gates, self.activation, self.exact = config.gates, config.activation, False
+        names = ("fc12", "fc11") if config.gates else ("fc1",)
+        wide = [(f"{name}.{each}", inner, group.share(inner)) for each in names]
+        self.up = ColumnParallel(wide, hidden, config.mlp_bias, empty)
+        self.down = RowParallel(f"{name}.fc2", hidden, inner, config.encoder.down_bias, group, empty)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.up, self.down
+
+    def vectors(self) -> Iterator[Slice]:
+        """All that is no product."""
+        return iter(())
+
+    def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
+        function = gated if self.gates else activated
+        return self.down(function(self.up(x), self.activation, self.exact))
+
+
+class Mixture(MixtureOfExperts):
+    """Experts, and what is added to their sum."""
+
+    def __init__(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
+        super().__init__(name, config, group, empty)
+        self.name = name
+        self.bias = empty(config.hidden_size) if config.experts.summed_bias else None
+
+    def vectors(self) -> Iterator[Slice]:
+        """All that is no product."""
+        if self.bias is not None:
+            yield Slice(f"{self.name}.experts.bias", tuple(self.bias.shape), self.bias)
+
+    def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden]
+        y = super().__call__(x)
+        return y if self.bias is None else y + self.bias
+
+
 class Block:
     """Attention, then the feed-forward network, with a norm behind each sum."""
 
     def __init__(self, number: int, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
-        name, hidden, inner = f"encoder.layers.{number}", config.hidden_size, config.intermediate_size
+        name, hidden = f"encoder.layers.{number}", config.hidden_size
         self.number, self.head_dim = number, config.head_dim
-        self.activation, self.exact = config.activation, False
         heads = group.share(config.num_heads)
         shares = [
             range(start + heads.start * config.head_dim, start + heads.stop * config.head_dim)
@@ -93,24 +137,31 @@ class Block:
         bias = config.output_bias
         self.output = RowParallel(f"{name}.attn.out_proj", hidden, hidden, bias, group, empty)
         self.attention_norm = LayerNorm(f"{name}.norm1", hidden, config.norm_eps, empty)
-        wide = [(f"{name}.mlp.{each}", inner, group.share(inner)) for each in ("fc12", "fc11")]
-        self.gate_up = ColumnParallel(wide, hidden, False, empty)
-        bias = config.encoder.down_bias
-        self.down = RowParallel(f"{name}.mlp.fc2", hidden, inner, bias, group, empty)
+        has_experts = config.experts is not None and number in config.experts.layers
+        self.mlp = (Mixture if has_experts else MLP)(f"{name}.mlp", config, group, empty)
         self.mlp_norm = LayerNorm(f"{name}.norm2", hidden, config.norm_eps, empty)
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        return self.qkv, self.output, self.gate_up, self.down
+        return self.qkv, self.output, *self.mlp.linears
+
+    @property
+    def exact(self) -> bool:
+        """Whether each token is computed as if it were alone."""
+        return self.mlp.exact
+
+    @exact.setter
+    def exact(self, exact: bool) -> None:
+        self.mlp.exact = exact
 
     def norms(self) -> Iterator[Slice]:
         yield from self.attention_norm.pieces()
         yield from self.mlp_norm.pieces()
+        yield from self.mlp.vectors()
 
     def __call__(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:  # [tokens, hidden]
         x = self.attention_norm(x + self._attended(x, angles, attend))
-        inner = gated(self.gate_up(x), self.activation, self.exact)
-        return self.mlp_norm(x + self.down(inner))
+        return self.mlp_norm(x + self.mlp(x))
 
     def _attended(self, x: Tensor, angles: Angles, attend: Attend) -> Tensor:  # [tokens, hidden]
         qkv = self.qkv(x).view(len(x), 3, -1, self.head_dim)

@@ -1,5 +1,8 @@
 """Nomic's BERT (https://arxiv.org/abs/2402.01613): BERT with rotary positions, a gated MLP, and no biases.
 
+Of the second (https://arxiv.org/abs/2502.07972) every other layer has experts in place of the MLP; neither
+has gates, and all but experts have biases.
+
 Its files write `config.json` in the words of GPT-2, and in those of BERT since transformers has the model.
 """
 
@@ -14,9 +17,14 @@ from msgspec.structs import replace
 
 from workers.checkpoints import config
 from workers.checkpoints.config import ConfigFile
+from workers.checkpoints.experts import Experts
+from workers.checkpoints.families.llama import expert_tensors
 from workers.checkpoints.family import Family, TensorSpec
 from workers.checkpoints.files import refuse
 from workers.checkpoints.model_config import Encoder, ModelConfig
+from workers.checkpoints.rope import Size
+from workers.checkpoints.safetensors import Tensor
+from workers.checkpoints.stacked import MOST_EXPERTS, TRANSPOSED
 
 WORDS, TYPES, NORM = "embeddings.word_embeddings", "embeddings.token_type_embeddings", "emb_ln"
 PREFIXES = ("nomic_bert.", "bert.")  # of a model that has a head besides
@@ -31,6 +39,9 @@ OLD_NAMES = {
     "rotary_emb_base": "rope_theta",
 }
 GATES = {"swiglu": "silu", "geglu": "gelu"}
+PLAIN = "gelu"  # without gates
+ROUTER = "router.layer"
+STACKED = {"w1": "up_proj.weight", "w2": f"down_proj.{TRANSPOSED}"}  # all experts, one below the other
 # What the keys in GPT-2's words must say: other models of this code are others.
 ONLY: dict[str, tuple[Any, ...]] = {
     "rotary_emb_fraction": (1.0,),
@@ -43,12 +54,14 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "causal": (False,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
-    **dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), (False,)),
-    **dict.fromkeys(("moe_every_n_layers", "num_experts", "num_shared_experts"), (0, None)),
+    "num_shared_experts": (0, None),
+    "moe_normalize_expert_weights": (False, None),
+    "expert_choice_router": (False, None),
+    "ffn_div": (1, None),
 }
 # Above the positions that it was trained with the rope would turn otherwise, as the text grows longer.
 STRETCHED = ("max_trained_positions", "rotary_scaling_factor")
-UNREAD = ("activation_function", "reorder_and_upcast_attn", "use_flash_attn")
+UNREAD = ("activation_function", "moe_impl", "reorder_and_upcast_attn", "use_flash_attn")
 
 
 class NomicBertFile(ConfigFile, kw_only=True):
@@ -56,6 +69,15 @@ class NomicBertFile(ConfigFile, kw_only=True):
 
     layer_norm_eps: Annotated[float, Meta(ge=0)] = 1e-12
     type_vocab_size: Annotated[int, Meta(ge=0)] = 2
+    gates: bool = True  # these are of its own code's words
+    qkv_proj_bias: bool = False
+    mlp_fc1_bias: bool = False
+    mlp_fc2_bias: bool = False
+    num_experts: Annotated[int, Meta(ge=0, le=MOST_EXPERTS)] | None = None
+    moe_top_k: Size | None = None
+    moe_every_n_layers: Annotated[int, Meta(ge=0)] | None = None
+    expert_bias: bool = True
+    router_aux_loss_coef: Any = None  # of training
 
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
@@ -70,13 +92,39 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         rope_theta=theta,
         rope_parameters={"rope_theta": theta} | (file.rope_parameters or {}),
     )
+    if file.gates and file.mlp_fc1_bias:
+        refuse(path, "mlp_fc1_bias True is not supported beside gates")
     return config.model_config(
         path,
         file,
         [None] * file.num_hidden_layers,
+        qkv_bias=file.qkv_proj_bias,
+        output_bias=file.qkv_proj_bias,
+        mlp_bias=file.mlp_fc1_bias,
+        gates=file.gates,
         bidirectional=True,
-        encoder=Encoder(token_types=file.type_vocab_size, norm_bias=True),
+        encoder=Encoder(token_types=file.type_vocab_size, norm_bias=True, down_bias=file.mlp_fc2_bias),
+        experts=_experts(path, file),
     )
+
+
+def _experts(path: Path, file: NomicBertFile) -> Experts | None:
+    """Those of every so many'th layer, from the second on."""
+    every = file.moe_every_n_layers
+    if not file.num_experts and not every:
+        return None
+    if file.gates or (every or 0) < 2 or not 0 < (file.moe_top_k or 0) <= (file.num_experts or 0):
+        said = f"moe_every_n_layers {every}, moe_top_k {file.moe_top_k} of num_experts {file.num_experts}"
+        refuse(path, f"{said}, gates {file.gates}: is not supported")
+    experts = Experts(
+        count=file.num_experts,
+        chosen=file.moe_top_k,
+        intermediate_size=file.intermediate_size,
+        layers=tuple(range(1, file.num_hidden_layers, every)),
+        router=ROUTER,
+        summed_bias=file.expert_bias,
+    )
+    return experts if experts.layers else None
 
 
 def _in_words_of_bert(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,15 +134,16 @@ def _in_words_of_bert(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     for key, known in ONLY.items():
         if key in given and (value := given.pop(key)) not in known:
             refuse(path, f"{key} {value} is not supported; {known[0]} is")
-    if (name := given.get("activation_function")) not in GATES:
-        refuse(path, f"activation_function {name} is not supported; there are {', '.join(GATES)}")
+    name = given.get("activation_function")
+    if not isinstance(name, str) or name not in (*GATES, PLAIN):
+        refuse(path, f"activation_function {name} is not supported; there are {', '.join((*GATES, PLAIN))}")
     trained = given.get("max_trained_positions") or given.get("n_positions")
     for old, new in OLD_NAMES.items():
         if old in given:
             given[new] = given.pop(old)
     if isinstance(trained, int) and isinstance(given.get("max_position_embeddings"), int):
         given["max_position_embeddings"] = min(trained, given["max_position_embeddings"])
-    given["hidden_act"] = GATES[name]
+    given["hidden_act"], given["gates"] = GATES.get(name, name), name in GATES
     for key in (*STRETCHED, *UNREAD):
         given.pop(key, None)
     return given
@@ -112,10 +161,32 @@ def tensors(model: ModelConfig) -> Iterator[TensorSpec]:
         yield from _linear(f"{prefix}attn.Wqkv", 3 * hidden, hidden, "qkv_rows", model.qkv_bias)
         yield from _linear(f"{prefix}attn.out_proj", hidden, hidden, "columns", model.output_bias)
         yield from _norm(f"{prefix}norm1", hidden)
-        for name in ("fc11", "fc12"):
-            yield from _linear(f"{prefix}mlp.{name}", inner, hidden, "rows", False)
-        yield from _linear(f"{prefix}mlp.fc2", hidden, inner, "columns", model.encoder.down_bias)
+        if model.experts is not None and layer in model.experts.layers:
+            yield from expert_tensors(f"{prefix}mlp.", hidden, model.experts, gates=False)
+            if model.experts.summed_bias:
+                yield TensorSpec(f"{prefix}mlp.experts.bias", (hidden,), "none")
+        else:
+            for name in ("fc11", "fc12") if model.gates else ("fc1",):
+                yield from _linear(f"{prefix}mlp.{name}", inner, hidden, "rows", model.mlp_bias)
+            yield from _linear(f"{prefix}mlp.fc2", hidden, inner, "columns", model.encoder.down_bias)
         yield from _norm(f"{prefix}norm2", hidden)
+
+
+def parts(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Experts apart, as many as a layer's router knows."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        layer, _, own = name.rpartition(".experts.mlp.")
+        router = stored.get(f"{layer}.{ROUTER}.weight")
+        count = 0 if router is None or own not in STACKED else router.shape[0]
+        if not 0 < count <= MOST_EXPERTS or tensor.shape[0] % count:
+            found[name] = tensor
+            continue
+        size, shape = tensor.size // count, (tensor.shape[0] // count, *tensor.shape[1:])
+        for number in range(count):
+            each = Tensor(tensor.file, tensor.dtype, shape, tensor.offset + number * size, size)
+            found[f"{layer}.experts.{number}.{STACKED[own]}"] = each
+    return found
 
 
 def usual_name(name: str) -> str:
@@ -142,4 +213,5 @@ NOMIC_BERT = Family(
     read,
     tensors,
     usual_name=usual_name,
+    rearrange=parts,
 )

@@ -148,6 +148,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         embeds=True,
         neutral=bert.NEUTRAL,
     ),
+    "nomic-bert-moe": Architecture(
+        "NomicBertModel",
+        bert.nomic_moe_config,
+        tensors=bert.NOMIC_MOE_LAYER,
+        whole=bert.NOMIC_WHOLE,
+        layers="encoder.layers",
+        embeds=True,
+        neutral=bert.NEUTRAL,
+    ),
     "modern-bert": Architecture(
         "ModernBertModel",
         bert.modern_config,

@@ -39,6 +39,7 @@ NOMIC_WHOLE = {
     "token_embd_norm.weight": f"{nomic_bert.NORM}.weight",
     "token_embd_norm.bias": f"{nomic_bert.NORM}.bias",
 }
+NOMIC_MOE_LAYER = NOMIC_LAYER | {"ffn_up": "mlp.fc1", "ffn_gate_inp": f"mlp.{nomic_bert.ROUTER}"}
 MODERN_LAYER = {
     "attn_norm": "attn_norm",
     "attn_qkv": "attn.Wqkv",
@@ -63,13 +64,33 @@ def config(keys: Keys) -> Json:
 
 
 def nomic_config(keys: Keys) -> Json:
-    """Files of it say what turns, and until where."""
-    if (kind := keys.file.get("tokenizer.ggml.model")) != "bert":
-        refuse(keys.path, f"is a nomic-bert with a tokenizer of kind {kind!r}, which is not supported")
+    """The first one."""
+    return _nomic(keys, "bert") | {"hidden_act": "silu"}
+
+
+def nomic_moe_config(keys: Keys) -> Json:
+    """The second one. What is added to the sum of experts is left out of files."""
+    return _nomic(keys, "t5") | {
+        "hidden_act": "gelu",
+        "gates": False,
+        "qkv_proj_bias": True,
+        "mlp_fc1_bias": True,
+        "mlp_fc2_bias": True,
+        "num_experts": keys.size("expert_count"),
+        "moe_top_k": keys.size("expert_used_count"),
+        "moe_every_n_layers": keys.size("moe_every_n_layers"),
+        "expert_bias": False,
+    }
+
+
+def _nomic(keys: Keys, tokenizer: str) -> Json:
+    """Files of them say what turns, and until where."""
+    if (kind := keys.file.get("tokenizer.ggml.model")) != tokenizer:
+        name = keys.file.architecture
+        refuse(keys.path, f"is a {name} with a tokenizer of kind {kind!r}, which is not supported")
     return _shared(keys) | {
         "max_position_embeddings": keys.size("context_length"),
         "rope_theta": keys.number("rope.freq_base"),
-        "hidden_act": "silu",
     }
 
 
