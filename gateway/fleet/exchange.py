@@ -33,6 +33,7 @@ from ipc.messages.replies import (
     Progress,
     Reply,
     Started,
+    VectorPiece,
 )
 from ipc.messages.requests import CountTokens, Detokenize, Embed, Generate
 
@@ -166,6 +167,8 @@ class Exchange:
                 self._transcript = Transcript(_choices(request), request.return_token_ids)
             else:
                 request.in_pieces = request.sampling.tells
+        elif isinstance(request, Embed):
+            request.in_pieces = True
         if isinstance(request, Generate | Embed):
             request.priority = self._principal.weigh(request.priority)
         if self._transcript is None:
@@ -213,11 +216,11 @@ class Exchange:
             elif kind is Finished:
                 self.receipt.finished = reply if self._pieces is None else self._pieces.join(reply)
                 self._neuron.served(self._request.model)
-            elif kind is LogprobPiece:
+            elif kind is LogprobPiece or kind is VectorPiece:
                 self._pieces = self._pieces or Pieces()
                 self._pieces.take(reply)
             elif kind in ONE_REPLY:
-                self.receipt.reply = reply
+                self.receipt.reply = reply if self._pieces is None else self._pieces.join_vectors(reply)
                 if self._needs_load:
                     self._neuron.served(self._request.model)
             elif kind is Failed or kind is Cancelled:

@@ -1,7 +1,7 @@
-"""Log-probabilities of an unstreamed answer, which come in pieces before its end.
+"""Log-probabilities of an unstreamed answer, and vectors, which come in pieces before its end.
 
-They stay as they came until somebody writes them. Read at once they would be a million objects: to make them,
-and to free them, holds up the event loop for a tenth of a second each.
+Log-probabilities stay as they came until somebody writes them. Read at once they would be a million objects:
+to make them, and to free them, holds up the event loop for a tenth of a second each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ipc.messages.answers import TokenLogprob
-from ipc.messages.replies import Finished, LogprobPiece
+from ipc.messages.replies import Embeddings, Finished, LogprobPiece, VectorPiece
 
 _decode = msgspec.msgpack.Decoder(list[TokenLogprob]).decode
 
@@ -45,10 +45,18 @@ class Pieces:
     def __init__(self) -> None:
         self._of_choices: dict[int, list[LogprobPiece]] = defaultdict(list)
         self._of_prompts: dict[int, list[LogprobPiece]] = defaultdict(list)
+        self._vectors: dict[int, bytes] = {}  # by the numbers of their inputs
 
-    def take(self, piece: LogprobPiece) -> None:
+    def take(self, piece: LogprobPiece | VectorPiece) -> None:
         """The next one."""
+        if isinstance(piece, VectorPiece):
+            self._vectors.update(zip(piece.numbers, piece.vectors, strict=True))
+            return
         (self._of_prompts if piece.of_prompt else self._of_choices)[piece.index].append(piece)
+
+    def join_vectors(self, embeddings: Embeddings) -> Embeddings:
+        """The vectors in the order of the input."""
+        return replace(embeddings, vectors=[self._vectors[number] for number in sorted(self._vectors)])
 
     def join(self, finished: Finished) -> Finished:
         """The answer with all that came before its end."""

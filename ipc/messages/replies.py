@@ -139,6 +139,14 @@ class Text(Reply, tag="text"):
     text: str
 
 
+class VectorPiece(Reply, tag="vectors"):
+    """Not terminal, of an `Embed` that takes its vectors `in_pieces`: some of them, as they were made. Where
+    there was one, all come so, and `Embeddings` has none."""
+
+    numbers: list[int]  # of their inputs
+    vectors: list[bytes]
+
+
 class Embeddings(Reply, tag="embeddings"):
     vectors: list[bytes]  # float32, little-endian, in the order of the input
     prompt_tokens: int
@@ -275,6 +283,7 @@ AnyReply = (
     | TokenCount
     | Tokens
     | Text
+    | VectorPiece
     | Embeddings
     | Ranked
     | PageHashes

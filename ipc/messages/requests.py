@@ -187,7 +187,7 @@ class Detokenize(Request, tag="detokenize", kw_only=True):
 
 
 class Embed(Request, tag="embed", kw_only=True):
-    """Answered by `Embeddings`."""
+    """Answered by `Embeddings`, after `VectorPiece`s when `in_pieces`."""
 
     model: ModelId
     account: Name = ""
@@ -201,6 +201,8 @@ class Embed(Request, tag="embed", kw_only=True):
     # one is refused.
     cut_to: Annotated[int, Meta(ge=0)] | None = None
     keep_alive: Seconds | None = None  # as in `Generate`
+    # Many vectors come as they are made: all in one message take its reader and its writer 20 ms each.
+    in_pieces: bool = False
     input: list[str | TokenIds]  # texts or token ids
 
 

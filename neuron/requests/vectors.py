@@ -65,7 +65,7 @@ class VectorRequest(OpenRequest):
                 account=self.request.account,
                 second=each.second,
             )
-            self.parts.append(Vector(submit, self))
+            self.parts.append(Vector(number, submit, self))
             self.prompt_tokens += len(each.ids) // 4
 
     def check_length(self, context_length: int) -> None:
@@ -83,7 +83,7 @@ class VectorRequest(OpenRequest):
     def usage(self) -> Usage:
         return Usage(prompt_tokens=self.prompt_tokens)
 
-    def on_vector(self) -> None:
+    def on_vector(self, vector: Vector) -> None:
         """One more input is done."""
         self._missing -= 1
         if not self._missing:
@@ -99,9 +99,10 @@ class VectorRequest(OpenRequest):
 
 
 class Vector:
-    """One input on its way."""
+    """One input on its way, and its number among those of the request."""
 
-    def __init__(self, submit: Submit, owner: VectorRequest) -> None:
+    def __init__(self, number: int, submit: Submit, owner: VectorRequest) -> None:
+        self.number = number
         self.submit = submit
         self.images: Sequence[PreparedImage] = ()
         self.values = np.empty(0, np.float32)
@@ -111,4 +112,4 @@ class Vector:
         """Take what a step brought."""
         if self._owner.take(report) and report.finish:
             self.values = self._owner.made(np.frombuffer(report.details.embedding, "<f4"))
-            self._owner.on_vector()
+            self._owner.on_vector(self)

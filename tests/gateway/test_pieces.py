@@ -1,4 +1,5 @@
-"""Log-probabilities that come in pieces: what is written of them is what is written of a whole answer."""
+"""Log-probabilities and vectors that come in pieces: what is written of them is what is written of a whole
+answer."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from gateway.fleet.exchange import Exchange
 from gateway.fleet.pieces import Entries, Pieces
 from ipc.errors import Code, CortexError
 from ipc.messages.answers import Choice, Span, Timings, TokenLogprob, Usage
-from ipc.messages.replies import Failed, Finished, LogprobPiece, Started
-from ipc.messages.requests import AnyRequest, Generate
+from ipc.messages.replies import Embeddings, Failed, Finished, LogprobPiece, Started, VectorPiece
+from ipc.messages.requests import AnyRequest, Embed, Generate
 from ipc.messages.sampling import Sampling
 from ipc.server import Peer
 from tests.gateway.fake_neuron import FakeNeuron
@@ -137,5 +138,35 @@ def test_pieces_of_a_neuron_that_was_given_up_are_forgotten() -> None:
                 assert [entry.token_id for entry in choice.logprobs] == [20, 21]
                 exchange.close()
             assert all(request.in_pieces for request in second.served)
+
+    run(scenario)
+
+
+class Embedder(FakeNeuron):
+    """Tells vectors in pieces, the last ones first, where it is asked to."""
+
+    def _on_request(self, peer: Peer, request: AnyRequest) -> None:
+        if not isinstance(request, Embed):
+            super()._on_request(peer, request)
+            return
+        self.served.append(request)
+        vectors = [bytes([number] * 4) for number in range(5)]
+        for numbers in ([3, 4], [0, 2], [1]):
+            told = [vectors[number] for number in numbers]
+            peer.send(VectorPiece(id=request.id, numbers=numbers, vectors=told))
+        peer.send(Embeddings(id=request.id, vectors=[], prompt_tokens=9))
+
+
+def test_vectors_are_in_the_order_of_their_inputs_however_they_came() -> None:
+    async def scenario() -> None:
+        neuron = Embedder()
+        async with fleet_of(neuron) as fleet:
+            exchange = Exchange(fleet, "r")
+            await exchange.send(Embed(id=0, model="echo", input=["a"] * 5))
+            reply = await exchange.one()
+            assert reply.vectors == [bytes([number] * 4) for number in range(5)]
+            assert reply.prompt_tokens == 9
+            assert neuron.served[0].in_pieces
+            exchange.close()
 
     run(scenario)
