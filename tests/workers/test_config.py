@@ -42,6 +42,12 @@ def test_flat_and_nested_rotary_settings_mean_the_same(tmp_path, rope):
     assert nested == written(tmp_path, rope_theta=500_000.0, rope_scaling=scaling)
 
 
+def test_an_original_context_that_is_said_twice_is_the_same(tmp_path):
+    said = {"original_max_position_embeddings": 128, "rope_parameters": YARN}
+    assert written(tmp_path, **said).rope.original_max_position_embeddings == 128
+    assert "leave one of them out" in refusal(tmp_path, **said | {"original_max_position_embeddings": 64})
+
+
 def test_a_missing_original_context_is_the_whole_context(tmp_path):
     rope = {key: value for key, value in YARN.items() if key != "original_max_position_embeddings"}
     config = written(tmp_path, rope_parameters=rope)
@@ -228,6 +234,7 @@ def test_a_key_that_may_change_numbers_and_is_not_understood_is_refused(tmp_path
         ("Starcoder2ForCausalLM", "norm_type", "rms_norm"),
         ("HunYuanDenseV1ForCausalLM", "use_cla", True),
         ("HunYuanMoEV1ForCausalLM", "moe_topk", 3),
+        ("HunYuanMoEV1ForCausalLM", "num_experts_per_tok", 2),
         ("HunYuanMoEV1ForCausalLM", "moe_topk", [1, 0]),
         ("HunYuanMoEV1ForCausalLM", "num_shared_expert", [1, 2]),
         ("HunYuanMoEV1ForCausalLM", "moe_intermediate_size", 32),

@@ -90,8 +90,19 @@ def rearranged(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def said_of_kinds(path: Path, key: str, listed: Any, names: Mapping[str, str], count: int) -> list[str]:
-    """What each layer is, in the words of `names`, which says what each word of the files stands for."""
-    if not isinstance(listed, list) or len(listed) != count or not {*map(str, listed)} <= {*names}:
-        refuse(path, f"{key} is no list of {', '.join(names)} for {count} layers")
+def said_of_kinds(
+    path: Path, key: str, listed: Any, names: Mapping[str, str], count: int | None
+) -> list[str]:
+    """What each layer is, in the words of `names`, which says what each word of the files stands for.
+
+    Args:
+        count: of the layers; None: as many as are listed.
+    """
+    if (
+        not isinstance(listed, list)
+        or len(listed) != (count or len(listed))
+        or not {*map(str, listed)} <= {*names}
+    ):
+        layers = "its layers" if count is None else f"{count} layers"
+        refuse(path, f"{key} is no list of {', '.join(names)} for {layers}")
     return [names[each] for each in listed]

@@ -159,15 +159,20 @@ def _spelt_out(path: Path, file: RopeKeys, key: str, partial: bool) -> tuple[str
     given.pop("type", None)
     if given.get("rope_theta") is None:
         given["rope_theta"] = file.rope_theta or 10_000.0
-    nested = given.pop("partial_rotary_factor", None)
+    turning = given.pop("partial_rotary_factor", None)
     if kind == "proportional" and not partial:
-        given = {"factor": 1.0, "proportion": 1.0 if nested is None else nested} | given
+        given = {"factor": 1.0, "proportion": 1.0 if turning is None else turning} | given
     elif (share := rotary_share(file)) != 1.0 and not partial:
         refuse(path, f"{key}: partial_rotary_factor {share} is not supported")
     if kind in ("llama3", "yarn", "longrope"):
-        original = file.original_max_position_embeddings or given.get("original_max_position_embeddings")
+        flat, nested = file.original_max_position_embeddings, given.get("original_max_position_embeddings")
+        original = flat or nested
         if not isinstance(original, int | float | None):
             refuse(path, f"{key}.original_max_position_embeddings {original!r} is no number")
+        if kind != "longrope" and nested not in (None, original):
+            refuse(
+                path, f"original_max_position_embeddings {flat} is {nested} in {key}: leave one of them out"
+            )
         original = file.max_position_embeddings if original is None else original
         if original < (2 if kind == "longrope" else 1):
             refuse(path, f"{key}.original_max_position_embeddings is {original}")

@@ -85,7 +85,6 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     )
     gates, down = file.mlp_multipliers or (1.0, 1.0)
     before = file.attention_in_multiplier
-    head_dim = file.head_dim or file.hidden_size // file.num_attention_heads
     model = config.model_config(
         path,
         file,
@@ -95,7 +94,6 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         mamba=state,
         embedding_scale=file.embedding_multiplier,
         logit_scale=file.lm_head_multiplier,
-        attention_scale=before**2 * file.key_multiplier * head_dim**-0.5,
         multipliers=Multipliers(
             attention=before * file.attention_out_multiplier,
             state=file.ssm_out_multiplier,
@@ -103,10 +101,13 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
             mlp=down,
         ),
     )
+    scale = before * before * file.key_multiplier * model.head_dim**-0.5
     own = mamba.layer(state)
     beside = {key: getattr(own, key) for key in ("state_size", "state_groups", "group_size")}
     return msgspec.structs.replace(
-        model, layers=tuple(msgspec.structs.replace(layer, **beside) for layer in model.layers)
+        model,
+        attention_scale=scale,
+        layers=tuple(msgspec.structs.replace(layer, **beside) for layer in model.layers),
     )
 
 

@@ -72,6 +72,8 @@ def read_moe(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         refuse(
             path, f"moe_intermediate_size {own} is not supported: it is intermediate_size, which is {inner}"
         )
+    if file.num_experts_per_tok not in (None, chosen):
+        refuse(path, f"num_experts_per_tok {file.num_experts_per_tok} is not moe_topk, which is {chosen}")
     if chosen > file.num_experts:
         refuse(path, f"moe_topk {chosen} is above num_experts, which is {file.num_experts}")
     experts = Experts(

@@ -145,7 +145,7 @@ def _kinds(path: Path, given: Mapping[str, Any]) -> list[str]:
     """What each layer is: a state, attention (`full`), an MLP or experts."""
     listed = given.get("layers_block_type") or given.get("layer_types")
     if listed is not None:
-        kinds = mamba.said_of_kinds(path, "layers_block_type", listed, KINDS, len(listed))
+        kinds = mamba.said_of_kinds(path, "layers_block_type", listed, KINDS, None)
     else:
         pattern = given.get("hybrid_override_pattern")
         if not isinstance(pattern, str) or not {*pattern} <= {*PATTERN}:
