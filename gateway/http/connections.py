@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 HEADERS = 4  # a whole header is at most so many times as long as one field of it may be
 LINGER_SECONDS = 2.0  # that a refused client has to stop sending and to read why
 LOOK_AGAIN_SECONDS = 0.1
+# That a connection stays after its last answer where the process is to end: a client that was not told so may
+# send one more request, and is told in its answer.
+LAST_SECONDS = 2.0
 QUICK_SECONDS = 5.0  # that the application has to end what it has open, where the process is to end at once
 
 
@@ -38,6 +41,7 @@ class Worker(gasgi.ASGIWorker):
 
     Attributes:
         connections: that are open.
+        is_ending: it takes no further ones, and no further requests after these.
         header_seconds: until a header has to be there.
         header_limit: bytes of a whole one.
         body_seconds: until a body has to be there, after its header; and that a client may take nothing of
@@ -48,6 +52,7 @@ class Worker(gasgi.ASGIWorker):
         super().__init__(*args, **kwargs)
         ours = (config.in_force or config.GatewayConfig()).gateway
         self.connections: set[Connection] = set()
+        self.is_ending = False
         self._origins, self._hosts = ours.cors_origins, ours.hosts
         self.header_seconds = ours.header_seconds
         self.header_limit = HEADERS * ours.header_limit
@@ -64,6 +69,27 @@ class Worker(gasgi.ASGIWorker):
         gasgi.ASGIProtocol = Connection  # where it looks for the class of a connection,
         protocol.PythonProtocol = Parser  # and where that looks for the class of its parser
         await super()._serve()
+
+    def handle_exit_signal(self) -> None:
+        """SIGTERM. To gunicorn it lives until nothing is open: else that ends connections which clients may
+        use again, for all that they were told."""
+        if not self.is_ending:
+            self.is_ending = True
+            self._ending = self.loop.create_task(self._end())
+
+    async def _end(self) -> None:
+        for server in self.servers:
+            server.close()
+        until = self.loop.time() + self.cfg.graceful_timeout - LINGER_SECONDS
+        while self.connections and self.loop.time() < until:
+            for connection in tuple(self.connections):
+                connection.end_if_idle(LAST_SECONDS)
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        if self.connections:
+            self.log.warning("connections are ended that still had requests count=%d", len(self.connections))
+        for connection in tuple(self.connections):
+            connection.transport.abort()
+        self.alive = False
 
     async def _shutdown(self) -> None:
         for server in self.servers:
@@ -117,6 +143,7 @@ class Connection(ASGIProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.worker.connections.add(self)
+        self._idle_since = self.worker.loop.time()
         self._await_header()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -143,11 +170,14 @@ class Connection(ASGIProtocol):
         if not self._refused:
             super().data_received(data)
 
-    def end_if_idle(self) -> None:
-        """Close it unless it has a request, or one is on its way."""
-        if self._is_between_requests() and not self._header_bytes and not self._has_unread():
+    def end_if_idle(self, seconds: float = 0.0) -> None:
+        """Close it where it has been idle for so long: it has no request, and none is on its way."""
+        if self._is_idle() and self.worker.loop.time() - self._idle_since >= seconds:
             self._close_transport()
             self._request_ready.set()
+
+    def _is_idle(self) -> bool:
+        return self._is_between_requests() and not self._header_bytes and not self._has_unread()
 
     def _is_between_requests(self) -> bool:
         ready = self._request_ready  # None: it speaks something else than HTTP/1
@@ -260,7 +290,8 @@ class Connection(ASGIProtocol):
 
     def _will_close(self, request: Any, response_requires_close: bool) -> bool:
         """After HTTP/1.0 it does, whatever the client asks for: nothing else ends a stream there."""
-        return request.version < VERSION or super()._will_close(request, response_requires_close)
+        closes = self.worker.is_ending or request.version < VERSION
+        return closes or super()._will_close(request, response_requires_close)
 
     def _send_response_start(self, *args: Any, **kwargs: Any) -> None:
         self._answering = True

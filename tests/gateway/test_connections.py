@@ -239,6 +239,26 @@ def test_idle_connections_do_not_hold_up_a_stop_before_which_all_is_logged(
         process.stop()
 
 
+def test_a_client_that_was_not_told_of_the_end_is_answered_once_more(
+    neuron: NeuronThread, tmp_path: Path
+) -> None:
+    process = GatewayProcess(tmp_path, neuron.endpoint).wait_ready()
+    slow = json.dumps({"model": "slow", "prompt": "one " * 60}).encode()
+    try:
+        with connected(process, head(len(slow)) + slow) as client:
+            eventually(lambda: neuron.working("slow"), "the neuron has the request")
+            process.process.send_signal(signal.SIGTERM)
+            status, headers, _ = answer(client)  # begun before that, or after
+            assert (status, headers.get("connection")) == (200, None)
+            client.sendall(GET)
+            status, headers, _ = answer(client)
+            assert (status, headers["connection"]) == (200, "close")
+            assert client.recv(1) == b""
+        process.process.wait(LATE)
+    finally:
+        process.stop()
+
+
 @pytest.mark.parametrize("at_once", [False, True])
 def test_the_application_ends_what_it_has_open_however_a_process_is_stopped(at_once: bool) -> None:
     worker, ended = Worker.__new__(Worker), []
