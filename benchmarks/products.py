@@ -63,7 +63,7 @@ class Timing(NamedTuple):
 
 def right(device: str) -> Iterator[tuple[str, bool, float]]:
     """Name, whether it is right, and the error, of every format in planes at several numbers of tokens."""
-    from tests.workers.interpreted_products import weight_of
+    from tests.workers.random_blocks import weight_of
     from workers.kernels.planes_triton import KINDS as ALL
 
     generator = torch.Generator().manual_seed(0)

@@ -45,10 +45,10 @@ from ipc.messages.requests import (
 from ipc.messages.sampling import Sampling, Structured
 from ipc.model_settings import MAX_MODELS, ModelSettings
 from neuron.catalogue.catalogue import DEMO_FOLDER
-from tests.end_to_end.test_adapters import write as write_adapter
 from tests.held import Held
+from tests.neuron.demo_adapters import write_adapter
 from tests.neuron.harness import HELD, Neuron, simulated
-from tests.neuron.test_encoder_models import write_tokenizer
+from tests.neuron.word_tokenizer import write_tokenizer
 from tests.workers import encoders, seeing
 
 SECONDS = 60.0  # for one request

@@ -31,7 +31,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-DEMO = Path(__file__).parents[1] / "neuron" / "demo"
+from tests.demo import DEMO
+
 CODE = 128  # dimensions of a code, each +1 or -1
 HEAD_DIM = CODE // 2
 ROPE_THETA = 10.0  # turns so fast that neighbours differ

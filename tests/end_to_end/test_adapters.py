@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from gateway.config import GatewayConfig, NeuronSettings
 from gateway.fleet import listing
@@ -19,9 +16,8 @@ from gateway.telemetry.exposition import neuron_metrics
 from ipc.errors import Code, CortexError
 from ipc.messages.requests import Generate, Health, Load
 from ipc.messages.sampling import Sampling
-from neuron.catalogue.catalogue import DEMO_FOLDER
+from tests.neuron.demo_adapters import write_adapter
 from tests.neuron.harness import PATIENCE, Neuron
-from workers.checkpoints.reading import read_card
 
 NAMES = ("pirate", "poet", "pilot", "broken")
 
@@ -31,7 +27,7 @@ def neuron(tmp_path_factory):
     """A neuron with the demo model and adapters of it, of which two are in memory at once; one changes."""
     folder = tmp_path_factory.mktemp("adapters")
     for seed, name in enumerate(NAMES):
-        write(folder / name, seed)
+        write_adapter(folder / name, seed)
     model = {
         "id": "demo",
         "adapters": {name: str(folder / name) for name in NAMES},
@@ -45,19 +41,6 @@ def neuron(tmp_path_factory):
             client.ask(Load(id=0, model="demo"), 3 * PATIENCE)  # processes start slowly on a busy machine
         (folder / "broken" / "adapter_model.safetensors").write_bytes(b"")
         yield neuron
-
-
-def write(adapter, seed):
-    adapter.mkdir()
-    rows, columns = read_card(DEMO_FOLDER).tensors["model.layers.0.mlp.down_proj.weight"].shape
-    generator = torch.Generator().manual_seed(seed)
-    name = "base_model.model.model.layers.0.mlp.down_proj"
-    weights = {
-        f"{name}.lora_A.weight": torch.randn(2, columns, generator=generator),
-        f"{name}.lora_B.weight": torch.randn(rows, 2, generator=generator),
-    }
-    save_file(weights, adapter / "adapter_model.safetensors")
-    (adapter / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 2}))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import msgspec
@@ -20,16 +19,8 @@ from gateway.commands.cli import app as cortex_command
 from ipc.settings import load_settings
 from neuron.cli import app as neuron_command
 from tests.end_to_end.harness import PATIENCE
+from tests.end_to_end.pages import BLOCKS, PAGES, ROOT
 
-ROOT = Path(__file__).parents[2]
-PAGES = {
-    str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
-}
-BLOCKS = [
-    (page, language, body)
-    for page, text in PAGES.items()
-    for language, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M)
-]
 EXAMPLES = [
     example
     for _, _, body in BLOCKS

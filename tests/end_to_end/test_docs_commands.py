@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from gateway.commands.cli import app
 from tests.end_to_end.harness import PATIENCE, SCRIPTS, Program, Services, wait_until
-from tests.end_to_end.test_docs import BLOCKS, ROOT
+from tests.end_to_end.pages import BLOCKS, ROOT
 from tests.neuron.harness import simulated
 
 BIG, LARGER = "Qwen/Qwen3-8B", "Qwen/Qwen3-32B"

@@ -5,30 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from ipc.errors import Code, CortexError
 from ipc.messages.conversation import Message
 from ipc.messages.requests import Embed, Generate, ListModels, Rerank
 from neuron.inspection import inspect
 from tests.neuron.harness import PATIENCE, Neuron
+from tests.neuron.word_tokenizer import CLS, SEP, WORDS, write_tokenizer
 from tests.workers import encoders
 
-CLS, SEP = 3, 4
-WORDS = {f"w{i}": 5 + i for i in range(100)} | {"[UNK]": 2, "[CLS]": CLS, "[SEP]": SEP}
 TEXTS = ["w1 w2 w3", "w4", "w1 w2 w3", "w9 " * 30]
 POOLING = ("Pooling", "1_Pooling", {"word_embedding_dimension": 48, "pooling_mode_mean_tokens": True})
-
-
-def write_tokenizer(folder):
-    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)],
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")

@@ -11,24 +11,11 @@ import pytest
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import Delta, Done, Finished
 from ipc.messages.requests import Eviction, Hello, ListModels, Load, Pin, Quote, Unload
+from tests.neuron.big_models import LIMIT, big, load, status
 from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import PATIENCE, Neuron, chat, simulated, wait_until
 
 GIB = 1 << 30
-LIMIT = {"memory": "4GiB"}
-
-
-def big(model_id, memory="2.5GiB", load_seconds=0.0, **settings):
-    plan = {"memory": memory, "step_seconds": 0.005, "load_seconds": load_seconds}
-    return simulated(model_id, **plan, settings=settings)
-
-
-def load(client, model):
-    return client.ask(Load(id=0, model=model), PATIENCE)
-
-
-def status(neuron):
-    return {state.id: state.status for state in neuron.health().models if state.id != "demo"}
 
 
 def test_a_model_that_does_not_fit_makes_the_idle_one_leave(tmp_path):

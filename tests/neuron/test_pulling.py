@@ -26,12 +26,12 @@ from neuron.pulling import hub as pulling
 from neuron.pulling import resumed
 from neuron.pulling.child import Complete, HubTask
 from neuron.pulling.hub import choose, read_index
+from tests.demo import DEMO
 from tests.neuron.harness import wait_until
 from tests.neuron.hub import COMMIT, Hub, Repository, serving
 from workers.checkpoints.safetensors import INDEX
 
 NEURON = sysconfig.get_path("scripts") + "/neuron"
-DEMO = Path(__file__).parents[2] / "neuron" / "demo"
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -29,7 +29,7 @@ from neuron.text.answers import AnswerFacts, AnswerText
 from neuron.text.frontend import LITTLE, ModelText, TextFiles, TextFrontEnd
 from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import Neuron, chat, simulated, wait_until
-from tests.neuron.test_preparation_pool import Started
+from tests.neuron.played_processes import Started
 from workers.checkpoints.reading import read_card
 
 PATIENCE = 60.0

@@ -3,8 +3,8 @@
 import time
 
 from ipc.messages.requests import Drain, Load, Resume, Unload
+from tests.neuron.big_models import LIMIT, big, load, status
 from tests.neuron.harness import PATIENCE, Neuron, chat, wait_until
-from tests.neuron.test_manager import LIMIT, big, load, status
 
 
 def test_a_preloaded_model_is_there_at_the_start_and_leaves_when_its_memory_is_wanted(tmp_path):

@@ -3,7 +3,6 @@
 import asyncio
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 import msgspec
 
@@ -16,12 +15,12 @@ from neuron.memory.room import Room
 from neuron.models.managed import ManagedModel
 from neuron.processes.backoff import Backoff
 from neuron.tenancy.launcher import Launcher
+from tests.demo import DEMO
 from tests.doubles import stands_for
 from tests.neuron.doubles import NoStandby
 from tests.neuron.harness import PATIENCE, children_of, until
 
 CONFIG = NeuronConfig(memory=Memory(resize_pools=True))
-DEMO = Path(__file__).parents[2] / "neuron" / "demo"
 TOTAL = 2 << 30
 LEFT = 64 << 20  # bytes: less than a process takes
 NEAR = 128  # pages, 12 MiB: one process holds a little more than another

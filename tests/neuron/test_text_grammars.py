@@ -14,8 +14,7 @@ from neuron.grammar.lark_rules import Unfit
 from neuron.grammar.text_grammar import text_grammar
 from neuron.grammar.tool_calls import require_call
 from neuron.text.formats.registry import FORMATS
-from tests.neuron.grammars import BYTES, encode, follow
-from tests.neuron.test_tool_formats import follow_tokens
+from tests.neuron.grammars import BYTES, encode, follow, follow_tokens
 
 TEXT = {
     "type": "object",

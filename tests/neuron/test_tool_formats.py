@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import sys
 from functools import cache
@@ -13,11 +12,9 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from ipc.messages.conversation import Message, Tool, ToolCall
 from ipc.model_settings import TOOL_FORMATS
-from neuron.grammar.check import Bytes
 from neuron.grammar.tool_calls import require_call
 from neuron.text.formats.hermes import HERMES
 from neuron.text.formats.registry import BY_NAME, FORMATS, tool_format
@@ -25,15 +22,9 @@ from neuron.text.formats.tool_format import ToolFormat
 from neuron.text.tags import TOKEN
 from neuron.text.template import ChatTemplate
 from tests.neuron.chunks import cut
-from tests.neuron.grammars import encode, follow
-from tests.neuron.tool_texts import SAMPLES as TAGGED
-from tests.neuron.tool_texts_parameters import SAMPLES as PARAMETERS
-from tests.neuron.tool_texts_untagged import SAMPLES as UNTAGGED
+from tests.neuron.grammars import encode, follow, follow_tokens
+from tests.neuron.tool_samples import SAMPLES, TEMPLATES
 
-SAMPLES = (*TAGGED, *PARAMETERS, *UNTAGGED)
-
-FOLDERS = (parent / "shared" / "data" / "templates" for parent in Path(__file__).parents)
-TEMPLATES = next((folder for folder in FOLDERS if folder.is_dir()), Path("none"))
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 TYPES = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number"}
 
@@ -432,33 +423,6 @@ def test_one_call_is_the_most_where_calls_are_not_parallel(sample):
     for seed in range(2):
         text = follow(grammar_of(sample.format, parallel=False), seed, 4000)
         assert len(calls_in(read(sample, [text], TOOLS))) == 1
-
-
-class WithMarkers(Bytes):
-    """A tokenizer of bytes that has a token for each marker besides."""
-
-    def __init__(self, markers):
-        self.eos_token_id = 256 + len(markers)
-        self.tokens = [*Bytes.tokens[:256], *(marker.encode() for marker in markers), b"<end>"]
-        self.special_token_ids = [*range(256, self.eos_token_id + 1)]
-
-
-def follow_tokens(grammar, markers, seed, length=4000):
-    """What somebody writes who knows nothing but the grammar, and how it comes from the detokenizer."""
-    tokenizer, rng, said = WithMarkers(markers), random.Random(seed), [b""]
-    matcher = LLMatcher(LLTokenizer(TokenizerWrapper(tokenizer)), grammar, log_level=0)
-    while not matcher.is_stopped() and len(said) < length:
-        mask = int.from_bytes(matcher.compute_bitmask(), "little")
-        choices = [token for token in range(tokenizer.eos_token_id) if mask >> token & 1]
-        # nobody who guesses ends a string that has no bound soon: what ends one is likelier
-        ends = [token for token in choices if token >= 256 or token in b'"<']
-        if not choices or (mask >> tokenizer.eos_token_id & 1 and rng.random() < 0.5):
-            break
-        token = rng.choice(ends if ends and rng.random() < 0.5 else choices)
-        matcher.consume_token(token)
-        said.append(TOKEN.encode(errors="surrogatepass") * (token >= 256) + tokenizer.tokens[token])
-    assert not matcher.is_error(), matcher.get_error()
-    return b"".join(said).decode(errors="surrogatepass")
 
 
 @each_format

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from neuron.text.formats.registry import BY_NAME, tool_format
-from tests.neuron.test_tool_formats import SAMPLES, TEMPLATES
+from tests.neuron.tool_samples import SAMPLES, TEMPLATES
 
 # Templates of published models, and what each has its model write.
 CHOSEN = {

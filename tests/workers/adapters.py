@@ -5,11 +5,17 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
+import msgspec
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
+
+from ipc.worker_messages import AdapterReport, DropAdapter, LoadAdapter, Submit
+from tests.workers.harness import PATIENCE
+from workers.execution.model_runner import ModelRunner
 
 SPLIT = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -47,3 +53,21 @@ def write_adapter(
     }
     (folder / "adapter_config.json").write_text(json.dumps(about | config))
     return merged
+
+
+def adapt(runner: ModelRunner, order: LoadAdapter | DropAdapter) -> AdapterReport:
+    """Have `runner` follow an order, and wait for what it says then."""
+    said: Queue[AdapterReport] = Queue()
+    runner.adapt(order, said.put)
+    return said.get(timeout=PATIENCE)
+
+
+def read(runner: ModelRunner, *numbers: int) -> list[int]:
+    """Have adapters read; their bytes."""
+    reports = [adapt(runner, LoadAdapter(number)) for number in numbers]
+    assert not any(report.message for report in reports), reports
+    return [report.nbytes for report in reports]
+
+
+def with_adapter(submit: Submit, adapter: int) -> Submit:
+    return msgspec.structs.replace(submit, adapter=adapter)

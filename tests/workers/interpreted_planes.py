@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.workers.interpreted_products import weight_of
+from tests.workers.random_blocks import weight_of
 from workers.kernels.skinny import Shape
 
 

@@ -8,30 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.workers.test_compiled_products import random_weight
-from workers.checkpoints.blocks import FORMATS
-from workers.weights.blocks import Blocks
-from workers.weights.dequantise import BY_ROW
-from workers.weights.quantise import QUANTISERS, quantise
-from workers.weights.rows import four_times
-
-
-def weight_of(kind: str, rows: int, columns: int) -> Blocks:
-    """Random numbers; scales that are numbers too."""
-    form = FORMATS[kind]
-    if kind not in BY_ROW:
-        return random_weight(kind, rows, columns)
-    generator = torch.Generator().manual_seed(0)
-    if kind in QUANTISERS:
-        return Blocks(form, quantise(kind, torch.randn(rows, columns, generator=generator)))
-    data = torch.randint(0, 256, (rows, form.row_bytes(columns)), dtype=torch.uint8, generator=generator)
-    floats = form.row_nbytes or data.shape[1] - columns // 2
-    scales = torch.rand(rows, floats // 4, generator=generator) + 0.5
-    scales = four_times(scales[:, :1]) if form.row_nbytes else scales
-    data[:, -floats:] = scales.contiguous().view(torch.uint8)
-    if "FP8" in kind or kind == "NVFP4":
-        data[:, :-floats] &= 0xF7  # none is a NaN
-    return Blocks(form, data)
+from tests.workers.random_blocks import weight_of
 
 
 def errors() -> dict[str, float]:
@@ -52,3 +29,9 @@ def errors() -> dict[str, float]:
                 error = (y - expected).norm() / expected.norm()
                 found[f"{kind} {dtype} {tokens}"] = float(error)
     return found
+
+
+KINDS = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "NVFP4", "NF4_64", "FP4_64"),
+    *("INT4_32", "INT4_64", "INT4_128", "INT8_128", "INT8_ROW", "FP8_128", "FP8_ROW"),
+)

@@ -14,9 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ipc.worker_messages import PAGE_SIZE
+from tests.workers.engines import unlike_requests
 from workers.cache.paged import KVCache, write_kv
 from workers.execution import model_runner
 from workers.step.batch import Segment
+
+CONTEXT = 96  # tokens; attention that can be recorded here reads so many, whatever there is
+LIMITS = {"context_length": CONTEXT, "max_step_tokens": 64}
+
 
 T = TypeVar("T")
 WAITS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -186,3 +191,11 @@ def record_steps(patch: pytest.MonkeyPatch) -> Recorder:
     patch.setattr(model_runner, "graph_device", lambda device: recorder)
     patch.setattr(model_runner, "attention_over", FixedAttention)
     return recorder
+
+
+def requests(count: int = 10):
+    """Of all kinds, that end one after the other."""
+    found = [*unlike_requests(count)]
+    for number, submit in enumerate(found):
+        submit.prompt, submit.max_tokens = submit.prompt[: 4 * 40], 5 + 4 * number
+    return found

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from array import array
-from queue import Queue
 
-import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,10 +20,10 @@ from ipc.worker_messages import (
     Submit,
 )
 from tests.workers import seeing
-from tests.workers.adapters import write_adapter
+from tests.workers.adapters import adapt, read, with_adapter, write_adapter
 from tests.workers.engines import Answer, Session, make_runner, prompt_of, request, some_requests
 from tests.workers.guessing import Knows
-from tests.workers.harness import PATIENCE, Workers
+from tests.workers.harness import Workers
 from tests.workers.oracle import greedy
 from workers.checkpoints.adapter import CONFIG, WEIGHTS, read_adapter
 from workers.checkpoints.reading import read_card
@@ -59,24 +57,6 @@ def runner(adapted):
     read(runner, 1, 2)
     yield runner
     runner.close()
-
-
-def adapt(runner: ModelRunner, order: LoadAdapter | DropAdapter) -> AdapterReport:
-    """Have `runner` follow an order, and wait for what it says then."""
-    said: Queue[AdapterReport] = Queue()
-    runner.adapt(order, said.put)
-    return said.get(timeout=PATIENCE)
-
-
-def read(runner: ModelRunner, *numbers: int) -> list[int]:
-    """Have adapters read; their bytes."""
-    reports = [adapt(runner, LoadAdapter(number)) for number in numbers]
-    assert not any(report.message for report in reports), reports
-    return [report.nbytes for report in reports]
-
-
-def with_adapter(submit: Submit, adapter: int) -> Submit:
-    return msgspec.structs.replace(submit, adapter=adapter)
 
 
 def test_unlike_adapters_in_one_batch_answer_as_merged_models_do(adapted, runner):

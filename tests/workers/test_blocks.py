@@ -17,6 +17,7 @@ from ipc.worker_messages import Submit
 from tests.workers import tiny_models
 from tests.workers.engines import Answer, Session, make_runner, serve, some_requests
 from tests.workers.oracle import fill
+from tests.workers.tiny_models import WIDE
 from workers.checkpoints.blocks import FORMATS, QUANTIZATIONS
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.reading import read_card
@@ -27,8 +28,6 @@ from workers.weights.blocks import SHARED_BYTES, Blocks, Empty
 from workers.weights.dequantise import BY_BLOCK, dequantise
 from workers.weights.loader import TYPES, WeightFiles
 from workers.weights.quantise import quantise
-
-WIDE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
 
 
 @pytest.fixture(scope="module")

@@ -9,34 +9,13 @@ import pytest
 import torch
 
 from tests.workers.compiled_library import build
-from workers.checkpoints.blocks import FORMATS
+from tests.workers.random_blocks import COLUMNS, random_weight
 from workers.kernels import compiled, products
 from workers.kernels.products import widened
 from workers.layers.linear import Linear
 from workers.weights import built
-from workers.weights.blocks import Blocks
 
-SCALES = {"Q6_K": [208], "Q4_1": [0, 2], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2], "MXFP4": []}
-COLUMNS = 768
 pytestmark = pytest.mark.usefixtures("compiled_library")
-
-
-def random_weight(name: str, rows: int, columns: int = COLUMNS) -> Blocks:
-    """Random bytes, with scales that are numbers."""
-    form = FORMATS[name]
-    generator = torch.Generator().manual_seed(sum(name.encode()))
-    data = torch.randint(0, 256, (rows, form.row_bytes(columns)), dtype=torch.uint8, generator=generator)
-    if name.startswith("INT4"):  # whose zero points are in the last bits of scales
-        scales = torch.rand(rows, columns // form.elements, generator=generator) * 0.01
-        data[:, columns // 2 :] = scales.view(torch.uint8)
-        return Blocks(form, data, torch.bfloat16)
-    blocks = data.view(rows, -1, form.nbytes)
-    for at in SCALES.get(name, [0]):
-        scales = torch.randn(blocks.shape[:2], generator=generator) * 0.01
-        blocks[:, :, at : at + 2] = scales.half().unsqueeze(-1).view(torch.uint8)
-    if name == "MXFP4":
-        blocks[:, :, 0] = blocks[:, :, 0] % 8 + 116
-    return Blocks(form, data, torch.bfloat16)
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tests.demo import DEMO
 from tests.end_to_end.demo_questions import QUESTIONS, Question
 from tools.demo_model import corpus, export
-
-FOLDER = Path(__file__).parents[2] / "neuron" / "demo"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,20 +25,20 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def reference() -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(FOLDER)
+    return AutoTokenizer.from_pretrained(DEMO)
 
 
 def test_folder_is_at_most_8_mb() -> None:
-    assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 8_000_000
+    assert sum(file.stat().st_size for file in DEMO.iterdir()) <= 8_000_000
 
 
 def test_reference_and_training_model_give_the_same_logits(reference: PreTrainedModel) -> None:
-    ours = export.load(FOLDER).eval()
+    ours = export.load(DEMO).eval()
     tokens = torch.randint(0, ours.shape.vocab_size, (2, 100), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens), reference(tokens).logits, atol=1e-4, rtol=1e-4)

@@ -11,14 +11,13 @@ import torch
 from transformers import PreTrainedModel
 
 from ipc.worker_messages import Logprobs, Submit
+from tests.demo import DEMO
 from tests.workers import ranks
 from tests.workers.engines import DEVICES, Answer, prompt_of
 from tests.workers.equalities import CLOSE, VOCABULARY, Observed, assert_close, assert_equal, requests, vector
 from tests.workers.oracle import fill
 from tests.workers.ranks import Job, Result
 from tests.workers.tiny_models import SIZES, qwen3
-
-DEMO = Path(__file__).parents[2] / "neuron" / "demo"
 
 
 @pytest.fixture(scope="module")

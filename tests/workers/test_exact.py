@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from ipc.worker_messages import Submit
+from tests.demo import DEMO
 from tests.workers import ranks
 from tests.workers.engines import Answer, Session, make_runner, request
 from tests.workers.equalities import VOCABULARY, Observed
 from tests.workers.oracle import fill
 from tests.workers.ranks import Job
-from tests.workers.test_equalities import DEMO
 from tests.workers.tiny_models import (
     deepseek_v3,
     falcon_h1,

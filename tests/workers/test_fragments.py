@@ -9,7 +9,7 @@ import pytest
 
 from ipc.ring import Ring
 from ipc.worker_messages import Abort, Details, Logprobs, SamplingParams, SequenceReport, StepReport
-from tests.ipc.test_broadcast import Group
+from tests.ipc.broadcast_group import Group
 from tests.workers.engines import Answer
 from workers.process.fragments import MESSAGE_CHARS, REPORT_BYTES, hear, records, tell
 from workers.process.loop import TURN_COMMANDS, take

@@ -8,20 +8,16 @@ import pytest
 import torch
 
 from tests.workers import seeing
-from tests.workers.adapters import write_adapter
-from tests.workers.engines import GPU, Session, make_runner, request, serve, unlike_requests
+from tests.workers.adapters import read, with_adapter, write_adapter
+from tests.workers.engines import GPU, Session, make_runner, request, serve
 from tests.workers.guessing import replace_id
-from tests.workers.recorded import Recorder, record_steps
-from tests.workers.test_adapters import read, with_adapter
+from tests.workers.recorded import LIMITS, Recorder, record_steps, requests
 from workers.attention.registry import states_over
 from workers.execution import model_runner
 from workers.execution.graphs import MOST_GRAPHS, Graphs, Kind, sizes
 from workers.sampling.draws import FILTERED, PLAIN, choose
 from workers.sampling.inputs import Wishes
 from workers.sampling.sampler import Sampler
-
-CONTEXT = 96  # tokens; attention that can be recorded here reads so many, whatever there is
-LIMITS = {"context_length": CONTEXT, "max_step_tokens": 64}
 
 
 @pytest.fixture
@@ -36,14 +32,6 @@ def runner(request, tiny, recorder):
     runner.load(lambda fraction, message: None)
     yield runner
     runner.close()
-
-
-def requests(count: int = 10):
-    """Of all kinds, that end one after the other."""
-    found = [*unlike_requests(count)]
-    for number, submit in enumerate(found):
-        submit.prompt, submit.max_tokens = submit.prompt[: 4 * 40], 5 + 4 * number
-    return found
 
 
 def eagerly(runner, submits, **limits):

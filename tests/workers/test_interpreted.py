@@ -8,9 +8,9 @@ from importlib.util import find_spec
 import pytest
 
 from tests.workers.interpreted import Interpreted
+from tests.workers.interpreted_products import KINDS
 from tests.workers.interpreted_steps import PROMPTS
 from tests.workers.oracle import greedy
-from tests.workers.test_triton_products import KINDS
 from workers.weights import planes
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="torch for the CPU has no Triton")

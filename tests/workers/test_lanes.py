@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 import workers.weights.lanes
 import workers.weights.loader
 from ipc import parked
+from tests.workers.cards import card_of
 from tests.workers.engines import DEVICES, GPU
-from tests.workers.test_loader import card_of
 from workers.parallel import RankGroup
 from workers.weights import parking
 from workers.weights.lanes import CudaTransfers, Lane, release_pinned, run

@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -18,25 +17,12 @@ from safetensors.torch import load_file, save_file
 import workers.weights.lanes
 import workers.weights.loader
 from ipc.errors import Code, CortexError
+from tests.workers.cards import card_of
 from workers.checkpoints.reading import read_card
-from workers.checkpoints.safetensors import read_tensors
-from workers.checkpoints.stored_tensors import StoredTensor, WeightFile
 from workers.models.decoder import Decoder
 from workers.parallel import RankGroup
 from workers.weights.loader import Shard, Slice, WeightFiles
 from workers.weights.reading import AT_ONCE, SKIPPED
-
-
-def card_of(folder: Path) -> SimpleNamespace:
-    """As much of a card as reading takes, of whatever tensors are in `folder`."""
-    stored = read_tensors(folder)
-    files = sorted({tensor.file for tensor in stored.values()})
-    tensors = {
-        name: StoredTensor(tensor.shape, tensor.dtype, files.index(tensor.file), tensor.offset, "none")
-        for name, tensor in stored.items()
-    }
-    known = [WeightFile(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return SimpleNamespace(folder=str(folder), files=known, tensors=tensors)
 
 
 def read(

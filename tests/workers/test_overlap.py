@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import random
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from ipc.errors import Code
+from tests.demo import DEMO
 from tests.workers import equalities
 from tests.workers.engines import GPU, Session, make_runner, request, serve
 from tests.workers.oracle import fill
-from tests.workers.recorded import record_steps
-from tests.workers.test_graphs import LIMITS, requests
+from tests.workers.recorded import LIMITS, record_steps, requests
 from tests.workers.tiny_models import qwen3
 from workers.process.loop import Flight
 from workers.step.engine import OutOfDeviceMemory
-
-DEMO = Path(__file__).parents[2] / "neuron" / "demo"
 
 
 @pytest.fixture(scope="module", params=["cpu", "recorded", pytest.param("cuda:0", marks=GPU)])

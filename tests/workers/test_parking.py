@@ -14,9 +14,10 @@ import torch
 from ipc import parked
 from tests.workers import checkpoints, encoders, tiny_models
 from tests.workers.engines import make_runner, serve, some_requests
+from tests.workers.filled import bytes_of, same
 from tests.workers.oracle import fill
-from tests.workers.test_blocks import WIDE
-from tests.workers.test_quantised_cache import Together, bytes_of, same
+from tests.workers.thread_ranks import Meeting, ThreadGroup
+from tests.workers.tiny_models import WIDE
 from workers.checkpoints.reading import read_card
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
@@ -57,10 +58,10 @@ def memory() -> Iterator[Callable[[], int]]:
 
 def load(folder: Path, fds: list[int], size: int = 1, quantization: str | None = None):
     """What each rank has after a load with that memory, and whether it came from there."""
-    card, barrier, shared, found = read_card(folder), threading.Barrier(size), {}, {}
+    card, meeting, found = read_card(folder), Meeting(size), {}
 
     def rank(number: int) -> None:
-        group = Together(number, size, barrier, shared) if size > 1 else RankGroup()
+        group = ThreadGroup(number, size, meeting) if size > 1 else RankGroup()
         formats = card.formats(size, quantization)
         model = MODELS[card.family](card.config, group, torch.bfloat16, formats)
 

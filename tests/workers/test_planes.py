@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.workers.engines import GPU
-from tests.workers.interpreted_products import weight_of
+from tests.workers.random_blocks import weight_of
 from workers.checkpoints.blocks import FORMATS
 from workers.kernels import products
 from workers.layers.embedding import Embedding, Head, VocabularySlice

@@ -20,8 +20,10 @@ import workers.weights.quantised_cache as quantised_cache
 from ipc.errors import CortexError
 from ipc.worker_messages import WeightCache
 from tests.workers import tiny_models
+from tests.workers.filled import Bytes, bytes_of, same
 from tests.workers.oracle import fill
-from tests.workers.test_blocks import WIDE
+from tests.workers.thread_ranks import Meeting, ThreadGroup
+from tests.workers.tiny_models import WIDE
 from workers.checkpoints.blocks import QUANTIZATIONS
 from workers.checkpoints.reading import read_card
 from workers.models.decoder import Decoder
@@ -30,7 +32,6 @@ from workers.weights.dequantise import dequantise
 from workers.weights.quantised_cache import Folder, Layout, load_weights
 
 PATIENCE = 60.0  # seconds
-Bytes = dict[tuple[str, int, int], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -59,39 +60,12 @@ def cache(tmp_path) -> WeightCache:
     return WeightCache(folder=str(tmp_path / "cache"), max_bytes=1 << 30)
 
 
-class Together(RankGroup):
-    """A rank that is a thread beside the others."""
-
-    def __init__(self, rank: int, size: int, barrier: threading.Barrier, shared: dict) -> None:
-        super().__init__(rank, size)
-        self.barrier, self.shared = barrier, shared
-
-    def _gather(self, value: object) -> list:
-        self.shared[self.rank] = value
-        self.barrier.wait(PATIENCE)
-        values = [self.shared[rank] for rank in range(self.size)]
-        self.barrier.wait(PATIENCE)
-        return values
-
-    def least(self, value: int) -> int:
-        return min(self._gather(value))
-
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        return sum(self._gather(x))
-
-
-def bytes_of(model: Decoder) -> Bytes:
-    """What is in every weight."""
-    pieces = [piece for part in model.parts() for piece in part.pieces]
-    return {(piece.name, piece.row, piece.column): piece.into.clone() for piece in pieces}
-
-
 def load(folder: Path, cache: WeightCache | None, quantization: str = "q4", size: int = 1) -> list[Bytes]:
     """What each rank has after a load."""
-    card, barrier, shared, found = read_card(folder), threading.Barrier(size), {}, {}
+    card, meeting, found = read_card(folder), Meeting(size), {}
 
     def rank(number: int) -> None:
-        group = Together(number, size, barrier, shared) if size > 1 else RankGroup()
+        group = ThreadGroup(number, size, meeting) if size > 1 else RankGroup()
         formats = card.formats(size, quantization)
         model = Decoder(card.config, group, torch.bfloat16, formats)
         load_weights(card, formats, model.parts(), lambda fraction: None, group, cache)
@@ -104,14 +78,6 @@ def load(folder: Path, cache: WeightCache | None, quantization: str = "q4", size
     for thread in threads:
         thread.join(PATIENCE)
     return [found[number] for number in range(size)]
-
-
-def same(first: list[Bytes], second: list[Bytes]) -> bool:
-    """To the bit."""
-    return all(
-        one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-        for one, other in zip(first, second, strict=True)
-    )
 
 
 def kept(cache: WeightCache, count: int = 1) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.workers.interpreted_products import weight_of
+from tests.workers.random_blocks import weight_of
 from workers.kernels import compiled, dense, products, rows
 from workers.layers.linear import Linear
 

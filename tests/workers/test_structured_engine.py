@@ -12,9 +12,10 @@ import torch
 from ipc.messages.sampling import Structured
 from ipc.worker_messages import Constraint, SamplingParams, Submit
 from neuron.grammar.structured import constrain, form, hold
+from tests.demo import DEMO
+from tests.workers.demo_grammars import END_THINK, STOPS, VOCAB, completion, encode, errors, text_of
 from tests.workers.engines import make_runner, request, serve
 from tests.workers.schemas import SCHEMAS
-from tests.workers.test_grammar import DEMO, END_THINK, STOPS, VOCAB, completion, encode, errors, text_of
 from tests.workers.tiny_models import qwen3
 from workers.sampling.grammar import Grammars
 

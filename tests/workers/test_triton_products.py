@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.workers.engines import GPU
-from tests.workers.interpreted_products import weight_of
-from tests.workers.test_compiled_products import random_weight
+from tests.workers.interpreted_products import KINDS
+from tests.workers.random_blocks import random_weight, weight_of
 from workers.kernels import grouped
 from workers.kernels.pairs import Pairs
 from workers.kernels.products import product
@@ -49,12 +49,6 @@ def test_products_in_float32_which_no_tensor_core_has_spill_nothing():
 
     assert compile_product(120, "Q5_K", 64, "fp32").spilt == 0
     assert compile_experts(86, "Q6_K", 64, "fp32").spilt == 0
-
-
-KINDS = (
-    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "NVFP4", "NF4_64", "FP4_64"),
-    *("INT4_32", "INT4_64", "INT4_128", "INT8_128", "INT8_ROW", "FP8_128", "FP8_ROW"),
-)
 
 
 @pytest.mark.parametrize("kind", KINDS)

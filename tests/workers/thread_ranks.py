@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ipc.worker_messages import MemoryUse, WorkerSpec
+from ipc.worker_messages import MemoryUse
 from tests.workers.engines import make_runner
 from workers.execution.model_runner import ModelRunner
 from workers.parallel import RankGroup
@@ -41,8 +41,8 @@ class Meeting:
 class ThreadGroup(RankGroup):
     """A rank whose collectives are meetings."""
 
-    def __init__(self, spec: WorkerSpec, meeting: Meeting) -> None:
-        super().__init__(spec.rank, spec.world_size, spec.device)
+    def __init__(self, rank: int, size: int, meeting: Meeting, device: str = "cpu") -> None:
+        super().__init__(rank, size, device)
         self.meet = meeting
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Ranks:
     def __init__(self, folder: str | Path, size: int, monkeypatch: Any, **changes: Any) -> None:
         self.meeting = Meeting(size)
         self.threads = ThreadPoolExecutor(size)
-        join = lambda spec: ThreadGroup(spec, self.meeting)  # noqa: E731
+        join = lambda spec: ThreadGroup(spec.rank, size, self.meeting, spec.device)  # noqa: E731
         monkeypatch.setattr(RankGroup, "join", join)
         self.ranks = [make_runner(folder, rank=rank, world_size=size, **changes) for rank in range(size)]
         for each in self.ranks:  # what a thread holds nobody can tell from what the others do

@@ -393,3 +393,6 @@ def flex_olmo(**changes: Any) -> PreTrainedModel:
 def lfm3(**changes: Any) -> PreTrainedModel:
     types = ["conv", "sliding_attention", "full_attention", "conv"]
     return of("Lfm3", **{"num_hidden_layers": 4, "layer_types": types, "sliding_window": 24} | changes)
+
+
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
