@@ -27,7 +27,9 @@ class Tiny(NamedTuple):
 @pytest.fixture(autouse=True)
 def nothing_old_is_collected() -> None:
     """Every load collects garbage several times, each of them a twentieth of a second among all that
-    transformers and the tests before are made of."""
+    transformers and the tests before are made of. What the last test left in circles goes before it is kept.
+    """
+    gc.collect()
     gc.freeze()
 
 
