@@ -25,6 +25,7 @@ from tests.workers.tiny_models import (
     afmoe,
     apertus,
     cohere2,
+    cohere2_moe,
     cwm,
     deepseek_v2,
     deepseek_v3,
@@ -424,6 +425,22 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         norm_topk_prob=False,
         attention_bias=True,
         rope_interleave=False,
+    ),
+    "cohere2_moe": lambda: cohere2_moe(
+        expert_selection_fn="sigmoid", first_k_dense_replace=1, prefix_dense_intermediate_size=64
+    ),
+    "cohere2_moe_plain_norms_summed": lambda: cohere2_moe(
+        rms_norm_eps=1e-5,
+        shared_expert_combination_strategy="sum",
+        num_shared_experts=2,
+        attention_bias=True,
+        tie_word_embeddings=False,
+        layer_types=["full_attention", *TYPES3],
+        mlp_layer_types=["dense", "sparse", "sparse", "dense"],
+        prefix_dense_sliding_window_pattern=2,
+    ),
+    "cohere2_moe_without_shared": lambda: cohere2_moe(
+        num_shared_experts=0, expert_selection_fn="sigmoid", norm_topk_prob=False, num_hidden_layers=5
     ),
     "iquestcoder": lambda: llama(architectures=["IQuestCoderForCausalLM"]),
     "jais2": lambda: of("Jais2"),

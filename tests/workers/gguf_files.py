@@ -48,6 +48,7 @@ ARCHITECTURES = {
     "llama4_text": ("llama4", False),
     "cohere": ("command-r", False),
     "cohere2": ("cohere2", False),
+    "cohere2_moe": ("cohere2moe", False),
     "seed_oss": ("seed_oss", False),
     "eurobert": ("eurobert", False),
     "exaone4": ("exaone4", False),
@@ -71,7 +72,11 @@ ARCHITECTURES = {
     "qwen3_5_text": ("qwen35", False),
     "qwen3_5_moe_text": ("qwen35moe", False),
 }
-NAMED_AS = {"mellum": "qwen3moe", "laguna": "dots1"}  # which the package does not know, and its tensors
+NAMED_AS = {
+    "mellum": "qwen3moe",
+    "laguna": "dots1",
+    "cohere2moe": "dots1",
+}  # which the package does not know, and its tensors
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab"]
 TYPES = [2, 3, 3, *[6] * 256, 1, 1, 1, 1]
 SCORES = [0.0] * 259 + [-1.0, -2.0, -3.0, -4.0]
@@ -198,6 +203,8 @@ def write(
     _keys(writer, config)
     if architecture == "gemma4":
         _gemma4_keys(writer, config)
+    if architecture == "cohere2moe":
+        _cohere2_moe_keys(writer, config)
     if architecture == "laguna":
         _laguna_keys(writer, config)
     if architecture.startswith("lfm2"):
@@ -558,6 +565,16 @@ def _gemma4_keys(writer: Writer, config: PretrainedConfig) -> None:
         rope__dimension_count=full,
         rope__dimension_count_swa=config.head_dim,
         expert_used_count=config.top_k_experts,
+    )
+
+
+def _cohere2_moe_keys(writer: Writer, config: PretrainedConfig) -> None:
+    """The same of Cohere's with experts."""
+    writer.keys(
+        feed_forward_length=config.prefix_dense_intermediate_size or config.intermediate_size,
+        expert_feed_forward_length=config.intermediate_size,
+        leading_dense_block_count=config.mlp_layer_types.count("dense"),
+        expert_gating_func=2 if config.expert_selection_fn == "sigmoid" else 1,
     )
 
 

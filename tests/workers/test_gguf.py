@@ -60,6 +60,7 @@ SAME = [
     "glm4_moe_lite",
     "cohere",
     "cohere2",
+    "cohere2_moe",
     "seed_oss_biased",
     "exaone4_llama3",
     "ernie4_5_biased",

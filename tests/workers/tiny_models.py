@@ -303,6 +303,12 @@ def cohere2(**changes: Any) -> PreTrainedModel:
     return transformers.Cohere2ForCausalLM(transformers.Cohere2Config(**NO_HEAD_DIM | layers | changes))
 
 
+def cohere2_moe(**changes: Any) -> PreTrainedModel:
+    layers = {"num_hidden_layers": 4, "sliding_window": 24, "logit_scale": 0.6, "intermediate_size": 32}
+    experts = {"num_experts": 6, "num_experts_per_tok": 3, "num_shared_experts": 1}
+    return of("Cohere2Moe", **layers | experts | changes)
+
+
 def starcoder2(**changes: Any) -> PreTrainedModel:
     return transformers.Starcoder2ForCausalLM(transformers.Starcoder2Config(**NO_HEAD_DIM | changes))
 

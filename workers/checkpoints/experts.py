@@ -47,6 +47,7 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
     # beside them
     shared_size: int = 0  # of an MLP that every token goes through; 0: there is none
     shared_name: str = "shared_experts"
+    averaged: bool = False  # what comes of both is halved
     shared_gate: bool = False  # a number for each token, that what comes of it is multiplied with
 
     def whole_on(self, world_size: int) -> bool:

@@ -8,7 +8,7 @@ from workers.checkpoints.families.afmoe import AFMOE
 from workers.checkpoints.families.apertus import APERTUS
 from workers.checkpoints.families.arcee import ARCEE
 from workers.checkpoints.families.bert import BERT, ROBERTA
-from workers.checkpoints.families.cohere import COHERE, COHERE2
+from workers.checkpoints.families.cohere import COHERE, COHERE2, COHERE2_MOE
 from workers.checkpoints.families.cwm import CWM
 from workers.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU
 from workers.checkpoints.families.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
@@ -59,7 +59,7 @@ KNOWN = (
     *(GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED),
     *(GRANITE, GRANITE_MOE, PHI3, PHIMOE, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
     *(SEED_OSS, EXAONE4, ERNIE4_5, ERNIE4_5_MOE, OLMOE, MINIMAX_M2),
-    *(COHERE, COHERE2, ARCEE, APERTUS, STARCODER2, HUNYUAN, GEMMA, CWM, HYPERCLOVAX, MELLUM),
+    *(COHERE, COHERE2, COHERE2_MOE, ARCEE, APERTUS, STARCODER2, HUNYUAN, GEMMA, CWM, HYPERCLOVAX, MELLUM),
     *(AFMOE, DOTS1, FLEX_OLMO, GRANITE_SWA, HELIUM, HUNYUAN_MOE, JAIS2, LAGUNA),
     *(SOLAR_OPEN, VAULTGEMMA, YOUTU),
     *(LFM2, LFM2_MOE, LFM3, GRANITE_HYBRID, NEMOTRON_H, FALCON_H1),

@@ -116,6 +116,7 @@ class MixtureOfExperts:
         self.gate_up = GroupedLinear(len(self.mine), gate_up, empty)
         self.down = GroupedLinear(len(self.mine), down, empty)
         self.in_pairs = self.gate_up.takes_pairs and self.down.takes_pairs  # and nobody asks how many
+        self.averaged = experts.averaged
         self.shared: MLP | None = None
         if experts.shared_size:
             shared = f"{name}.{experts.shared_name}"
@@ -158,7 +159,7 @@ class MixtureOfExperts:
             if self.shared_gate is not None:
                 shared *= activated(self.shared_gate(x), "sigmoid", self.exact)
             y += shared
-        return y
+        return y * 0.5 if self.averaged else y
 
     def _weighed(self, x: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:  # [tokens, hidden]
         """What the experts make of their tokens, each of which is multiplied before."""

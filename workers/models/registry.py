@@ -18,6 +18,7 @@ MODELS = {
     "bert": Bert,
     "cohere": Decoder,
     "cohere2": Decoder,
+    "cohere2_moe": Decoder,
     "cwm": Decoder,
     "deepseek_v2": Decoder,
     "deepseek_v3": Decoder,

@@ -10,12 +10,15 @@ from workers.models.mlp import activated
 
 
 class TopLogits(Router):
-    """The weight of an expert is the sigmoid of its own logit (Llama 4)."""
+    """The weight of an expert is the sigmoid of its own logit (Llama 4), or its share of theirs (Cohere)."""
 
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [tokens, chosen] both
         logits = self(x.float())
         numbers = self.group.chosen(logits.topk(self.experts.chosen, dim=-1).indices)
-        return activated(logits.gather(1, numbers), "sigmoid", self.exact), numbers
+        weights = activated(logits.gather(1, numbers), "sigmoid", self.exact)
+        if self.experts.normalised:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + self.experts.least)
+        return weights, numbers
 
 
 class SparseMixer(Router):

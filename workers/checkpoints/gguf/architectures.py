@@ -190,6 +190,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm4": Architecture("Glm4ForCausalLM", tensors=FUSED | GLM_NORMS),
     "command-r": Architecture("CohereForCausalLM", dense.cohere),
     "cohere2": Architecture("Cohere2ForCausalLM", dense.cohere2),
+    "cohere2moe": Architecture("Cohere2MoeForCausalLM", experts.cohere2_moe),
     "seed_oss": Architecture(
         "SeedOssForCausalLM", dense.seed_oss, tensors={"post_attention_norm": "post_attention_layernorm"}
     ),

@@ -6,7 +6,7 @@ from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf import rope
 from workers.checkpoints.gguf.families import dense
 from workers.checkpoints.gguf.keys import MOST_LAYERS, WINDOW, Json, Keys, of_layers, pattern
-from workers.checkpoints.gguf.unread import SIGMOID
+from workers.checkpoints.gguf.unread import SIGMOID, SOFTMAX
 
 
 def routed(keys: Keys) -> Json:
@@ -188,6 +188,33 @@ def laguna(keys: Keys) -> Json:
         "moe_routed_scaling_factor": keys.number("expert_weights_scale"),
         "norm_topk_prob": keys.get("expert_weights_norm", False),
         "sliding_window": keys.get(WINDOW) or None,
+        "layer_types": pattern(keys, 4, first=True),
+    }
+
+
+def cohere2_moe(keys: Keys) -> Json:
+    """Layers before those with experts have positions, whatever they see."""
+    count = max(1, min(keys.layers(), MOST_LAYERS))
+    before = min(keys.number("leading_dense_block_count", 0), count)
+    inner, shared = keys.size("expert_feed_forward_length"), keys.number("expert_shared_count", 0)
+    if (value := keys.number("expert_shared_feed_forward_length", inner * shared)) != inner * shared:
+        refuse(keys.path, f"expert_shared_feed_forward_length {value} is not supported: experts have {inner}")
+    gating, normalised = keys.number("expert_gating_func", SIGMOID), keys.get("expert_weights_norm", False)
+    if gating not in (SOFTMAX, SIGMOID) or (gating == SOFTMAX and not normalised):
+        refuse(keys.path, f"expert_gating_func {gating}, expert_weights_norm {normalised} is not supported")
+    return {
+        "intermediate_size": inner,
+        "prefix_dense_intermediate_size": keys.size("feed_forward_length", inner),
+        "first_k_dense_replace": before,
+        "num_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "num_shared_experts": shared,
+        "expert_selection_fn": "sigmoid" if gating == SIGMOID else "softmax",
+        "norm_topk_prob": normalised,
+        "logit_scale": keys.number("logit_scale"),
+        "layer_norm_eps": keys.number("attention.layer_norm_epsilon", 1e-5),
+        "rms_norm_eps": keys.get("attention.layer_norm_rms_epsilon"),
+        "sliding_window": keys.size(WINDOW),
         "layer_types": pattern(keys, 4, first=True),
     }
 
