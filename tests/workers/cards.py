@@ -1,12 +1,19 @@
-"""As much of a card as a test needs."""
+"""Cards for tests: as much of one as a test needs, and a whole one against the model that it describes."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+
+from workers.checkpoints.card import ModelCard
+from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.safetensors import read_tensors
 from workers.checkpoints.stored_tensors import StoredTensor, WeightFile
+from workers.models.registry import MODELS
+from workers.parallel import RankGroup
 
 
 def card_of(folder: Path) -> SimpleNamespace:
@@ -19,3 +26,35 @@ def card_of(folder: Path) -> SimpleNamespace:
     }
     known = [WeightFile(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return SimpleNamespace(folder=str(folder), files=known, tensors=tensors)
+
+
+def assert_asks_for_what_is_declared(card: ModelCard, variant: str, size: int) -> None:
+    """See that the ranks of a model hold all that its card says, shared as it says."""
+    held = dict.fromkeys(card.tensors, 0)
+    for rank in range(size):
+        model = MODELS[card.family](card.config, RankGroup(rank, size), torch.float32)
+        planned = card.bytes_per_rank(size, "float32")[rank]
+        assert model.nbytes <= planned  # which counts padding, too
+        if "whole" in variant:
+            assert planned - model.nbytes <= 2 * 4 * card.config.hidden_size  # a row of padding, twice
+        for piece in (piece for part in model.parts() for piece in part.pieces):
+            tensor = card.tensors[piece.name]
+            assert piece.shape == tensor.shape
+            held[piece.name] += piece.into.numel()
+            whole = piece.into.shape == tensor.shape
+            by_columns = piece.into.dim() == 2 and piece.into.shape[1] < tensor.shape[-1]
+            is_whole = "whole" in variant and ".experts." in piece.name
+            assert by_columns == (tensor.sharing == "columns" and size > 1 and not is_whole)
+            assert whole or tensor.sharing not in ("none", "wide")
+    for name, tensor in card.tensors.items():
+        in_one = "whole" in variant and ".experts." in name
+        copies = size if tensor.sharing in ("none", "wide") and not in_one else 1
+        if tensor.sharing in ("kv_rows", "full_kv_rows"):
+            kind = next(each.kind for each in card.layers if each.kv_heads)
+            kind = "full" if tensor.sharing == "full_kv_rows" else kind
+            copies = max(1, size // next(each.kv_heads for each in card.layers if each.kind == kind))
+        if tensor.sharing in ("qkv_rows", "mamba_rows", "mamba_channels"):
+            spec = TensorSpec(name, tensor.shape, tensor.sharing)
+            assert held[name] == size * spec.elements_on_rank(card.config, size), name
+            continue
+        assert held[name] == copies * math.prod(tensor.shape), name

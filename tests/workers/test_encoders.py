@@ -13,9 +13,9 @@ from torch import nn
 from ipc.errors import CortexError
 from ipc.worker_messages import Submit
 from tests.workers import encoders, nomic_experts
+from tests.workers.cards import assert_asks_for_what_is_declared
 from tests.workers.encoders import ENCODERS, hidden, load, texts, vectors, write, write_modules
 from tests.workers.harness import Answer, Workers
-from tests.workers.test_families import assert_asks_for_what_is_declared
 from workers.attention import whole
 from workers.checkpoints.adapter import read_adapter
 from workers.checkpoints.reading import read_card, refusal

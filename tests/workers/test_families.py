@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 import torch
@@ -13,9 +12,8 @@ from hypothesis import strategies as st
 from ipc.errors import CortexError
 from tests.neuron.folders import CONFIG, write_checkpoint
 from tests.workers import encoders
+from tests.workers.cards import assert_asks_for_what_is_declared
 from tests.workers.checkpoints import VARIANTS
-from workers.checkpoints.card import ModelCard
-from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.reading import read_card, refusal
 from workers.checkpoints.registry import ARCHITECTURES, FAMILIES
 from workers.models.decoder import Decoder
@@ -44,38 +42,6 @@ def test_an_encoder_does_so_too(tmp_path, name):
     encoders.write(name, tmp_path)
     for size in (1, 2):
         assert_asks_for_what_is_declared(read_card(tmp_path), name, size)
-
-
-def assert_asks_for_what_is_declared(card: ModelCard, variant: str, size: int) -> None:
-    """See that the ranks of a model hold all that its card says, shared as it says."""
-    held = dict.fromkeys(card.tensors, 0)
-    for rank in range(size):
-        model = MODELS[card.family](card.config, RankGroup(rank, size), torch.float32)
-        planned = card.bytes_per_rank(size, "float32")[rank]
-        assert model.nbytes <= planned  # which counts padding, too
-        if "whole" in variant:
-            assert planned - model.nbytes <= 2 * 4 * card.config.hidden_size  # a row of padding, twice
-        for piece in (piece for part in model.parts() for piece in part.pieces):
-            tensor = card.tensors[piece.name]
-            assert piece.shape == tensor.shape
-            held[piece.name] += piece.into.numel()
-            whole = piece.into.shape == tensor.shape
-            by_columns = piece.into.dim() == 2 and piece.into.shape[1] < tensor.shape[-1]
-            is_whole = "whole" in variant and ".experts." in piece.name
-            assert by_columns == (tensor.sharing == "columns" and size > 1 and not is_whole)
-            assert whole or tensor.sharing not in ("none", "wide")
-    for name, tensor in card.tensors.items():
-        in_one = "whole" in variant and ".experts." in name
-        copies = size if tensor.sharing in ("none", "wide") and not in_one else 1
-        if tensor.sharing in ("kv_rows", "full_kv_rows"):
-            kind = next(each.kind for each in card.layers if each.kv_heads)
-            kind = "full" if tensor.sharing == "full_kv_rows" else kind
-            copies = max(1, size // next(each.kv_heads for each in card.layers if each.kind == kind))
-        if tensor.sharing in ("qkv_rows", "mamba_rows", "mamba_channels"):
-            spec = TensorSpec(name, tensor.shape, tensor.sharing)
-            assert held[name] == size * spec.elements_on_rank(card.config, size), name
-            continue
-        assert held[name] == copies * math.prod(tensor.shape), name
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "gpt_oss"])
