@@ -30,13 +30,16 @@ COMMANDS = {
     "cortex": typer.main.get_command(cortex_command),
     "neuron": typer.main.get_command(neuron_command),
 }
-# As they stand in a block or in the text, with the prompt of a host, a folder, or a user before them.
+# As they stand in a block, with the prompt of a host or a folder before them, or in the text.
 LINES = sorted(
     {
-        found[1].strip()
-        for text in PAGES.values()
-        for found in re.finditer(r"(?:^|`|\$ +|/bin/)((?:cortex|neuron) [a-z].*?)(?:$|`|  )", text, re.M)
-        if found[1].split()[1] in {name for each in COMMANDS.values() for name in each.commands}
+        line.strip()
+        for pattern, texts in (
+            (r"(?:^|\$ +|/bin/)((?:cortex|neuron) [a-z].*?)(?:$|  )", [body for _, _, body in BLOCKS]),
+            (r"`(?:sudo )?((?:cortex|neuron) [a-z][^`]*)`", PAGES.values()),
+        )
+        for text in texts
+        for line in re.findall(pattern, text, re.M)
     }
 )
 
@@ -65,8 +68,9 @@ def test_a_program_runs(cortex, page, program):
 @pytest.mark.parametrize("line", LINES)
 def test_a_command_has_the_options_that_it_is_shown_with(line):
     name, subcommand, *arguments = shlex.split(line, comments=True)
+    command = COMMANDS[name].commands[subcommand]
     if arguments:  # else it is only named
-        COMMANDS[name].commands[subcommand].make_context(subcommand, arguments)
+        command.make_context(subcommand, arguments)
 
 
 @pytest.mark.parametrize(
