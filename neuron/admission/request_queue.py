@@ -145,6 +145,19 @@ class RequestQueue:
             if self._withdraw(request, group):
                 self._wait_again(request)
 
+    def interrupt(self, group: WorkerGroup) -> None:
+        """Have all that the worker has wait for the next one, to go on where it was."""
+        for request in list(reversed(self._requests)):
+            if request.phase in ("queued", "running") and self._withdraw(request, group):
+                self._wait_again(request)
+
+    def interrupt_adapter(self, number: int) -> None:
+        """The same of all that use that adapter, until it is there again."""
+        for request in reversed(self.with_adapter(number, "queued", "running")):
+            if self._group is not None and self._withdraw(request, self._group):
+                self._wait_again(request)
+        self.resume()
+
     def lose_worker(self, error: CortexError) -> None:
         """The worker died: what it had waits for the next one, to go on where it was.
 

@@ -5,9 +5,9 @@ so much shorter that it would be over before: what loads in ten seconds lets pas
 within eight. So most waits are shorter, and nobody waits for who comes later than its own load takes.
 
 Idle models leave for a wish at once. A busy one is asked to leave when it has had its turn: it takes nothing
-new, finishes what runs, and ends; whoever asks for it meanwhile makes a wish of its own. So a model under
-steady traffic holds nobody up for longer than its turn and its running requests, and two that fit only one at
-a time take turns.
+new, finishes what runs, and ends; whoever asks for it meanwhile makes a wish of its own. What takes so long
+that the wish would be refused is interrupted, and goes on when its model is back. So a model under steady
+traffic holds nobody up for longer than its turn and a bound, and two that fit only one at a time take turns.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ log = logging.getLogger("neuron.memory.room")
 
 LOOK_SECONDS = 0.5  # between looks while somebody waits: other programs come and go without a word
 GROWTH = 1 / 8  # of what a pool lacks, that it takes at least: less is not worth a pause between two steps
+FINISHING_SHARE = 3 / 4  # of the time that a wish may wait, after which a holder is interrupted
 PASSED_SHARE = 1 / 4  # of the time that a wish may wait, in which others may pass it
 SETTLE_SECONDS = 2.0  # until a driver has given back what a process held that ended
 
@@ -134,7 +135,10 @@ class Room:
         granted = asyncio.get_running_loop().create_future()
         now, longest = time.monotonic(), self._settings.wait_seconds
         turn = now + min(tenant.reload_seconds, PASSED_SHARE * longest)
-        wish = self._wishes[tenant.id] = Wish(tenant, reuse, spare, tell, now + longest, turn, granted)
+        patience = now + FINISHING_SHARE * longest
+        wish = self._wishes[tenant.id] = Wish(
+            tenant, reuse, spare, tell, now + longest, patience, turn, granted
+        )
         if spare:
             wish.leaving = self._one_more(self._need(wish))
         self.look()
@@ -272,6 +276,7 @@ class Room:
         """Seconds until the next look, though nothing happens."""
         now = time.monotonic()
         moments = [wish.deadline for wish in self._wishes.values()]
+        moments += [wish.patience for wish in self._wishes.values() if wish.patience > now]
         moments += [tenant.turn_ends for tenant in self._tenants.values() if (tenant.turn_ends or 0.0) > now]
         settling = map(self._settles_at, self._tenants.values())
         moments += [moment for moment in settling if moment > now]
@@ -378,6 +383,9 @@ class Room:
             tenant = self._tenants[name]
             holder = self._holder(tenant)
             ends = tenant.turn_ends
+            if name in self._asked and holder.busy and time.monotonic() >= wish.patience:
+                log.info("model is interrupted model=%s for=%s", name, wish.tenant.id)
+                tenant.interrupt()
             if holder.leaving or (holder.busy and (ends is None or ends > time.monotonic())):
                 continue
             if not holder.busy and must_wait(holder, need.priority):

@@ -41,6 +41,10 @@ class Tenant(Protocol):
         it does nothing."""
         ...
 
+    def interrupt(self) -> None:
+        """What runs takes too long: have it wait, and go on where it was with the next load."""
+        ...
+
     def stay(self) -> None:
         """Nobody needs its memory any more: take work again, unless it has begun to end."""
         ...
@@ -68,6 +72,7 @@ class Wish:
     spare: int  # bytes on each rank over what was planned
     tell: Callable[[Place], None]
     deadline: float
+    patience: float  # until when those that leave for it may finish what runs, monotonic
     turn: float  # when it was made and what its load takes: its place in the line
     granted: asyncio.Future[Fit]
     leaving: tuple[str, ...] = ()  # who leaves for it in any case

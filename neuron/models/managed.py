@@ -101,6 +101,7 @@ class ManagedModel:
             launcher.config.memory.turn_seconds,
             status=lambda: self.status,
             leave=self._leave_for_another,
+            interrupt=self._interrupt,
             stay=self._stay,
         )
         self._passage = Passage(self.tenant, self._tenancy, self._news, self.handle)
@@ -550,6 +551,12 @@ class ManagedModel:
         if self.status in ("ready", "restarting"):
             self._leaves_for = "another model"
             self.handle(Event.LEAVE)
+
+    def _interrupt(self) -> None:
+        """Another model waits for what runs here, and has done so for too long."""
+        if self.status == "draining":
+            self.requests.interrupt(self._tenancy.epochs.group)
+            self._look()
 
     def _stay(self) -> None:
         """No other model needs its memory any more."""

@@ -25,6 +25,7 @@ class ModelTenant:
         turn_seconds: that it serves before it leaves though it is in use, at least.
         status: says how it stands.
         leave: called where another model needs its memory.
+        interrupt: called where it needs that before what runs has ended.
         stay: called where no other does any more.
 
     Attributes:
@@ -41,6 +42,7 @@ class ModelTenant:
         turn_seconds: float,
         status: Callable[[], ModelStatus],
         leave: Callable[[], None],
+        interrupt: Callable[[], None],
         stay: Callable[[], None],
     ) -> None:
         self.id = renewal.settings.id
@@ -53,6 +55,7 @@ class ModelTenant:
         self._turn_seconds = turn_seconds
         self._status = status
         self._leave = leave
+        self._interrupt = interrupt
         self._stay = stay
         self._use = RecentUse()
 
@@ -127,6 +130,9 @@ class ModelTenant:
 
     def give_way(self) -> None:
         self._leave()
+
+    def interrupt(self) -> None:
+        self._interrupt()
 
     def stay(self) -> None:
         self._stay()

@@ -38,6 +38,10 @@ class Line(Protocol):
 
     def with_adapter(self, number: int, *phases: str) -> Sequence[OpenRequest]: ...
 
+    def interrupt_adapter(self, number: int) -> None:
+        """Have all that uses it in the worker wait for it, to go on where it was."""
+        ...
+
     def resume(self) -> None:
         """Hand over what waited for an adapter that is there now."""
         ...
@@ -125,6 +129,11 @@ class Adapter:
     def give_way(self) -> None:
         if self.status == "ready":
             self.status = "leaving"
+            self._asked()
+
+    def interrupt(self) -> None:
+        if self.status == "leaving":
+            self._line.interrupt_adapter(self.number)
             self._asked()
 
     def stay(self) -> None:

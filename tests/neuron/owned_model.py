@@ -121,7 +121,7 @@ async def owning(
         engine="simulated",
         chat=False,
         tools=False,
-        simulated=SimulatedSpec(answer=[7, 8], **simulated),
+        simulated=SimulatedSpec(**{"answer": [7, 8], **simulated}),
     )
     children = children_of(os.getpid())  # those of fixtures that outlive this test
     model = ManagedModel(

@@ -1,6 +1,7 @@
 """The line for memory on a clock that costs no time: loads, answers and turns take what they say."""
 
 import asyncio
+import contextlib
 import selectors
 import types
 
@@ -95,6 +96,7 @@ class Model:
         self.ready_at = 0.0
         self.loads = 0
         self.changed = asyncio.Event()
+        self.interrupted = asyncio.Event()
         self.task = None
         self.places = []
         self.resizes = []
@@ -162,6 +164,11 @@ class Model:
             self.status = "draining"
             self.check()
 
+    def interrupt(self):
+        if self.status == "draining":
+            self.interrupted.set()
+            self.interrupted = asyncio.Event()
+
     def stay(self):
         if self.status == "draining":
             self.become("ready")
@@ -203,9 +210,16 @@ class Model:
         try:
             await self.ready()
             self.waits.append(loop.time() - began)
-            self.running += 1
-            await asyncio.sleep(seconds)
-            self.running -= 1
+            while seconds > 1e-6:
+                begins = loop.time()
+                self.running += 1
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.interrupted.wait(), seconds)
+                self.running -= 1
+                seconds -= loop.time() - begins
+                if seconds > 1e-6:
+                    self.check()
+                    await self.ready()
         finally:
             self.open -= 1
         self.last_used = loop.time()

@@ -87,6 +87,11 @@ class Play:
     def with_adapter(self, number, *phases):
         return [each for each in self.requests if each.adapter == number and each.phase in phases]
 
+    def interrupt_adapter(self, number):
+        for request in self.with_adapter(number, "queued", "running"):
+            request.phase = "waiting"
+        self.resume()
+
     def resume(self):
         for request in self.requests:
             if request.phase == "waiting" and self.adapters.serves(request):
@@ -166,6 +171,24 @@ def test_one_in_use_stays_for_its_turn():
         assert third.phase == "waiting"
         await play.end(running[1])
         assert (third.phase, play.loaded) == ("running", ["a1", "a3"])
+
+    playing(scenario)
+
+
+def test_one_that_is_interrupted_leaves_and_comes_back_for_whoever_used_it():
+    async def scenario(play):
+        [running] = await play.ask(1)
+        adapter = play.adapters._all[1]
+        adapter.give_way()
+        assert running.phase == "running"
+        play.refusal = CortexError(Code.INSUFFICIENT_MEMORY, "others have it")
+        adapter.interrupt()
+        assert running.phase == "waiting"
+        await settle()
+        assert (play.loaded, type(play.orders[-1])) == ([], DropAdapter)
+        play.refusal = None
+        [other] = await play.ask(1)
+        assert (other.phase, play.loaded) == ("running", ["a1"])
 
     playing(scenario)
 

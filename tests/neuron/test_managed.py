@@ -9,7 +9,7 @@ import pytest
 import neuron.models.managed
 import neuron.tenancy.epochs
 from ipc.errors import Code, CortexError
-from ipc.messages.replies import Cancelled, Failed, Finished, Progress, Started
+from ipc.messages.replies import Cancelled, Delta, Failed, Finished, Progress, Started
 from ipc.worker_messages import FailurePlan
 from neuron.admission.service_rate import SHORTEST
 from neuron.config import NeuronConfig, Queue
@@ -360,6 +360,25 @@ def test_cached_pages_are_told_and_forgotten_with_their_worker():
             assert model.page_hashes() == []
             await until(lambda: model.status == "ready")
             assert model.state().prompt_tokens == 0
+
+    run(scenario())
+
+
+def test_what_is_interrupted_goes_on_with_the_next_load_and_has_each_token_once():
+    async def scenario():
+        async with owning(step_seconds=0.005, answer=list(range(100)) * 3) as model:
+            running = await Client(model, 1, 200).begun()
+            model.tenant.interrupt()  # it need not leave
+            assert model.status == "ready"
+            model.tenant.give_way()
+            assert (model.status, model.requests.quiet) == ("draining", False)
+            model.tenant.interrupt()
+            assert (model.status, running.generation.phase) == ("unloading", "waiting")
+            finished = await running.last()
+            assert finished.usage.completion_tokens == 200
+            told = "".join(reply.text for reply in running.replies if isinstance(reply, Delta))
+            assert told.split() == [str(number % 100) for number in range(200)]
+            assert (model.state().epoch, model.state().restarts) == (2, 0)
 
     run(scenario())
 

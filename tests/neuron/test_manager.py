@@ -80,7 +80,7 @@ def test_who_wants_the_memory_of_a_busy_model_waits_until_that_has_finished(tmp_
 
 def test_a_wait_for_memory_is_bounded_and_the_holder_works_on(tmp_path):
     models = [big("busy"), big("new")]
-    memory = {"turn_seconds": 0, "wait_seconds": 0.3}
+    memory = {"turn_seconds": 600, "wait_seconds": 0.3}
     with (
         Neuron(tmp_path, models, cpu=LIMIT, memory=memory) as neuron,
         neuron.client() as client,

@@ -117,9 +117,36 @@ def test_a_small_wish_passes_a_large_one_where_it_takes_nothing_from_it(monkeypa
     play(scenario(), monkeypatch)
 
 
+def test_answers_that_take_too_long_are_interrupted_go_on_and_starve_nobody(monkeypatch):
+    async def scenario():
+        place = Place({"a": 60, "b": 60}, wait_seconds=40.0)
+        await asyncio.gather(place.users("a", 3, 100.0, 1000), place.users("b", 1, 1.0, 1000))
+        assert max(place.models["b"].waits) <= LOAD + TURN + 30.0 + 2.0  # three quarters of what it may wait
+        assert len(place.models["b"].waits) > 15
+        assert len(place.models["a"].waits) > 15
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_nobody_is_interrupted_before_its_turn_is_over(monkeypatch):
+    async def scenario():
+        place = Place({"a": 60, "b": 60}, wait_seconds=4.0)  # less than a turn
+        running = asyncio.create_task(place.models["a"].serve(20.0))
+        await asyncio.sleep(LOAD + 0.1)
+        with pytest.raises(CortexError, match="a had not finished with"):
+            await place.models["b"].serve(1.0)
+        await running
+        assert place.models["a"].loads == 1
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
 def test_a_wait_is_bounded_and_says_for_whom(monkeypatch):
     async def scenario():
         place = Place({"a": 100, "b": 100}, wait_seconds=20.0)
+        monkeypatch.setattr(place.models["a"], "interrupt", lambda: None)  # as if its worker did not answer
         running = asyncio.create_task(place.models["a"].serve(100.0))
         await asyncio.sleep(LOAD + 1)
         with pytest.raises(CortexError, match="a had not finished with") as refused:
