@@ -1,10 +1,11 @@
-"""How long the dearest body of each kind holds up a gateway process, as another client sees it.
+"""How long the dearest request of each kind holds up a gateway process, as another client sees it.
 
 python -m benchmarks.bodies [--repeat N] [--json FILE] [KIND ...]
 
 Another process posts the body; this one asks for `/version` all the while, and takes the longest wait for an
 answer. On a machine that is busy with other things some of that is theirs: the least of several runs is shown
-beside the worst, and the line for nothing says what a machine does to it.
+beside the worst, and the line for nothing says what a machine does to it. Little of the CPU time is theirs
+that the loop had at most in one go (`held`).
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from typing import Any
 
 from benchmarks.beside import longest_wait, prepared
 from benchmarks.gateway import process, wait_for_answer
+from tests.held import Held
+from tests.neuron.harness import HELD
 from tests.ports import free_ports
 
 SECONDS = 60.0  # for one request
 MODEL = "simulated"
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
+COMPLETIONS = "/v1/completions"
 
 
 def chat(messages: list[Any], **more: Any) -> tuple[str, Any]:
@@ -39,6 +43,16 @@ def user(content: Any) -> dict[str, Any]:
 
 def texts(count: int, text: str) -> list[Any]:
     return [{"type": "text", "text": text}] * count
+
+
+def answered(**more: Any) -> tuple[str, Any]:
+    """By a model that computes."""
+    return COMPLETIONS, {"model": "demo", "max_tokens": 1} | more
+
+
+def numbered(count: int, **more: Any) -> tuple[str, Any]:
+    """A prompt of so many token ids."""
+    return COMPLETIONS, {"model": MODEL, "max_tokens": 1, "prompt": [300] * count} | more
 
 
 def nested(levels: int) -> Any:
@@ -105,6 +119,31 @@ KINDS: dict[str, Callable[[], tuple[str, Any]]] = {
         {"model": MODEL, "max_output_tokens": 16, "input": [user("word " * 500)] * 10_000},
     ),
     "600,000 items, Responses": lambda: (RESPONSES, {"model": MODEL, "input": [user("")] * 600_000}),
+    "400,000 token ids": lambda: numbered(390_000),
+    "262,144 token ids told back": lambda: numbered(1 << 18, return_token_ids=True),
+    "1,000,000 tokens to read": lambda: ("/detokenize", {"model": MODEL, "tokens": [300] * 1_000_000}),
+    "a text of 4 MB": lambda: chat([user("word " * 800_000)]),
+    "a text of 4 MB, Responses": lambda: (
+        RESPONSES,
+        {"model": MODEL, "max_output_tokens": 16, "input": [user("word " * 800_000)]},
+    ),
+    "counting 4 MB, Anthropic": lambda: (
+        "/v1/messages/count_tokens",
+        {"model": MODEL, "messages": [user("word " * 750_000)]},
+    ),
+    "a conversation of 4 MB": lambda: ("/v1/conversations", {"items": [user("word " * 40_000)] * 20}),
+    "2,048 vectors": lambda: ("/v1/embeddings", {"model": "demo", "input": ["word " * 10] * 2048}),
+    "log-probabilities of 64 answers": lambda: answered(
+        prompt=["word"] * 64, max_tokens=300, logprobs=20, ignore_eos=True
+    ),
+    "log-probabilities of prompts": lambda: answered(prompt=[[300] * 2000] * 18, prompt_logprobs=20),
+    "log-probabilities of prompts, streamed": lambda: answered(
+        prompt=[[300] * 2000] * 18, prompt_logprobs=20, stream=True
+    ),
+    "128 answers, streamed": lambda: answered(
+        prompt=["word"] * 128, max_tokens=100, ignore_eos=True, stream=True
+    ),
+    "the OpenAPI document": lambda: ("/openapi.json", None),
     "no JSON": lambda: (CHAT, [[[1] * 1000] * 10_000]),
 }
 
@@ -112,11 +151,11 @@ KINDS: dict[str, Callable[[], tuple[str, Any]]] = {
 def send(kind: str, port: int) -> None:
     """The other process: prepare, wait for a line, post, say what became of it."""
     path, fields = KINDS[kind]()
-    body = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    body = b"" if fields is None else json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
     connection.connect()
     prepared(len(body))
-    connection.request("POST", path, body, {"Content-Type": "application/json"})
+    connection.request("POST" if body else "GET", path, body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
     text = answer.read().decode()
     error = json.loads(text).get("error") if answer.status != 200 else None
@@ -150,29 +189,36 @@ def main() -> None:
         folder = Path(name)
         (folder / "neuron.yaml").write_text(
             f"listen: tcp://127.0.0.1:{endpoint}\ndevices: [cpu]\n"
-            "models: [{id: simulated, pin: true, simulated: {}}]\n"
+            "models:\n"
+            "- {id: simulated, pin: true, simulated: {context_length: 1048576}}\n"
+            "- {id: demo, pin: true}\n"
         )
         (folder / "cortex.yaml").write_text(
             f"gateway: {{listen: '127.0.0.1:{api}', metrics_listen: '127.0.0.1:{metrics}'}}\n"
             f"neurons: [{{name: local, endpoint: 'tcp://127.0.0.1:{endpoint}'}}]\n"
+            f"store: {{path: '{folder}/store.db'}}\n"
         )
         neuron = process(folder / "neuron.log", "-m", "neuron", "serve", "--config", f"{folder}/neuron.yaml")
-        gateway = process(
-            folder / "gateway.log", "-m", "gunicorn", "gateway:app", CORTEX_CONFIG=f"{folder}/cortex.yaml"
-        )
+        held = Held(folder / "held")
+        own = {"CORTEX_CONFIG": f"{folder}/cortex.yaml", HELD: f"{folder}/held"}
+        app = "benchmarks.watched_gateway:app"
+        gateway = process(folder / "gateway.log", "-m", "gunicorn", app, **own)
         with neuron, gateway as serving:
             wait_for_answer(serving, api)
-            print(f"{'body':40} {'MB':>5} {'stall ms: least':>15} {'worst':>7} {'answered s':>11}")
+            columns = f"{'held ms':>8} {'stall ms: least':>15} {'worst':>7} {'answered s':>11}"
+            print(f"{'request':42} {'MB':>5} {columns}")
             for kind in options.kinds:
-                runs = [measure(kind, api) for _ in range(options.repeat)]
+                runs, helds = [], []
+                for _ in range(options.repeat):
+                    held.take()
+                    runs.append(measure(kind, api))
+                    helds.append(held.take())
                 size, _, seconds, outcome = runs[-1]
                 stalls = [stall for _, stall, _, _ in runs]
-                results[kind] = {"stalls": stalls, "seconds": seconds, "outcome": outcome, "bytes": size}
-                print(
-                    f"{kind:40} {size / 1e6:5.1f} {min(stalls) * 1e3:15.1f} {max(stalls) * 1e3:7.1f} "
-                    f"{seconds:11.2f}  {outcome}",
-                    flush=True,
-                )
+                results[kind] = {"held": helds, "stalls": stalls, "seconds": seconds, "outcome": outcome}
+                results[kind]["bytes"] = size
+                figures = f"{min(helds) * 1e3:8.1f} {min(stalls) * 1e3:15.1f} {max(stalls) * 1e3:7.1f}"
+                print(f"{kind:42} {size / 1e6:5.1f} {figures} {seconds:11.2f}  {outcome}", flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -4,7 +4,8 @@ python -m benchmarks.stalls [--out FILE] [KIND ...]
 
 Another process sends the request; this one says `hello` all the while, and takes the longest wait for an
 answer. On a machine that is busy with other things some of that is theirs, and little of the CPU time that
-the loop had at most between two looks, a millisecond apart: see the line for nothing.
+the loop had at most between two looks, a millisecond apart: see the line for nothing. What requests do to a
+gateway, `benchmarks.bodies` tells.
 """
 
 from __future__ import annotations
@@ -229,6 +230,9 @@ DEAR: dict[str, Callable[[], Request | dict[str, Any]]] = {
     ),
     "64 answers of an adapter": lambda: msgspec.structs.replace(
         answered(prompt=["word"] * 64, max_tokens=20, ignore_eos=True), model=f"{ADAPTED}:a"
+    ),
+    "2,048 texts to embed, in pieces": lambda: Embed(
+        id=ID, model="demo", input=["word " * 10] * 2048, account="dear", in_pieces=True
     ),
     "2,048 texts to embed": lambda: Embed(id=ID, model="demo", input=["word " * 10] * 2048, account="dear"),
 }
