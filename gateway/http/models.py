@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import falcon.asgi
@@ -38,7 +39,10 @@ class ModelsResource(_Resource):
         principal: Principal = req.context.principal
         listed = [each for each in listing.every(self._fleet) if principal.may_use(each.model)]
         mine = [self._for(principal, each) for each in listed]
-        resp.data = msgspec.json.encode(shapes.model_list(mine, req.get_param))
+        # In a thread: thousands of models take some hundredths of a second to write.
+        resp.data = await asyncio.to_thread(
+            lambda: msgspec.json.encode(shapes.model_list(mine, req.get_param))
+        )
 
     on_head = on_get
 

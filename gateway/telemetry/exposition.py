@@ -139,8 +139,9 @@ class Exposition:
         registry = CollectorRegistry()
         forget_gone()
         registry.register(OfKnownModels(MultiProcessCollector(None, os.environ[VARIABLE]), self._knows))
-        registry.register(_Fixed([*neuron_metrics(self._neurons), *health_metrics(await self._health())]))
-        # In a thread: it reads a file or two for each process, and streams must not wait for that.
+        registry.register(_OfNeurons(list(self._neurons), await self._health()))
+        # In a thread: it reads a file or two for each process, and of thousands of models there are a hundred
+        # thousand series; streams must not wait for that.
         body = await asyncio.to_thread(encoder, registry)
         await _answer(send, 200, content_type, body)
 
@@ -178,12 +179,14 @@ class OfKnownModels(Collector):
         return model == UNKNOWN or self._knows(model)
 
 
-class _Fixed(Collector):
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
+class _OfNeurons(Collector):
+    """What is told of these neurons. Their models are replaced as a whole, so any thread may read them."""
+
+    def __init__(self, neurons: Sequence[Neuron], replies: Mapping[str, HealthReply]) -> None:
+        self._neurons, self._replies = neurons, replies
 
     def collect(self) -> Iterable[Metric]:
-        return self._families
+        return [*neuron_metrics(self._neurons), *health_metrics(self._replies)]
 
 
 def neuron_metrics(neurons: Sequence[Neuron]) -> list[Metric]:
