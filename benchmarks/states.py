@@ -22,22 +22,23 @@ import torch
 from workers.attention.registry import states_over
 from workers.attention.states import RecurrentStates
 from workers.cache.state import StateCache
-from workers.checkpoints.model_config import DeltaNet
+from workers.checkpoints.model_config import DeltaNet, Mamba
 from workers.kernels.gated_delta import EPS
 from workers.step.batch import Segment
 from workers.step.pages import pages_for
 
 SHAPE = DeltaNet(key_heads=16, value_heads=48, key_dim=128, value_dim=128, kernel=4)
-NAMES = ("convolve", "keep_inputs", "recur", "solve", "pass")  # of kernels
+SPACE = Mamba(heads=64, head_dim=64, groups=8, state_dim=128, kernel=4)  # of Nemotron 3 Nano
+NAMES = ("convolve", "keep_inputs", "recur", "solve", "pass", "space")  # of kernels
 REPEATS = 3
 
 
 def kernel_of(name: str) -> Any:
     """The kernel of that name."""
-    from workers.kernels import gated_delta_chunks_triton, gated_delta_triton
+    from workers.kernels import gated_delta_chunks_triton, gated_delta_triton, state_space_triton
 
-    in_chunks = hasattr(gated_delta_chunks_triton, name)
-    return getattr(gated_delta_chunks_triton if in_chunks else gated_delta_triton, name)
+    modules = gated_delta_chunks_triton, state_space_triton, gated_delta_triton
+    return getattr(next(each for each in modules if hasattr(each, name)), name)
 
 
 def compile_kernel(capability: int, name: str, mixed: str = "bf16", silu: bool = True) -> Any:
@@ -50,17 +51,22 @@ def compile_kernel(capability: int, name: str, mixed: str = "bf16", silu: bool =
     from benchmarks.kernels import compile_for
     from workers.kernels import gated_delta_chunks_triton as chunks
     from workers.kernels import gated_delta_triton as kernels
+    from workers.kernels import state_space_triton
 
     in_chunks, kernel = hasattr(chunks, name), kernel_of(name)
     shared = {"KEY_HEADS": SHAPE.key_heads, "HEADS": SHAPE.value_heads, "KEY_DIM": SHAPE.key_dim}
     shared |= {"VALUE_DIM": SHAPE.value_dim, "EPS": EPS, "BLOCK_K": SHAPE.key_dim}
     shared |= {"KERNEL": SHAPE.kernel, "PLACES": 4, "SILU": silu, "BLOCK": kernels.CHANNELS}
     shared |= {"CHUNK": chunks.CHUNK, "SLICE": chunks.SLICE}
+    shared |= {"BIASED": True, "GROUPS": SPACE.groups, "STATE_DIM": SPACE.state_dim, "SKIPS": True}
+    shared |= {"HEAD_DIM": SPACE.head_dim, "BLOCK_N": SPACE.state_dim, "BLOCK_E": state_space_triton.COLUMNS}
+    if name == "space_kernel":
+        shared["HEADS"] = SPACE.heads
     shared["BLOCK_V"] = chunks.COLUMNS if in_chunks else kernels.COLUMNS
     kinds = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(shared, "constexpr")
     kinds |= dict.fromkeys(("stride", "channels", "first", "count", "first_sequence"), "i32")
     kinds |= dict.fromkeys(("owners", "starts", "ends", "read", "written", "chunk_starts"), "*i64")
-    kinds |= {"scale": "fp32", "mixed": f"*{mixed}", "weight": f"*{mixed}"}
+    kinds |= {"scale": "fp32", "mixed": f"*{mixed}", "weight": f"*{mixed}", "bias": f"*{mixed}"}
     kinds = {each: kinds[each] for each in kernel.arg_names}
     constants = {each: value for each, value in shared.items() if each in kinds}
     aligned = [each for each, kind in kinds.items() if kind[0] == "*" or each in ("stride", "channels")]

@@ -17,7 +17,6 @@ CUBLAS_BYTES = 32 << 20  # its workspace, on the cards that have the largest
 SORT_BYTES = 36  # of each element that is sorted: its value and its place, three times
 SPLIT, MOST_SPLITS = 64, 32  # keys of a part that attention over one token has at least, and parts at most
 CHUNK, CHUNKS = 32, 64  # tokens of a prompt that go through a state together, and how many times at once
-CONVOLVED = 2048  # tokens of a prompt whose convolution is there at once, where it is torch's
 SCRATCH_BYTES, TOGETHER = 64 << 20, 256  # of a weight in blocks, made plain at once, and its rows at least
 # Tokens with which a weight is not made plain at all where no card's cache would hold it so, and such a cache
 SOME, MOST_CACHE = 64, 128 << 20
@@ -130,8 +129,9 @@ class GpuStep:
 
     def _both_layer(self, number: int, layer: Layer) -> None:
         """Attention beside a state, to whose part it is added."""
-        mixed = self._mamba()
-        self._free(self._attention(layer))
+        normed = self._normed()
+        mixed = self._mamba(normed)
+        self._free(self._attention(layer, normed), normed)
         self._stream.append(mixed)
         self._add_mlp(number)
 
@@ -149,11 +149,12 @@ class GpuStep:
         self._stream[:] = [total]
         return normed
 
-    def _attention(self, layer: Layer) -> Block:
+    def _attention(self, layer: Layer, given: Block | None = None) -> Block:
+        """Of the stream normalised, which may be there."""
         shapes = self.shapes
         heads, head_dim = shapes.num_heads // self.world_size, layer.head_dim or shapes.head_dim
         q, kv = heads * head_dim, kv_heads_on_rank(layer.kv_heads, self.world_size) * head_dim
-        normed = self._normed()
+        normed = [self._normed()] if given is None else []
         qkv = self._product(shapes.hidden_size, q + 2 * kv)
         norms_apart = shapes.qk_norm in ("whole", "turned_heads")
         if shapes.bidirectional or norms_apart:  # else one launch does all of it
@@ -173,7 +174,7 @@ class GpuStep:
             self._free(opened, attended)
             attended = passed
         out = self._product(q, shapes.hidden_size)
-        self._free(normed, qkv, attended)
+        self._free(*normed, qkv, attended)
         return out
 
     def _latent(self) -> Block:
@@ -222,33 +223,27 @@ class GpuStep:
         self._free(normed, projected, narrow, *gates)
         return out
 
-    def _mamba(self) -> Block:
+    def _mamba(self, given: Block | None = None) -> Block:
+        """As `_attention`."""
         mamba = self.shapes.mamba.on_rank(self.world_size)
-        normed, hidden, inner, channels = self._normed(), self.shapes.hidden_size, mamba.inner, mamba.channels
+        normed = [self._normed()] if given is None else []
+        hidden, inner, channels = self.shapes.hidden_size, mamba.inner, mamba.channels
         projected = self._product(hidden, mamba.projected)
         biased = [self._rows(mamba.heads, FLOAT) for _ in range(2)]
         self._free(biased[0])
         steps = self._rows(mamba.heads, FLOAT)
         self._free(biased[1])
         steps = [steps, self._rows(mamba.heads, FLOAT)]
-        mixed, out = self._rows(channels, FLOAT), self._rows(inner, FLOAT)
-        state = mamba.state_size - (mamba.kernel - 1) * channels
-        if single := self.sequences - 1:  # whose states are copied
-            sizes = ((mamba.kernel - 1) * channels, *[mamba.kernel * channels] * 2, channels, channels)
-            before, window, products, summed, convolved = (self._new(single * size * FLOAT) for size in sizes)
-            self._free(before, products, summed)
-            self._free(*(self._new(single * size * FLOAT) for size in (state, inner, inner, inner)))
-            self._free(window, convolved)
-        block = min(max(self._prompts, default=1), CONVOLVED) * channels
-        self._free(*(self._new(size * FLOAT) for size in (state, block, block, block)))
+        mixed, convolved = self._rows(channels), self._rows(channels, FLOAT)
         self._free(mixed)
+        out = self._rows(inner, FLOAT)
+        self._free(self._new(inner * mamba.state_dim * FLOAT), convolved)  # the state of a prompt
         wide = [self._rows(inner, FLOAT) for _ in range(2)]
         self._free(*wide)
         narrow = self._rows(inner)
-        self._free(out, *steps)
-        out = self._product(inner, hidden)
-        self._free(normed, projected, narrow)
-        return out
+        found = self._product(inner, hidden)
+        self._free(*normed, projected, narrow, out, *steps)
+        return found
 
     def _convolution(self) -> Block:
         convolution = self.shapes.convolution.on_rank(self.world_size)

@@ -116,6 +116,7 @@ def test_on_a_gpu_it_leaves_the_same(device):
     ("name", "capability"),
     [
         *(("convolve_kernel", 86), ("keep_inputs_kernel", 120), ("recur_kernel", 90)),
+        *(("space_kernel", card) for card in (80, 86, 89, 90, 120)),
         *((name, card) for name in ("solve_kernel", "pass_kernel") for card in (80, 86, 89, 90, 120)),
     ],
 )

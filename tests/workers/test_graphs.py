@@ -12,7 +12,6 @@ from tests.workers.adapters import read, with_adapter, write_adapter
 from tests.workers.engines import GPU, Session, make_runner, request, serve
 from tests.workers.guessing import replace_id
 from tests.workers.recorded import LIMITS, Recorder, record_steps, requests
-from workers.attention.registry import states_over
 from workers.execution import model_runner
 from workers.execution.graphs import MOST_GRAPHS, Graphs, Kind, sizes
 from workers.sampling.draws import FILTERED, PLAIN, choose
@@ -232,22 +231,6 @@ def test_answers_to_images_are_replayed_and_the_images_are_not(recorder, tmp_pat
             found.append([answer.token_ids for answer in answers])
     assert found[0] == found[1]
     assert recorder.replayed > 5
-
-
-def test_states_that_a_gpu_changes_by_torch_are_replayed(tiny, recorder, monkeypatch):
-    def recordable(*given):
-        states = states_over(*given)
-        states.capturable = True  # as on a GPU
-        return states
-
-    monkeypatch.setattr(model_runner, "states_over", recordable)
-    runner = make_runner(tiny("granitemoehybrid_dense").folder, **LIMITS)
-    runner.load(lambda fraction, message: None)
-    expected = eagerly(runner, requests(), max_sequences=10)
-    assert (recorder.captured, len({*map(tuple, expected)})) == (0, 10)
-    assert serve(runner, requests(), max_sequences=10, **LIMITS) == expected
-    assert recorder.replayed > 2 * recorder.captured > 4
-    runner.close()
 
 
 def test_nothing_is_recorded_where_states_cannot_be(tiny, recorder):

@@ -108,7 +108,7 @@ SHAPES: dict[str, PretrainedConfig] = {  # with as few layers as there are kinds
         layers_block_type=["linear_attention", "mlp", "full_attention"],
     ),
     "Falcon-H1-1.5B": FalconH1Config(
-        vocab_size=65_537,
+        vocab_size=65_536,  # it has one more
         dtype="bfloat16",
         hidden_size=2048,
         intermediate_size=4096,

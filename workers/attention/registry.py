@@ -26,14 +26,15 @@ def attention_over(cache: KVCache, *limits: Any, **options: Any) -> AttentionBac
 def states_over(cache: StateCache, group: int, max_segments: int, exact: bool) -> StateBackend:
     """The same for layers with a state, for the arguments of `RecurrentStates`.
 
-    With `exact`, that is torch on a GPU as well: token after token. So it is of Mamba-2, many at once.
+    With `exact`, that is torch on a GPU as well: token after token.
     """
-    if isinstance(cache.shape, Mamba):
-        return RecurrentStates(cache, group, max_segments, exact)
     convolves = isinstance(cache.shape, ShortConvolution)
     if has_triton(cache.device) and not exact:
         from workers.attention.convolutions_cuda import TritonInputs
+        from workers.attention.spaces_cuda import TritonSpaces
         from workers.attention.states_cuda import TritonStates
 
+        if isinstance(cache.shape, Mamba):
+            return TritonSpaces(cache, group, max_segments)
         return (TritonInputs if convolves else TritonStates)(cache, group, max_segments)
     return (ConvolvedInputs if convolves else RecurrentStates)(cache, group, max_segments, exact)

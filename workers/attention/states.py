@@ -163,9 +163,7 @@ class StateStep:
     num_decode: int  # sequences with one token
     checked: list[slice]  # rows of the step, of each of those with drafts
     chunks: list[slice]  # the same, of each of the others
-    places: list[
-        tuple[int, int]
-    ]  # what `read` and `written` say, where no step is recorded: one need not copy
+    places: list[tuple[int, int]]  # what `read` and `written` say, for a CPU, which need not copy
     guesses: Drafted | None
 
 
@@ -179,11 +177,11 @@ class RecurrentStates:
         exact: token after token and sequence after sequence, so that a token has the same bits in any step.
     """
 
+    capturable = False  # on a GPU another one serves, but for `exact`
+
     def __init__(self, cache: StateCache, group: int, max_segments: int, exact: bool = False) -> None:
         self.cache, self._group, self._exact = cache, group, exact
         self._rule = rule_of(cache.shape)
-        # where another one serves on a GPU, it does not for `exact`, which is sequence after sequence
-        self.capturable = cache.device.type == "cuda" and not exact
         self.sizes = {"states_read": max_segments, "states_written": max_segments}
         self._guesses: Drafted | None = None  # of the last step that had some
 
@@ -195,7 +193,7 @@ class RecurrentStates:
     def prepare(self, segments: Sequence[Segment], tensors: dict[str, Tensor]) -> StateStep:
         """Of the same segments, and their arrays on the device."""
         several = [segment for segment in segments if len(segment.rows) > 1]
-        arrays = ((), ()) if self.capturable else self.arrays(segments).values()
+        arrays = self.arrays(segments).values() if tensors["states_read"].device.type == "cpu" else ((), ())
         self._guesses = Drafted.of(several, self._group)
         return StateStep(
             tensors["states_read"],

@@ -98,11 +98,17 @@ class TritonStates:
         return out
 
     def _convolve(
-        self, prepared: StateStep, layer: int, mixed: Tensor, weight: Tensor, silu: bool = True
+        self,
+        prepared: StateStep,
+        layer: int,
+        mixed: Tensor,
+        weight: Tensor,
+        silu: bool = True,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """All tokens through the convolution, which keeps its last inputs: `[tokens, channels]` float32."""
         inputs, mixed = self.cache.inputs[layer], mixed.contiguous()
-        y = kernels.convolve(mixed, weight, inputs, prepared.owners, prepared.places, silu)
+        y = kernels.convolve(mixed, weight, inputs, prepared.owners, prepared.places, silu, bias)
         kernels.keep_inputs(mixed, inputs, prepared.places)
         return y
 

@@ -45,6 +45,7 @@ def _window(mixed, kept, row, start, c, channels, mask, KERNEL: tl.constexpr):
 def convolve_kernel(
     mixed,  # [tokens, channels]
     weight,  # [channels, KERNEL]
+    bias,  # [channels]
     kept,  # [states, KERNEL - 1, channels] float32, of a layer
     y,  # [tokens, channels] float32
     owners,
@@ -53,6 +54,7 @@ def convolve_kernel(
     stride,  # elements from one state to the next
     channels,
     KERNEL: tl.constexpr,
+    BIASED: tl.constexpr,
     SILU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -65,6 +67,8 @@ def convolve_kernel(
     for place in tl.static_range(KERNEL):
         value = _window(mixed, before, row + place - (KERNEL - 1), start, c, channels, mask, KERNEL)
         total += value * tl.load(weight + c * KERNEL + place, mask=mask, other=0.0).to(tl.float32)
+    if BIASED:
+        total += tl.load(bias + c, mask=mask, other=0.0).to(tl.float32)
     if SILU:
         total = total / (1.0 + tl.exp(-total))
     tl.store(y + row * channels + c, total, mask=mask)
@@ -147,7 +151,13 @@ CONVOLVE, KEEP_INPUTS, RECUR = map(Launcher, (convolve_kernel, keep_inputs_kerne
 
 
 def convolve(
-    mixed: Tensor, weight: Tensor, kept: Tensor, owners: Tensor, places: Places, silu: bool = True
+    mixed: Tensor,
+    weight: Tensor,
+    kept: Tensor,
+    owners: Tensor,
+    places: Places,
+    silu: bool = True,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """All tokens of a step through a layer's convolution.
 
@@ -157,6 +167,7 @@ def convolve(
         kept: `[states, kernel - 1, channels]` float32.
         owners: `[tokens]` int64, the sequence of each.
         silu: what comes out goes through that.
+        bias: `[channels]`.
 
     Returns:
         `[tokens, channels]` float32.
@@ -165,8 +176,8 @@ def convolve(
     y = torch.empty(tokens, channels, dtype=torch.float32, device=mixed.device)
     CONVOLVE(
         (tokens, triton.cdiv(channels, CHANNELS), 1),
-        *(mixed, weight, kept, y, owners, places.starts, places.read),
-        *(kept.stride(0), channels, kernel, silu, CHANNELS),
+        *(mixed, weight, weight if bias is None else bias, kept, y, owners, places.starts, places.read),
+        *(kept.stride(0), channels, kernel, bias is not None, silu, CHANNELS),
         num_warps=WARPS,
     )
     return y

@@ -1,0 +1,75 @@
+"""Layers of Mamba-2 on a GPU: single tokens and drafts by a kernel of Triton's, prompts by torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.attention.rules import SpaceRule
+from workers.attention.states_cuda import StateStep, TritonStates
+from workers.cache.state import StateCache
+from workers.kernels import state_space_triton
+from workers.step.batch import Segment
+
+
+@dataclass(slots=True)
+class SpaceStep(StateStep):
+    """A step, with the rows of each sequence that is a prompt."""
+
+    prompts: list[slice]
+
+
+class TritonSpaces(TritonStates):
+    """Implements `workers.attention.states.StateBackend`; for the arguments see `TritonStates`."""
+
+    def __init__(self, cache: StateCache, group: int, max_segments: int) -> None:
+        super().__init__(cache, group, max_segments)
+        self._rule = SpaceRule(cache.shape)
+
+    def prepare(self, segments: Sequence[Segment], tensors: dict[str, Tensor]) -> SpaceStep:
+        step = super().prepare(segments, tensors)
+        prompts = [slice(each.rows.start, each.rows.stop) for each in segments[step.num_few :]]
+        values = step.owners, step.places, step.num_few, step.chunks, step.parts, step.guesses
+        return SpaceStep(*values, prompts)
+
+    def run(
+        self,
+        prepared: SpaceStep,
+        layer: int,
+        mixed: Tensor,
+        weight: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        bias: Tensor | None = None,
+        skip: Tensor | None = None,
+    ) -> Tensor:  # [tokens, heads, head_dim] float32
+        """One layer, of all sequences."""
+        places, few, shape = prepared.places, prepared.num_few, self.cache.shape
+        matrices, y = self.cache.matrices[layer], self._convolve(prepared, layer, mixed, weight, bias=bias)
+        out = y.new_empty(len(y), *shape.results)
+        if few:
+            state_space_triton.recur(y, decay, beta, skip, matrices, out, places, few, shape)
+        if (guesses := prepared.guesses) is not None:
+            guesses.keep(layer, mixed, y[guesses.rows], decay, beta)
+        for number, rows in enumerate(prepared.prompts, few):
+            state = matrices[places.read[number : number + 1]][0]
+            self._rule.chunked(state, y[rows], decay[rows], beta[rows], out[rows])
+            if skip is not None:
+                out[rows].addcmul_(self._rule.inputs(y[rows]), skip[:, None])
+            matrices[places.written[number : number + 1]] = state
+        return out
+
+    def adopt(self, right: Sequence[int]) -> None:
+        """All sequences at once, each from its first draft on."""
+        guesses = self._guesses
+        places, shape = self._places_of(guesses, right), self.cache.shape
+        self._adopt_inputs(guesses, places)
+        rows = guesses.rows.stop - guesses.rows.start
+        unread = torch.empty(rows, *shape.results, device=self.cache.device)
+        for layer, (y, decay, beta) in [*guesses.layers.items()]:
+            given = y, decay, beta, None, self.cache.matrices[layer], unread
+            state_space_triton.recur(*given, places, len(right), shape)
+            del guesses.layers[layer]
