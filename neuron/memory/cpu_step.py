@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from neuron.memory.largest_step import FLOAT, LONG, LONG_CONTEXT, WIDE_OF_XIELU, prompts_of
+from neuron.memory.largest_step import FLOAT, LONG, LONG_CONTEXT, WIDE_OF_XIELU, padded_bytes, prompts_of
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.layers import kv_heads_on_rank
 from workers.checkpoints.model_config import Latent, Mamba, ModelConfig
@@ -286,7 +286,7 @@ class CpuStep:
 
     def _told(self) -> int:
         rows = self._prompts[0] - 1 if self._prompts else 0  # what follows the last one is not known
-        logits = rows * self.shapes.vocab_size * TOLD_BYTES
+        logits = rows * self.shapes.vocab_size * (TOLD_BYTES + padded_bytes(self.shapes.vocab_size))
         compared = min(rows, COMPARED_ROWS) * self.shapes.vocab_size * COMPARED_BYTES
         return max(self._logits(rows), logits + compared)
 
@@ -294,4 +294,5 @@ class CpuStep:
         """Of all logits, as they are and as settings change them; some of which are sorted."""
         rows, vocabulary = self.sequences - 1 + len(self._prompts), self.shapes.vocab_size
         at_once = min(max(1, self.sequences - 1), max(1, SORTED_LOGITS // vocabulary))
-        return max(self._logits(rows), (2 * rows * FLOAT + at_once * SORTED_BYTES) * vocabulary)
+        padded = rows * padded_bytes(vocabulary)
+        return max(self._logits(rows), (2 * rows * FLOAT + max(padded, at_once * SORTED_BYTES)) * vocabulary)

@@ -8,7 +8,14 @@ beside the others is left out. `tests/workers/test_planned_steps.py` holds it ag
 from __future__ import annotations
 
 from neuron.memory.allocator import Allocator, Block
-from neuron.memory.largest_step import FLOAT, LONG, LONG_CONTEXT, WIDE_OF_XIELU, prompts_of
+from neuron.memory.largest_step import (
+    FLOAT,
+    LONG,
+    LONG_CONTEXT,
+    WIDE_OF_XIELU,
+    padded_bytes,
+    prompts_of,
+)
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.layers import Layer, kv_heads_on_rank
 from workers.checkpoints.model_config import ModelConfig
@@ -356,6 +363,7 @@ class GpuStep:
         """Log-probabilities."""
         vocabulary = rows * self.shapes.vocab_size
         relative = self._new(vocabulary * FLOAT)
+        self._free(self._new(vocabulary * padded_bytes(self.shapes.vocab_size)))
         self._free(self._new(vocabulary))  # who is more probable
         self._free(relative)
 
@@ -371,6 +379,7 @@ class GpuStep:
         logits = self._logits(rows)
         self._penalties(self.sequences)
         plain = self._new(rows * vocabulary * FLOAT)
+        self._free(self._new(rows * vocabulary * padded_bytes(vocabulary)))
         at_once = max(1, DRAWN // vocabulary)
         for start in range(0, rows, at_once):
             self._penalised(min(at_once, rows - start) * vocabulary)

@@ -45,6 +45,9 @@ COMMON = {"head_dim": 128, "dtype": "bfloat16", "max_position_embeddings": 40_96
 SMALL = COMMON | {"vocab_size": 151_936, "num_attention_heads": 16, "num_key_value_heads": 8}
 SHAPES: dict[str, PretrainedConfig] = {  # with as few layers as there are kinds of them
     "Qwen3-0.6B": Qwen3Config(**SMALL, hidden_size=1024, intermediate_size=3072, num_hidden_layers=1),
+    "Qwen3-0.6B with a token that somebody added": Qwen3Config(
+        **SMALL | {"vocab_size": 151_937}, hidden_size=1024, intermediate_size=3072, num_hidden_layers=1
+    ),
     "Qwen3-8B": Qwen3Config(
         **SMALL | {"num_attention_heads": 32},
         hidden_size=4096,
@@ -108,7 +111,7 @@ SHAPES: dict[str, PretrainedConfig] = {  # with as few layers as there are kinds
         layers_block_type=["linear_attention", "mlp", "full_attention"],
     ),
     "Falcon-H1-1.5B": FalconH1Config(
-        vocab_size=65_536,  # it has one more
+        vocab_size=65_537,
         dtype="bfloat16",
         hidden_size=2048,
         intermediate_size=4096,

@@ -174,6 +174,15 @@ def test_the_largest_are_those_of_a_sort(vocabulary):
         assert all(len(set(row_)) == count for row_ in ids.tolist())
 
 
+def test_nothing_behind_the_vocabulary_is_found_where_its_last_tokens_are_impossible():
+    logits = torch.full((2, 12_801), -torch.inf)
+    logits[0, :3] = 1.0
+    values, ids = largest(logits, 20)
+    assert ids.max() < 12_801
+    assert torch.equal(values, logits.gather(1, ids))
+    assert nth_equal(logits, torch.tensor([[1.0], [2.0]]), torch.arange(5)[None]).max() < 12_801
+
+
 @pytest.mark.parametrize("vocabulary", [40 * 128, 2003])
 def test_an_unfiltered_token_is_where_its_point_lies_among_the_sums(vocabulary):
     logits = 2 * torch.randn(300, vocabulary, generator=torch.manual_seed(3))

@@ -38,7 +38,7 @@ def choose(logits: Tensor, wishes: Wishes, ways: int, block_rows: int) -> Tensor
 
 def highest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The highest logit of each row, and the first token that has it."""
-    chunks = chunked(logits)
+    chunks = chunked(logits, -torch.inf)
     highest, chunk = chunks.amax(dim=2).max(dim=1)
     return highest, chunk * chunks.shape[2] + _chunk(chunks, chunk).max(dim=1).indices
 
@@ -52,19 +52,19 @@ def _chunk(chunks: Tensor, number: Tensor) -> Tensor:  # [rows, chunks, size], [
     return chunks[torch.arange(len(chunks), device=chunks.device), number]
 
 
-def _sums(weights: Tensor) -> Tensor:  # [rows, vocabulary] -> [rows, chunks] float64
+def _sums(chunks: Tensor) -> Tensor:  # [rows, chunks, size] -> [rows, chunks] float64
     """Running sums at the ends of chunks: in float64, exact enough for the smallest probabilities."""
-    return chunked(weights).sum(dim=2, dtype=torch.float64).cumsum(dim=1)
+    return chunks.sum(dim=2, dtype=torch.float64).cumsum(dim=1)
 
 
 def draw_plain(logits: Tensor, wishes: Wishes) -> Tensor:  # [rows, vocabulary] -> [rows] int64
     """One point on the line of all probabilities, in the order of the vocabulary."""
-    weights = torch.softmax(logits / wishes.temperature.float(), dim=-1)
-    sums = _sums(weights)
+    chunks = chunked(torch.softmax(logits / wishes.temperature.float(), dim=-1), 0.0)
+    sums = _sums(chunks)
     point = wishes.point * sums[:, -1:]
     chunk = torch.searchsorted(sums, point, right=True).clamp_(max=sums.shape[1] - 1)
     point -= torch.where(chunk > 0, sums.gather(1, (chunk - 1).clamp_(min=0)), 0)
-    inside = _chunk(chunked(weights), chunk.squeeze(1)).cumsum(dim=1, dtype=torch.float64)
+    inside = _chunk(chunks, chunk.squeeze(1)).cumsum(dim=1, dtype=torch.float64)
     # rounding may lead past the chunk's end: its last token is the last that has any probability
     last = (inside < inside[:, -1:]).sum(dim=1, keepdim=True)
     token = torch.searchsorted(inside, point, right=True).minimum(last)
@@ -99,7 +99,7 @@ def draw_filtered(
     everything = sums[:, -1:]
     if whole and count < vocabulary:
         relative = (logits - values[:, :1]).div_(temperature.float()).exp_()
-        everything = torch.where(top_k <= count, everything, _sums(relative)[:, -1:])
+        everything = torch.where(top_k <= count, everything, _sums(chunked(relative, 0.0))[:, -1:])
     mass = torch.where(top_p < 1, top_p * everything, torch.inf)
     enough = (top_k <= count) | (sums[:, -1:] >= mass) | (weights[:, -1:] < min_p)
     last = (sums < mass).sum(dim=-1, keepdim=True).clamp_(max=count - 1)  # the rank that completes the mass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ipc.worker_messages import Logprobs
@@ -12,6 +13,7 @@ from workers.sampling.inputs import sent
 
 AT_ONCE = 8  # rows that are copied to be looked at
 CHUNK = 128  # tokens; most vocabularies are padded to a multiple of it
+FEWEST = 16  # tokens of a chunk; a vocabulary that has none so large, as with tokens added, is padded here
 
 
 def logprobs(logits: Tensor, tokens: list[int], counts: list[int]) -> list[Logprobs]:
@@ -81,18 +83,28 @@ def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:  # both [rows,
 
     They are in the chunks that have the largest maxima, and to find these is one fast pass.
     """
-    chunks = chunked(logits)  # [rows, chunks, size]
+    chunks = chunked(logits, -math.inf)  # [rows, chunks, size]
     size = chunks.shape[2]
     if 4 * count > chunks.shape[1]:
         return logits.topk(count, dim=1)
     best = chunks.amax(dim=2).topk(count, dim=1).indices
     among = chunks.gather(1, best.unsqueeze(2).expand(-1, -1, size)).flatten(1)
     values, places = among.topk(count, dim=1)
-    return values, best.gather(1, places // size) * size + places % size
+    return values, _inside(logits, chunks, best.gather(1, places // size) * size + places % size)
 
 
-def chunked(logits: Tensor) -> Tensor:  # [rows, vocabulary] -> [rows, chunks, size], a view
-    return logits.unflatten(1, (-1, math.gcd(logits.shape[1], CHUNK)))
+def chunked(x: Tensor, fill: float) -> Tensor:  # [rows, vocabulary] -> [rows, chunks, size]
+    """A view, or where the vocabulary has no chunks a copy, of which the last chunk ends with `fill`."""
+    size = math.gcd(x.shape[1], CHUNK)
+    if size < FEWEST:
+        x, size = F.pad(x, (0, -x.shape[1] % CHUNK), value=fill), CHUNK
+    return x.unflatten(1, (-1, size))
+
+
+def _inside(x: Tensor, chunks: Tensor, tokens: Tensor) -> Tensor:
+    """The tokens, but what is padded is none: it is found where nothing else is left."""
+    same = chunks.shape[1] * chunks.shape[2] == x.shape[1]
+    return tokens if same else tokens.clamp_(max=x.shape[1] - 1)
 
 
 def nth_equal(x: Tensor, value: Tensor, nth: Tensor) -> Tensor:
@@ -107,11 +119,11 @@ def nth_equal(x: Tensor, value: Tensor, nth: Tensor) -> Tensor:
     Returns:
         `[rows, n]` int64.
     """
-    chunks = chunked(x == value)
+    chunks = chunked(x == value, False)
     sums = chunks.sum(dim=2).cumsum(dim=1)
     nth = nth.expand(len(x), -1).contiguous()
     chunk = torch.searchsorted(sums, nth, right=True).clamp_(max=sums.shape[1] - 1)
     left = nth - torch.where(chunk > 0, sums.gather(1, (chunk - 1).clamp_(min=0)), 0)
     inside = chunks.gather(1, chunk.unsqueeze(2).expand(-1, -1, chunks.shape[2])).cumsum(dim=2)
     place = (inside <= left.unsqueeze(2)).sum(dim=2).clamp_(max=chunks.shape[2] - 1)
-    return chunk * chunks.shape[2] + place
+    return _inside(x, chunks, chunk * chunks.shape[2] + place)
