@@ -7,6 +7,9 @@ gets an error where a GPU would be waited for.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,6 +19,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from ipc.worker_messages import PAGE_SIZE, SamplingParams
 from tests.workers.engines import make_runner
 from workers.cache.paged import KVCache
+from workers.checkpoints.card import ModelCard
 from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.execution.overlap import LatestTokens
@@ -75,6 +79,23 @@ def empty_runner(folder: str) -> ModelRunner:
     return runner
 
 
+@contextmanager
+def a_gpu(card: ModelCard, **limits: Any) -> Iterator[tuple[ModelRunner, list[int]]]:
+    """An engine on a GPU that computes nothing, and as many numbers as it was waited for."""
+    pytest.importorskip("triton")
+    from tests.workers import counted
+
+    waited: list[int] = []
+    limits |= {"dtype": "float32", "max_step_tokens": 64, "context_length": 256}
+    # Within what that replaces: it is put back before that is.
+    with counted.on_a_gpu(card, **limits) as runner, pytest.MonkeyPatch.context() as within:
+        within.setattr(FakeTensor, "tolist", lambda x: pytest.fail("it is looked at"))
+        within.setattr(
+            "workers.sampling.sampler.fetched", lambda x: lambda: waited.append(1) or [0] * x.numel()
+        )
+        yield runner, waited
+
+
 def test_a_step_waits_for_its_tokens_and_for_nothing_else(tiny, waits):
     runner = empty_runner(tiny("gemma3").folder)
     tables, slots = range(len(runner.cache.groups)), range(len(SETTINGS))
@@ -114,25 +135,15 @@ def test_nor_does_it_ask_how_many_tokens_an_expert_has(tiny, waits, monkeypatch)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="kernels are to do nothing, and are not to be interpreted")
-def test_nor_for_the_drafts_that_a_head_makes_on_a_gpu(tiny, monkeypatch):
-    pytest.importorskip("triton")
-    from tests.workers import counted
-
-    waited: list[int] = []
+def test_nor_for_the_drafts_that_a_head_makes_on_a_gpu(tiny):
     card = read_card(tiny("qwen3_5_moe").folder)
     card = msgspec.structs.replace(card, config=card.config.with_mtp())
-    limits = {"dtype": "float32", "max_step_tokens": 64, "context_length": 256, "speculation": "mtp"}
     prompt = array("I", range(2, 18))
     added = [
         NewSequence(slot, len(prompt), prompt.tobytes(), SamplingParams(**settings))
         for slot, settings in enumerate([*SETTINGS[:2], *SETTINGS[5:7]])
     ]
-    # Within what that replaces: it is put back before that is.
-    with counted.on_a_gpu(card, **limits) as runner, monkeypatch.context() as within:
-        within.setattr(FakeTensor, "tolist", lambda x: pytest.fail("it is looked at"))
-        within.setattr(
-            "workers.sampling.sampler.fetched", lambda x: lambda: waited.append(1) or [0] * x.numel()
-        )
+    with a_gpu(card, speculation="mtp") as (runner, waited):
         pages = [[0] for _ in runner.groups]
         for number, new in enumerate(added, 1):
             runner.execute(StepPlan(number, [], [new], [Scheduled(new.slot, len(prompt), pages)]))
@@ -143,6 +154,24 @@ def test_nor_for_the_drafts_that_a_head_makes_on_a_gpu(tiny, monkeypatch):
             assert result.tokens == [0] * (2 * ahead + 4)
             assert result.drafts == [0] * (2 * ahead)
             assert len(waited) == step
+
+
+@pytest.mark.skipif(INTERPRETED, reason="kernels are to do nothing, and are not to be interpreted")
+@pytest.mark.parametrize("name", ["granitemoehybrid", "nemotron_h", "falcon_h1"])
+def test_nor_for_states_of_mamba_on_a_gpu(tiny, name):
+    """Prompts, drafts beside a single token, which are adopted, and single tokens."""
+    prompt = array("I", range(2, 18))
+    added = [NewSequence(slot, len(prompt), prompt.tobytes(), SamplingParams(0.0)) for slot in range(3)]
+    with a_gpu(read_card(tiny(name).folder), speculation="ngram") as (runner, waited):
+        pages = [[0] for _ in runner.groups]
+        prompts = [Scheduled(slot, len(prompt), pages) for slot in range(3)]
+        drafts = [Scheduled(0, 1), Scheduled(1, 4, [], [0] * 3), Scheduled(2, 2, [], [0])]
+        runner.execute(StepPlan(1, [], added, prompts))
+        assert len(waited) == 1
+        assert runner.execute(StepPlan(2, [], [], drafts)).tokens == [0] * 7
+        assert len(waited) == 2
+        runner.execute(StepPlan(3, [], [], [Scheduled(slot, 1) for slot in range(3)]))
+        assert len(waited) == 3
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ class Mamba2:
         self.skip = empty(mine.heads, dtype=torch.float32)
         self.scales: Tensor | None = None
         if {*whole.scales} != {1.0}:
-            rows = torch.tensor([len(each) for each in self._regions()])
-            scales = torch.tensor(whole.scales).repeat_interleave(rows)
+            regions = zip(whole.scales, self._regions(), strict=True)
+            scales = torch.cat([torch.full((len(rows),), scale) for scale, rows in regions])
             self.scales = scales.to(group.device, empty.dtype)
         self.norm = None if whole.norm == "none" else empty(mine.inner)
 
