@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ipc.worker_messages import PAGE_SIZE
 from tests.workers.engines import unlike_requests
 from workers.cache.paged import KVCache, write_kv
 from workers.execution import model_runner
+from workers.kernels.launch import Launcher
 from workers.step.batch import Segment
 
 CONTEXT = 96  # tokens; attention that can be recorded here reads so many, whatever there is
@@ -28,7 +29,8 @@ WAITS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class Recorder:
-    """Records what torch does on a CPU. Implements `workers.execution.graphs.GraphDevice`.
+    """Records what torch does on a CPU, and kernels that are interpreted there. Implements
+    `workers.execution.graphs.GraphDevice`.
 
     As with a graph, nothing has happened when the recording is done, a replay does the same to the same
     tensors, and what the host did or looked at on the way is not done again.
@@ -43,9 +45,10 @@ class Recorder:
         self.fails = False
 
     def capture(self, launches: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        tape = Tape()
+        tape, run = Tape(), Launcher.__call__
         try:
-            with tape:
+            with tape, pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Launcher, "__call__", lambda *given, **how: tape.launch(run, *given, **how))
                 result = launches()
                 if self.fails:
                     raise RuntimeError("operation not permitted when stream is capturing\nand so on")
@@ -95,6 +98,13 @@ class Tape(TorchDispatchMode):
         self._calls.append((func, args, kwargs, result))
         return result
 
+    def launch(self, run: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """A kernel is launched, which may write to whatever tensor it is given."""
+        with _disable_current_modes():
+            self._before += [(each, each.clone()) for each in args if isinstance(each, Tensor)]
+            run(*args, **kwargs)
+        self._calls.append((run, args, kwargs, None))
+
     def undo(self) -> None:
         for tensor, before in reversed(self._before):
             tensor.copy_(before)
@@ -110,7 +120,8 @@ class Tape(TorchDispatchMode):
 
         for func, args, kwargs, recorded in self._calls:
             result = func(*tree_map(current, args), **tree_map(current, kwargs))
-            now |= {id(a): b for a, b in zip(tree_leaves(recorded), tree_leaves(result), strict=True)}
+            pairs = zip(tree_leaves(recorded), tree_leaves(result), strict=True)
+            now |= {id(a): b for a, b in pairs if a is not None}
         for tensor in tree_leaves(into):
             if id(tensor) in now and tensor.data_ptr() != now[id(tensor)].data_ptr():
                 tensor.copy_(now[id(tensor)])

@@ -77,3 +77,11 @@ def test_products_of_experts_in_planes(interpreted):
 def test_states(interpreted):
     for errors in interpreted("states", "errors"):
         assert max(errors) < 3e-5
+
+
+@pytest.mark.parametrize("name", ["falcon_h1", "qwen3_5"])
+def test_steps_with_states_are_recorded(interpreted, tiny, name):
+    expected, found, captured, replayed = interpreted("states", "replayed", str(tiny(name).folder))
+    assert found == expected
+    assert len({token for answer in found for token in answer}) > 5
+    assert replayed > 2 * captured > 2
