@@ -93,6 +93,7 @@ class Exchange:
         self._call: Call | None = None
         self._prompt = NOTHING
         self._refusals: dict[Neuron, CortexError] = {}  # of neurons that did not take it
+        self._too_short: set[Neuron] = set()  # whose context it is too long for, though they were not asked
         # Of these, those that may be asked again once they answer: they had ended, were out of reach, or gave
         # it up for a copy elsewhere.
         self._gone: set[Neuron] = set()
@@ -310,10 +311,14 @@ class Exchange:
     def _key(self) -> bytes:
         return self._prompt.key or self.request_id.encode()
 
+    @property
+    def _avoided(self) -> set[Neuron]:
+        return self._refusals.keys() | self._too_short
+
     async def _place(self) -> tuple[Neuron, str]:
         return await self._fleet.place(
             self._request.model,
-            self._refusals,
+            self._avoided,
             needs_load=self._needs_load,
             prompt=self._prompt,
             key=self._key,
@@ -387,10 +392,10 @@ class Exchange:
         if error.code in _DEATHS:
             return not any(other.code in _DEATHS for other in self._refusals.values())
         if error.code == Code.CONTEXT_LENGTH_EXCEEDED:
-            return self._is_longer_elsewhere(error)
+            return self._is_longer_elsewhere()
         return error.code in _ELSEWHERE
 
-    def _is_longer_elsewhere(self, error: CortexError) -> bool:
+    def _is_longer_elsewhere(self) -> bool:
         """Whether the model is loaded on a host that had memory for a longer context; all others would refuse
         the request as this one did."""
         model = self._request.model
@@ -398,8 +403,9 @@ class Exchange:
         here = self._neuron.models.get(model)
         longest = here.context_length if here is not None else 0
         longer = [other for other in copies.ready if other.models[model].context_length > longest]
-        self._refusals |= {other: error for other in copies.known if other not in longer}
-        return any(other not in self._refusals for other in longer)
+        self._too_short |= {other for other in copies.known if other not in longer}
+        self._gone -= self._too_short
+        return any(other not in self._avoided for other in longer)
 
     def _as_told(self, error: CortexError) -> CortexError:
         error.message = self._for_its_sender(error.message)
@@ -452,7 +458,7 @@ class Exchange:
 
     def _hold(self, neuron: Neuron, reason: str) -> None:
         if self._transcript is not None:
-            others = {neuron, *self._refusals}
+            others = {neuron, *self._avoided}
             self._request.replicated = self._fleet.has_replica(self._request.model, others)
         call = neuron.client.open(self._request)
         if self._call is not None:

@@ -364,18 +364,21 @@ def test_what_fits_on_no_host_but_one_that_is_full_or_away_may_be_tried_again() 
     run(scenario)
 
 
+class WithContext(FakeNeuron):
+    """Had memory for so much of one."""
+
+    context = 0
+
+    def state(self, watch: int) -> State:
+        state = super().state(watch)
+        models = [msgspec.structs.replace(each, context_length=self.context) for each in state.models]
+        return msgspec.structs.replace(state, models=models)
+
+
 def test_a_prompt_that_is_too_long_for_one_host_goes_where_the_context_is_longer() -> None:
-    class Host(FakeNeuron):
-        context = 0
-
-        def state(self, watch: int) -> State:
-            state = super().state(watch)
-            models = [msgspec.structs.replace(each, context_length=self.context) for each in state.models]
-            return msgspec.structs.replace(state, models=models)
-
     async def scenario() -> None:
         short = {"echo": Code.CONTEXT_LENGTH_EXCEEDED}
-        hosts = [Host(name=name, models=("echo",), refuses=short) for name in "abc"]
+        hosts = [WithContext(name=name, models=("echo",), refuses=short) for name in "abc"]
         for each, context in zip(hosts, (100, 100, 900), strict=True):
             each.context = context
         hosts[2].refuses = {}
@@ -387,6 +390,32 @@ def test_a_prompt_that_is_too_long_for_one_host_goes_where_the_context_is_longer
             with pytest.raises(CortexError, match=r"says so$") as caught:
                 await ask(fleet)
             assert caught.value.code == Code.CONTEXT_LENGTH_EXCEEDED
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("first", "told", "served"),
+    [
+        (Code.QUEUE_FULL, r"; refused by a \(queue_full\), b \(context\w+\), d \(queue_full\), e", "abde"),
+        (Code.WORKER_DIED, "^d says so$", "abd"),
+    ],
+)
+def test_who_is_not_asked_for_its_short_context_has_not_refused_and_a_death_before_it_still_counts(
+    first: Code, told: str, served: str
+) -> None:
+    async def scenario() -> None:
+        hosts = [WithContext(name=name, models=("echo",), refuses={"echo": first}) for name in "abcde"]
+        hosts[1].refuses = {"echo": Code.CONTEXT_LENGTH_EXCEEDED}
+        for each, context in zip(hosts, (100, 100, 100, 900, 900), strict=True):
+            each.context = context
+        async with fleet_of(*hosts) as fleet:
+            for number, neuron in enumerate(fleet.neurons):
+                neuron.in_flight["echo"] = 3 * number  # so this is their order
+            with pytest.raises(CortexError, match=told) as caught:
+                await ask(fleet)
+            assert caught.value.code == first
+            assert "".join(each.name for each in hosts if each.served) == served
 
     run(scenario)
 
