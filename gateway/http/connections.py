@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 HEADERS = 4  # a whole header is at most so many times as long as one field of it may be
 LINGER_SECONDS = 2.0  # that a refused client has to stop sending and to read why
 LOOK_AGAIN_SECONDS = 0.1
-# That a connection stays after its last answer where the process is to end: a client that was not told so may
-# send one more request, and is told in its answer.
+# That a connection stays where the process is to end, and after its last answer: a client that was not told so
+# may send one more request, and is told in its answer.
 LAST_SECONDS = 2.0
 QUICK_SECONDS = 5.0  # that the application has to end what it has open, where the process is to end at once
 
@@ -78,18 +78,22 @@ class Worker(gasgi.ASGIWorker):
             self._ending = self.loop.create_task(self._end())
 
     async def _end(self) -> None:
-        for server in self.servers:
-            server.close()
-        until = self.loop.time() + self.cfg.graceful_timeout - LINGER_SECONDS
-        while self.connections and self.loop.time() < until:
+        began = self.loop.time()
+        until = began + self.cfg.graceful_timeout - LINGER_SECONDS
+        try:
+            for server in self.servers:
+                server.close()
+            while self.connections and (now := self.loop.time()) < until:
+                if now - began >= LAST_SECONDS:
+                    for connection in tuple(self.connections):
+                        connection.end_if_idle(LAST_SECONDS)
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            if left := len(self.connections):
+                self.log.warning("connections are ended that still had requests count=%d", left)
             for connection in tuple(self.connections):
-                connection.end_if_idle(LAST_SECONDS)
-            await asyncio.sleep(LOOK_AGAIN_SECONDS)
-        if self.connections:
-            self.log.warning("connections are ended that still had requests count=%d", len(self.connections))
-        for connection in tuple(self.connections):
-            connection.transport.abort()
-        self.alive = False
+                connection.transport.abort()
+        finally:
+            self.alive = False
 
     async def _shutdown(self) -> None:
         for server in self.servers:
@@ -207,6 +211,8 @@ class Connection(ASGIProtocol):
 
     def _has_unread(self) -> bool:
         """Whether the socket holds what the event loop did not come to read yet."""
+        if self.transport.is_closing():  # its socket may be gone
+            return False
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(poll.poll(0))

@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gateway.http.connections import Reading, Worker
+from gateway.http.connections import LAST_SECONDS, Connection, Reading, Worker
 from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, eventually
 
 BODY = json.dumps({"model": "echo", "prompt": "one two"}).encode()
@@ -257,6 +258,51 @@ def test_a_client_that_was_not_told_of_the_end_is_answered_once_more(
         process.process.wait(LATE)
     finally:
         process.stop()
+
+
+def test_a_connection_that_was_idle_long_before_the_end_is_answered_once_more(
+    neuron: NeuronThread, tmp_path: Path
+) -> None:
+    process = GatewayProcess(tmp_path, neuron.endpoint).wait_ready()
+    try:
+        with connected(process, GET) as client:
+            assert answer(client)[0] == 200
+            time.sleep(LAST_SECONDS + 0.2)
+            process.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)  # the end has begun
+            client.sendall(GET)
+            status, headers, _ = answer(client)
+            assert (status, headers["connection"]) == (200, "close")
+        process.process.wait(LATE)
+    finally:
+        process.stop()
+
+
+def test_a_process_ends_though_ending_its_connections_fails() -> None:
+    worker = Worker.__new__(Worker)
+    worker.servers, worker.connections, worker.alive = [], {object()}, True
+    worker.log, worker.cfg = logging.getLogger("gunicorn"), SimpleNamespace(graceful_timeout=0)
+
+    async def end() -> None:
+        worker.loop = asyncio.get_running_loop()
+        await worker._end()
+
+    with pytest.raises(AttributeError):
+        asyncio.run(end())
+    assert not worker.alive
+
+
+def test_a_connection_that_was_aborted_has_nothing_unread() -> None:
+    async def scenario() -> None:
+        async with await asyncio.start_server(lambda *_: None, "127.0.0.1") as server:
+            _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            connection = Connection.__new__(Connection)
+            connection.transport = writer.transport
+            writer.transport.abort()
+            await asyncio.sleep(0)
+            assert not connection._has_unread()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("at_once", [False, True])
