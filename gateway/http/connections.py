@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 HEADERS = 4  # a whole header is at most so many times as long as one field of it may be
 LINGER_SECONDS = 2.0  # that a refused client has to stop sending and to read why
 LOOK_AGAIN_SECONDS = 0.1
-# That a connection stays where the process is to end, and after its last answer: a client that was not told so
+# That a connection stays where the process is to end, and after its last answer: a client that was not told
 # may send one more request, and is told in its answer.
 LAST_SECONDS = 2.0
 QUICK_SECONDS = 5.0  # that the application has to end what it has open, where the process is to end at once
