@@ -7,7 +7,6 @@ keys of the file before this one (`models.toml` of the seed system) are read as 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from gateway.config import GatewayConfig
 from gateway.seed_keys import translated
 from ipc.messages.catalogue import FleetCatalogue
 from ipc.model_settings import MAX_MODELS, ModelSettings, check_models
-from ipc.settings import ConfigError, convert_settings, read_mapping
+from ipc.settings import ConfigError, convert_settings, read_mapping, written
 
 Price = Annotated[float, Meta(ge=0)]
 
@@ -127,10 +126,7 @@ def load(path: str | Path, neurons: Collection[str], aliases: Mapping[str, str])
 
 
 def _load(path: str | Path, neurons: Collection[str], aliases: Mapping[str, str]) -> Catalogue:
-    try:
-        modified = os.stat(path).st_mtime
-    except OSError as error:
-        raise ConfigError(path, "", f"cannot be read: {error.strerror}") from error
+    modified = written(path)
     data, notes, inherited = dict(read_mapping(path)), [], {}
     defaults = _defaults(data.get("defaults") or {}, path, notes)
     if isinstance(listed := data.get("models"), list):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from gateway.aliases import AliasError, Aliases
 from gateway.fetching.hosts import canonical
@@ -22,7 +22,7 @@ from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
 from ipc.messages.conversation import MAX_IMAGE
 from ipc.messages.requests import Strategy
-from ipc.settings import ConfigError, Size, load_settings
+from ipc.settings import ConfigError, Size, load_settings, written
 from ipc.sockets import MAX_MESSAGE
 
 PLACES = ("cortex.yaml", "cortex.toml", "/etc/cortex/cortex.yaml", "/etc/cortex/cortex.toml")
@@ -100,7 +100,7 @@ class NeuronSettings(Struct, frozen=True, kw_only=True):
     public_key: str | None = None  # a file, or the 40 characters themselves
 
 
-class GatewayConfig(Struct, frozen=True, kw_only=True):
+class GatewayFile(Struct, frozen=True, kw_only=True):
     """Everything a gateway can be told. Without a word it serves the neuron of its own host."""
 
     gateway: Listeners = Listeners()
@@ -115,6 +115,13 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     neurons: list[NeuronSettings] = field(
         default_factory=lambda: [NeuronSettings(name="local", endpoint="tcp://127.0.0.1:13131")]
     )
+
+
+class GatewayConfig(GatewayFile, frozen=True, kw_only=True):
+    """What the file says, and which it was as that was read: it may have been written again since."""
+
+    path: str = ""  # absolute; "": there was none
+    modified: float = 0.0  # Unix time at which it was written
 
     @property
     def anonymous(self) -> bool:
@@ -147,13 +154,12 @@ def load(path: str | Path | None = None) -> GatewayConfig:
     path = path or find()
     if path is None:
         return GatewayConfig()
-    config = _checked(load_settings(path, GatewayConfig), path)
+    modified, place = written(path), Path(path).absolute()  # whatever folder we were started in
+    said = asdict(load_settings(path, GatewayFile))
+    config = _checked(GatewayConfig(**said, path=str(place), modified=modified), path)
     if config.models_config is None:
         return config
-    beside = (
-        Path(path).absolute().parent
-    )  # where a relative name is looked for, whatever folder we were started in
-    return replace(config, models_config=str(beside / Path(config.models_config).expanduser()))
+    return replace(config, models_config=str(place.parent / Path(config.models_config).expanduser()))
 
 
 def split_address(address: str) -> tuple[str, int]:

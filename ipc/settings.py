@@ -72,6 +72,17 @@ def load_settings(path: str | Path, kind: type[T]) -> T:
     return convert_settings(read_mapping(path), kind, path)
 
 
+def written(path: str | Path) -> float:
+    """The Unix time at which the file at `path` was written. ConfigError where it cannot be read.
+
+    Ask before it is read: what is written meanwhile then counts as old, not what was there as new.
+    """
+    try:
+        return Path(path).stat().st_mtime
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def read_mapping(path: str | Path) -> dict[Any, Any]:
     """The keys and values of the file at `path`, as they stand there. ConfigError where there are none."""
     data = _parse(Path(path))
@@ -101,7 +112,7 @@ def _parse(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(path, "", f"cannot be read: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise ConfigError(path, "", f"is not UTF-8 text: {error}") from error
     try:
@@ -116,6 +127,10 @@ def _parse(path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         raise ConfigError(path, "", f"cannot be parsed: {error}") from error
     raise ConfigError(path, "", f"has the suffix {path.suffix!r}; a configuration is .yaml, .yml or .toml")
+
+
+def _unreadable(path: str | Path, error: OSError) -> ConfigError:
+    return ConfigError(path, "", f"cannot be read: {error.strerror}")
 
 
 def _convert(value: Any, kind: Any, key: str, path: str | Path) -> Any:

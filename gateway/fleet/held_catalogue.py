@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import shutil
-import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from gateway.catalogue import Catalogue, load
 from gateway.config import GatewayConfig
+from gateway.fleet.origin import origin_of
 from gateway.telemetry import metrics_directory
 from ipc.client import NeuronClient
 from ipc.errors import CortexError
@@ -41,7 +41,7 @@ class HeldCatalogue:
 
     def __init__(self, path: Path, settings: GatewayConfig) -> None:
         read = partial(load, neurons=[each.name for each in settings.neurons], aliases=settings.aliases)
-        self._origin = f"{socket.gethostname()}:{path}"[-256:]
+        self._origin = origin_of(path)
         self._copy = metrics_directory.beside(COPY + path.suffix)
         try:
             value = read(path)

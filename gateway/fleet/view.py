@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
-import msgspec
 from msgspec import structs
 
 from gateway import config
@@ -28,6 +26,7 @@ from gateway.fleet.directory import Directory
 from gateway.fleet.discretion import discreet
 from gateway.fleet.held_catalogue import HeldCatalogue
 from gateway.fleet.neuron import Neuron
+from gateway.fleet.origin import origin_of
 from gateway.fleet.prefixes import Prefixes
 from gateway.fleet.prompts import NOTHING, Prompt
 from gateway.fleet.quotes import Quotes
@@ -77,7 +76,7 @@ class Fleet:
         self.aliases = self._all_aliases()
         self.load_wait_seconds = settings.gateway.load_wait_seconds
         self.ended = Gathered(logging.getLogger("gateway.requests"))
-        self._eviction = _eviction(settings.eviction)
+        self._eviction = _eviction(settings)
         self._quotes = Quotes()
         self._bytes_per_token: dict[str, float] = {}  # of text, by model
         self._watches: list[asyncio.Task[None]] = []
@@ -339,12 +338,10 @@ class Fleet:
             self._bytes_per_token[model] = known + MEASURED * (prompt.size / tokens - known)
 
 
-def _eviction(policy: config.EvictionPolicy) -> Eviction:
+def _eviction(settings: config.GatewayConfig) -> Eviction:
     """The policy as neurons are told it: with its file, for of two gateways' the newer one counts."""
-    said, path = msgspec.convert(policy, Eviction, from_attributes=True), config.find()
-    origin = f"{socket.gethostname()}:{path or 'no file'}"[-256:]
-    modified = path.stat().st_mtime if path is not None and path.exists() else 0.0
-    return structs.replace(said, origin=origin, modified=modified)
+    policy = structs.asdict(settings.eviction)
+    return Eviction(**policy, origin=origin_of(settings.path or "no file"), modified=settings.modified)
 
 
 def _without(neurons: list[Neuron], avoid: Collection[Neuron]) -> list[Neuron]:

@@ -77,7 +77,7 @@ def test_a_command_has_the_options_that_it_is_shown_with(line):
     ("page", "language", "body"), [block for block in BLOCKS if block[1] in ("yaml", "toml")]
 )
 def test_a_configuration_can_be_read(tmp_path, page, language, body):
-    kinds = {"neuron": neuron.config.NeuronConfig, "cortex": gateway.config.GatewayConfig}
+    kinds = {"neuron": neuron.config.NeuronConfig, "cortex": gateway.config.GatewayFile}
     path = tmp_path / f"config.{language}"
     path.write_text(body)
     if body.startswith("# models.yaml"):
@@ -116,7 +116,7 @@ def keys_in(part, struct):
 
 @pytest.mark.parametrize(
     ("part", "kind"),
-    [("## The gateway", gateway.config.GatewayConfig), ("## A neuron", neuron.config.NeuronConfig)],
+    [("## The gateway", gateway.config.GatewayFile), ("## A neuron", neuron.config.NeuronConfig)],
 )
 def test_the_page_has_every_key_with_its_default(tmp_path, part, kind):
     path = tmp_path / "config.yaml"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from msgspec import json
+from msgspec.structs import replace
 
 from gateway import config
 from ipc import keys
@@ -23,7 +26,8 @@ def test_toml_of_the_design_and_the_same_in_yaml_mean_the_same(tmp_path: Path) -
         "eviction: {strategy: lru, defrag_after_cycles: 50}\n"
         "neurons: [{name: beast, endpoint: 'tcp://beast.internal:13131'}]\n"
     )
-    assert config.load(toml) == config.load(yaml)
+    said = [replace(config.load(path), path="", modified=0.0) for path in (toml, yaml)]
+    assert said[0] == said[1]
     assert config.load(toml).neurons[0].endpoint == "tcp://beast.internal:13131"
     assert config.load(toml).gateway.body_limit == 1 << 20
 
@@ -42,9 +46,24 @@ def test_without_a_file_the_neuron_of_this_host_is_served(
     assert config.load().gateway.workers == 4
 
 
+def test_with_it_goes_which_file_it_was_as_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CORTEX_CONFIG", raising=False)
+    path = tmp_path / "cortex.yaml"
+    path.write_text("models_config: models.yaml")
+    os.utime(path, (50, 50))
+    read = config.load()
+    assert (read.path, read.modified) == (str(path), 50.0)
+    assert json.decode(json.encode(read), type=config.GatewayConfig) == read  # as the process aside has it
+    assert (config.load("cortex.yaml").path, read.models_config) == (str(path), str(tmp_path / "models.yaml"))
+
+
 @pytest.mark.parametrize(
     ("text", "key", "value"),
     [
+        ("path: /etc/cortex/cortex.yaml", "path", "unknown key"),
         ("gateway: {listne: x}", "gateway.listne", "listen"),
         ("gateway: {listen: here}", "gateway.listen", "'here'"),
         ("gateway: {listen: '127.0.0.1:70000'}", "gateway.listen", "70000"),

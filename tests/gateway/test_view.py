@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from gateway import config
 from gateway.config import NeuronSettings
 from gateway.fleet.breaker import FAILURES
 from gateway.fleet.exchange import Exchange
@@ -53,18 +56,29 @@ def test_a_gateway_says_in_one_line_that_another_ones_eviction_counts(
     run(scenario)
 
 
-def test_the_newest_file_with_a_policy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "cortex.yaml"
-    path.write_text("{}")
-    os.utime(path, (50, 50))
-    monkeypatch.setenv("CORTEX_CONFIG", str(path))
+def test_a_neuron_is_told_of_which_file_a_policy_is_and_its_date_as_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CORTEX_CONFIG", raising=False)
+    told: list[Eviction] = []
 
-    async def scenario() -> None:
-        async with fleet_of(neuron := FakeNeuron()):
-            assert neuron.eviction.modified == 50.0
-            assert neuron.eviction.origin.endswith(f":{path}")
+    async def scenario(read: dict[str, object]) -> None:
+        async with fleet_of(neuron := FakeNeuron(), **read):
+            told.append(neuron.eviction)
 
-    run(scenario)
+    for name in ("one", "other"):  # gateways of one host, each started in its own folder
+        (path := tmp_path / name / "cortex.yaml").parent.mkdir()
+        path.write_text("eviction: {strategy: lru}")
+        os.utime(path, (50, 50))
+        monkeypatch.chdir(path.parent)
+        read = msgspec.structs.asdict(config.load())
+        os.utime(path, (90, 90))  # written again, which a process that starts now has not read
+        del read["neurons"]
+        run(partial(scenario, read))
+    assert [each.origin for each in told] == [
+        f"{socket.gethostname()}:{tmp_path / name / 'cortex.yaml'}" for name in ("one", "other")
+    ]
+    assert [(each.strategy, each.modified) for each in told] == [("lru", 50.0)] * 2
 
 
 def test_state_that_is_not_whole_changes_what_it_names() -> None:

@@ -39,16 +39,23 @@ def structs_in(kind) -> list[type[msgspec.Struct]]:
     return [struct for inner in getattr(kind, "__args__", ()) for struct in structs_in(inner)]
 
 
+def said_by(read):
+    """A configuration, whichever file says so."""
+    if isinstance(read, gateway.config.GatewayConfig):
+        return msgspec.structs.replace(read, path="", modified=0.0)
+    return read
+
+
 @pytest.mark.parametrize(("name", "module"), EXAMPLES.items())
 def test_the_example_as_it_stands_is_the_default(name, module):
     default = neuron.config.NeuronConfig() if module is neuron.config else gateway.config.GatewayConfig()
-    assert module.load(FOLDER / name) == default
+    assert said_by(module.load(FOLDER / name)) == default
 
 
 @pytest.mark.parametrize(("name", "module"), EXAMPLES.items())
 def test_the_values_it_shows_are_the_defaults(name, module, tmp_path):
-    shown = module.load(with_every_key(name, tmp_path))
-    default = module.load(FOLDER / name)
+    shown = said_by(module.load(with_every_key(name, tmp_path)))
+    default = said_by(module.load(FOLDER / name))
     if module is neuron.config:
         real, simulated = shown.models
         assert real == ModelSettings(id=real.id)
@@ -59,7 +66,7 @@ def test_the_values_it_shows_are_the_defaults(name, module, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "struct"),
-    [("neuron.yaml", neuron.config.NeuronConfig), ("cortex.yaml", gateway.config.GatewayConfig)],
+    [("neuron.yaml", neuron.config.NeuronConfig), ("cortex.yaml", gateway.config.GatewayFile)],
 )
 def test_every_key_is_shown(name, struct):
     text = (FOLDER / name).read_text()
