@@ -113,6 +113,10 @@ class Principal:
 ANYBODY = Principal("")  # where nobody asked who it is
 
 
-@lru_cache(1024)
 def _matches(patterns: tuple[str, ...], text: str) -> bool:
-    return any(re.match(fnmatch.translate(pattern), text) for pattern in patterns)
+    return _any_of(patterns).match(text) is not None
+
+
+@lru_cache(1024)
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(fnmatch.translate, patterns)))

@@ -67,6 +67,9 @@ class Directory(Generic[H]):
         """Those models."""
         return iter(self._copies)
 
+    def __len__(self) -> int:
+        return len(self._copies)
+
     def of(self, model: str) -> Copies[H]:
         """Where that model is."""
         return self._copies.get(model, self._none)

@@ -145,7 +145,7 @@ class Fleet:
 
     def for_one(self, told: T, may_use: Callable[[str], bool]) -> T:
         """What a neuron said, without the names of models of which who asks may not know."""
-        return discreet(told, {model for model in self.directory if not may_use(model)})
+        return discreet(told, self.directory, may_use)
 
     def resolve(self, asked: str) -> str:
         """The model that is meant by what a client calls one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import replace
 
 import falcon.asgi
@@ -12,6 +13,7 @@ from msgspec import structs
 from gateway.access.principal import Principal
 from gateway.dialects.registry import model_shapes
 from gateway.fleet import listing
+from gateway.fleet.discretion import discreet
 from gateway.fleet.listing import ListedModel
 from gateway.fleet.view import Fleet
 
@@ -20,15 +22,20 @@ class _Resource:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
 
-    def _for(self, principal: Principal, listed: ListedModel) -> ListedModel:
-        """The same, where it may not know of all that neurons say of others."""
-        if principal.sees_all:
-            return listed
-        errors = [self._fleet.for_one(state.error, principal.may_use) for state in listed.states]
-        told = zip(listed.places, errors, strict=True)
-        return replace(
-            listed, places=[(at, structs.replace(state, error=error)) for (at, state), error in told]
-        )
+
+def _for(principal: Principal, listed: ListedModel, models: Collection[str]) -> ListedModel:
+    """The same, where it may not know of all that neurons say of others.
+
+    Args:
+        models: all of the fleet.
+    """
+    if principal.sees_all or not any(state.error for state in listed.states):
+        return listed
+    places = [
+        (neuron, structs.replace(state, error=discreet(state.error, models, principal.may_use)))
+        for neuron, state in listed.places
+    ]
+    return replace(listed, places=places)
 
 
 class ModelsResource(_Resource):
@@ -38,11 +45,14 @@ class ModelsResource(_Resource):
         shapes = model_shapes(req.get_header)
         principal: Principal = req.context.principal
         listed = [each for each in listing.every(self._fleet) if principal.may_use(each.model)]
-        mine = [self._for(principal, each) for each in listed]
+        models = list(self._fleet.directory)
+
+        def written() -> bytes:
+            mine = [_for(principal, each, models) for each in listed]
+            return msgspec.json.encode(shapes.model_list(mine, req.get_param))
+
         # In a thread: thousands of models take some hundredths of a second to write.
-        resp.data = await asyncio.to_thread(
-            lambda: msgspec.json.encode(shapes.model_list(mine, req.get_param))
-        )
+        resp.data = await asyncio.to_thread(written)
 
     on_head = on_get
 
@@ -55,6 +65,6 @@ class ModelResource(_Resource):
         principal: Principal = req.context.principal
         principal.require(self._fleet.resolve(model))
         found = listing.one(self._fleet, model, principal.may_use)
-        resp.data = msgspec.json.encode(shapes.model(self._for(principal, found)))
+        resp.data = msgspec.json.encode(shapes.model(_for(principal, found, self._fleet.directory)))
 
     on_head = on_get

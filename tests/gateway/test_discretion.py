@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import json
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from gateway.dialects.openai import models
 from gateway.fleet import listing
 from gateway.fleet.discretion import discreet
 from gateway.fleet.exchange import Exchange
-from gateway.http.models import ModelsResource
+from gateway.http.models import ModelsResource, _for
 from gateway.store.key_store import Key, Terms
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import Failed, Progress, State
@@ -93,20 +94,55 @@ def test_a_refusal_a_place_in_line_and_a_placement_name_no_model_that_a_key_is_n
 def test_the_list_of_models_says_of_mine_what_is_wrong_without_the_names_of_others() -> None:
     async def scenario() -> None:
         async with fleet_of(Full(name="a", models=MODELS)) as fleet:
-            resource = ModelsResource(fleet)
             mine = next(each for each in listing.every(fleet) if each.id == "mine")
             for principal, text in ((ANYBODY, TEXT), (holder(models=("mine*",)), FOR_MINE)):
-                entry = models.model(resource._for(principal, mine))
+                entry = models.model(_for(principal, mine, fleet.directory))
                 assert entry["locations"][0]["error"] == text
 
     run(scenario)
 
 
+@pytest.mark.parametrize("kind", [FakeNeuron, Full])
+def test_a_list_of_many_models_costs_each_of_them_a_few_looks(
+    kind: type[FakeNeuron], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 1200
+    looks: list[str] = []
+    translated: list[str] = []
+    translate = fnmatch.translate
+    monkeypatch.setattr(
+        fnmatch, "translate", lambda pattern: translated.append(pattern) or translate(pattern)
+    )
+
+    class Looking(Principal):
+        def may_use(self, model: str) -> bool:
+            looks.append(model)
+            return super().may_use(model)
+
+    async def scenario() -> None:
+        key = holder(models=(f"{kind.__name__}/*",))._key
+        request = SimpleNamespace(
+            get_header=lambda *_, **__: None,
+            get_param=lambda *_, **__: None,
+            context=SimpleNamespace(principal=Looking("account", key)),
+        )
+        names = (*MODELS, *(f"{kind.__name__}/{number:04}" for number in range(count)))
+        async with fleet_of(kind(name="a", models=names)) as fleet:
+            response = SimpleNamespace()
+            await ModelsResource(fleet).on_get(request, response)
+            assert len(json.loads(response.data)["data"]) == count
+        assert translated == [f"{kind.__name__}/*"]
+        # Whether it is listed, and each other that a model's error speaks of.
+        assert len(looks) <= len(names) + len(MODELS) * count
+
+    run(scenario)
+
+
 def test_names_are_whole_words_and_leave_mappings_and_lists() -> None:
-    hidden = {"a", "b.5", "org/c"}
+    names, hidden = {"a", "b.5", "org/c", "d"}, {"a", "b.5", "org/c"}
     told = {"x": ["a, b.5: a.b", {"a": 1, "ba": "org/c:"}], "n": 3}
-    assert discreet(told, hidden) == {
+    assert discreet(told, names, lambda model: model not in hidden) == {
         "x": ["another model, another model: a.b", {"ba": "another model:"}],
         "n": 3,
     }
-    assert json.dumps(discreet(told, set())) == json.dumps(told)
+    assert json.dumps(discreet(told, names, lambda model: True)) == json.dumps(told)
