@@ -105,7 +105,7 @@ class CpuStep:
     def _attention(self) -> int:
         """While queries and keys are turned, while they attend, or when all have; of an encoder, all."""
         shapes, size, tokens = self.shapes, self.itemsize, self.tokens
-        heads = shapes.num_heads // self.world_size
+        heads = shapes.head_counts[-1] // self.world_size
         queries = heads * max(layer.head_dim or shapes.head_dim for layer in shapes.layers)
         if shapes.latent is not None:
             return self._latent(shapes.latent, heads)
@@ -134,7 +134,9 @@ class CpuStep:
             attending = attended + prompt * queries * size
         if self.kernels.exact:
             attending = attended + self._exactly(prompt, queries, keys)
-        gates = 2 * attended if shapes.attention_gate != "none" else 0
+        gates = 0 if shapes.attention_gate == "none" else 2 * attended
+        if shapes.attention_gate == "heads":
+            gates = 2 * tokens * heads * size
         return max(
             projected + tokens * turned,
             found + attending,

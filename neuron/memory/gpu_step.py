@@ -17,7 +17,7 @@ from neuron.memory.largest_step import (
     prompts_of,
 )
 from workers.checkpoints.experts import Experts
-from workers.checkpoints.layers import Layer, kv_heads_on_rank
+from workers.checkpoints.layers import kv_heads_on_rank
 from workers.checkpoints.model_config import ModelConfig
 
 CUBLAS_BYTES = 32 << 20  # its workspace, on the cards that have the largest
@@ -72,9 +72,9 @@ class GpuStep:
             elif layer.kind == "state":
                 self._state_layer(number)
             elif layer.state_size:
-                self._both_layer(number, layer)
+                self._both_layer(number)
             else:
-                self._layer(number, layer)
+                self._layer(number)
         whole = self._hidden()
         self._free(*self._stream)
         self._stream[:] = [whole]
@@ -117,11 +117,11 @@ class GpuStep:
 
     # --- layers -----------------------------------------------------------------------------------------
 
-    def _layer(self, number: int, layer: Layer) -> None:
+    def _layer(self, number: int) -> None:
         """Attention, then the MLP. Each adds to the residual stream, of which a part waits to be added by the
         next norm; encoders, whose layers are called with it, keep what it was before as well."""
         before = [self._hidden()] if self.shapes.bidirectional else []
-        self._stream.append(self._latent() if self.shapes.latent is not None else self._attention(layer))
+        self._stream.append(self._latent() if self.shapes.latent is not None else self._attention(number))
         if not self.shapes.single:
             self._add_mlp(number)
         self._free(*before)
@@ -134,11 +134,11 @@ class GpuStep:
         if not self.shapes.single:
             self._add_mlp(number)
 
-    def _both_layer(self, number: int, layer: Layer) -> None:
+    def _both_layer(self, number: int) -> None:
         """Attention beside a state, to whose part it is added."""
         normed = self._normed()
         mixed = self._mamba(normed)
-        self._free(self._attention(layer, normed), normed)
+        self._free(self._attention(number, normed), normed)
         self._stream.append(mixed)
         self._add_mlp(number)
 
@@ -156,10 +156,11 @@ class GpuStep:
         self._stream[:] = [total]
         return normed
 
-    def _attention(self, layer: Layer, given: Block | None = None) -> Block:
+    def _attention(self, number: int, given: Block | None = None) -> Block:
         """Of the stream normalised, which may be there."""
-        shapes = self.shapes
-        heads, head_dim = shapes.num_heads // self.world_size, layer.head_dim or shapes.head_dim
+        shapes, layer = self.shapes, self.shapes.layers[number]
+        heads = shapes.of_layer(number).num_heads // self.world_size
+        head_dim = layer.head_dim or shapes.head_dim
         q, kv = heads * head_dim, kv_heads_on_rank(layer.kv_heads, self.world_size) * head_dim
         normed = [self._normed()] if given is None else []
         qkv = self._product(shapes.hidden_size, q + 2 * kv)

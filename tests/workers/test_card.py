@@ -110,6 +110,13 @@ def test_ranks_that_do_not_work_are_told_from_those_that_do(tmp_path, ranks, wor
         checkpoint.check_ranks(ranks)
 
 
+def test_a_refusal_of_ranks_names_the_heads_of_all_layers(tmp_path):
+    checkpoint = read_card(write_checkpoint(tmp_path))
+    config = msgspec.structs.replace(checkpoint.config, heads_of=(4, 6))
+    with pytest.raises(CortexError, match=r"4 ranks: it has 4 or 6 attention heads.*What works: 1, 2\b"):
+        msgspec.structs.replace(checkpoint, config=config).check_ranks(4)
+
+
 @pytest.mark.parametrize(
     ("changes", "weights", "dtype"),
     [

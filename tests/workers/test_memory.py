@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GraniteMoeHybridConfig, LlamaConfig, Qwen3_5TextConfig, Qwen3Config
+from transformers import GraniteMoeHybridConfig, LagunaConfig, LlamaConfig, Qwen3_5TextConfig, Qwen3Config
 
 from benchmarks.driver import write_hollow
 from ipc.errors import Code, CortexError
@@ -95,6 +95,14 @@ def test_what_was_measured_is_near_what_a_rank_holds_when_all_of_its_pages_are_i
 WIDE = {"head_dim": 128, "num_attention_heads": 16, "num_key_value_heads": 8, "hidden_size": 512}
 SHAPES = {  # of a layer or two, by what of it takes most
     "attention": Qwen3Config(**WIDE, vocab_size=4096, intermediate_size=512, num_hidden_layers=1),
+    "attention of more heads in some layers": LagunaConfig(
+        **WIDE,
+        num_attention_heads_per_layer=[16, 64],
+        mlp_layer_types=["dense", "dense"],
+        vocab_size=4096,
+        intermediate_size=512,
+        num_hidden_layers=2,
+    ),
     "an MLP": LlamaConfig(**WIDE, vocab_size=4096, intermediate_size=12_288, num_hidden_layers=1),
     "states": Qwen3_5TextConfig(
         **WIDE | {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},

@@ -8,6 +8,7 @@ import torch
 from transformers import (
     FalconH1Config,
     GraniteMoeHybridConfig,
+    LagunaConfig,
     Lfm2Config,
     NemotronHConfig,
     PretrainedConfig,
@@ -122,6 +123,13 @@ SHAPES: dict[str, PretrainedConfig] = {  # with as few layers as there are kinds
         mamba_n_heads=48,
         mlp_multipliers=[0.9, 0.4],
         num_hidden_layers=1,
+    ),
+    "Laguna-XS-2.1, a quarter of its experts": LagunaConfig(
+        dtype="bfloat16",
+        num_attention_heads_per_layer=[48, 64],
+        layer_types=["full_attention", "sliding_attention"],
+        num_experts=64,
+        num_hidden_layers=2,
     ),
     "LFM2-1.2B": Lfm2Config(
         vocab_size=65_536,

@@ -311,9 +311,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         model = self.config
         if not model.splits_into(world_size):
             works = [str(n) for n in range(1, MOST_RANKS + 1) if model.splits_into(n)]
+            heads = " or ".join(map(str, model.head_counts))
             raise CortexError(
                 Code.MODEL_LOAD_FAILED,
-                f"{self.folder} cannot be split into {world_size} ranks: it has {model.num_heads} attention "
+                f"{self.folder} cannot be split into {world_size} ranks: it has {heads} attention "
                 f"heads, {model.num_kv_heads} KV heads and an intermediate size of "
                 f"{model.intermediate_size}{_of_experts(model)}{_of_states(model)}. "
                 f"What works: {', '.join(works)}",

@@ -286,6 +286,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         """What layers with a state are."""
         return self.delta or self.convolution or self.mamba
 
+    @property
+    def head_counts(self) -> list[int]:
+        """How many attention heads a layer has: of all that differ, from the least."""
+        return sorted({*self.heads_of} or {self.num_heads})
+
     def at_context(self, length: int) -> ModelConfig:
         """The same where a context is served that long: a longrope has other factors in a long one.
 
@@ -362,7 +367,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         experts = self.experts
         return (
             world_size >= 1
-            and all(heads % world_size == 0 for heads in {self.num_heads, *self.heads_of})
+            and all(heads % world_size == 0 for heads in self.head_counts)
             and (self.intermediate_size % world_size == 0 or not self.has_mlps)
             and (experts is None or experts.splits_into(world_size))
             and (not self.mtp or 2 * self.hidden_size % world_size == 0)
