@@ -138,11 +138,37 @@ def test_a_list_of_many_models_costs_each_of_them_a_few_looks(
     run(scenario)
 
 
+@pytest.mark.parametrize("word", ["needed", "free", "cpu", "memory", "holds", "requests", "held"])
+def test_a_model_whose_name_is_a_word_is_left_out_where_a_model_stands_and_nowhere_else(word: str) -> None:
+    def written(name: str) -> list[str]:
+        return [
+            f"mine needs 9.00 GiB; free are 4.00 GiB on cpu; {name} holds 5.00 GiB on cpu and works",
+            f"mine does not fit: 9.00 GiB are needed on cpu and 4.00 GiB are free (held: {name} 5.00 GiB)",
+            f"number 2 in the line for memory that mine, {name} hold",
+            f"mine waited 9 s (memory.wait_seconds) for memory that {name} had not finished with",
+            f"{name}, org/other would have to leave",
+            f"it quoted evicts ({name}, {name}) in 4.0 s",
+            f"the model '{name}' is one of 3 requests",
+        ]
+
+    sizes = {"needed": [9], "free": {"cpu": 4}, "of": "requests"}
+    told = {
+        "said": written(word),
+        "here": {**sizes, "held": {word: {"cpu": 5}, f"parked {word}": {"cpu": 5}, "mine": {"cpu": 1}}},
+        word: sizes,
+    }
+    assert discreet(told, {"mine", word}, "mine".__eq__) == {
+        "said": written("another model"),
+        "here": {**sizes, "held": {"mine": {"cpu": 1}}},
+        word: sizes,
+    }
+
+
 def test_names_are_whole_words_and_leave_mappings_and_lists() -> None:
     names, hidden = {"a", "b.5", "org/c", "d"}, {"a", "b.5", "org/c"}
-    told = {"x": ["a, b.5: a.b", {"a": 1, "ba": "org/c:"}], "n": 3}
+    told = {"x": ["a, b.5: a.b", {"held": {"a": 1, "ba": 2, "parked org/c": 3}, "y": "org/c:"}], "n": 3}
     assert discreet(told, names, lambda model: model not in hidden) == {
-        "x": ["another model, another model: a.b", {"ba": "another model:"}],
+        "x": ["another model, another model: a.b", {"held": {"ba": 2}, "y": "another model:"}],
         "n": 3,
     }
     assert json.dumps(discreet(told, names, lambda model: True)) == json.dumps(told)
