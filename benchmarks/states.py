@@ -41,12 +41,15 @@ def kernel_of(name: str) -> Any:
     return getattr(next(each for each in modules if hasattr(each, name)), name)
 
 
-def compile_kernel(capability: int, name: str, mixed: str = "bf16", silu: bool = True) -> Any:
+def compile_kernel(
+    capability: int, name: str, mixed: str = "bf16", silu: bool = True, state_dim: int = SPACE.state_dim
+) -> Any:
     """A kernel for cards of that capability, with the numbers of `SHAPE`; needs no device.
 
     Args:
         mixed: type of a convolution's inputs.
         silu: what comes out of it goes through that.
+        state_dim: of a Mamba-2.
     """
     from benchmarks.kernels import compile_for
     from workers.kernels import gated_delta_chunks_triton as chunks
@@ -58,8 +61,8 @@ def compile_kernel(capability: int, name: str, mixed: str = "bf16", silu: bool =
     shared |= {"VALUE_DIM": SHAPE.value_dim, "EPS": EPS, "BLOCK_K": SHAPE.key_dim}
     shared |= {"KERNEL": SHAPE.kernel, "PLACES": 4, "SILU": silu, "BLOCK": kernels.CHANNELS}
     shared |= {"CHUNK": chunks.CHUNK, "SLICE": chunks.SLICE}
-    shared |= {"BIASED": True, "GROUPS": SPACE.groups, "STATE_DIM": SPACE.state_dim, "SKIPS": True}
-    shared |= {"HEAD_DIM": SPACE.head_dim, "BLOCK_N": SPACE.state_dim, "BLOCK_E": state_space_triton.COLUMNS}
+    shared |= {"BIASED": True, "GROUPS": SPACE.groups, "STATE_DIM": state_dim, "SKIPS": True}
+    shared |= {"HEAD_DIM": SPACE.head_dim, "BLOCK_N": state_dim, "BLOCK_E": state_space_triton.COLUMNS}
     if name == "space_kernel":
         shared["HEADS"] = SPACE.heads
     shared["BLOCK_V"] = chunks.COLUMNS if in_chunks else kernels.COLUMNS

@@ -128,6 +128,17 @@ def test_a_kernel_fits_its_card_and_spills_nothing(name, capability):
     assert found.spilt == 0
 
 
+@NEEDS_TRITON
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 120])
+def test_so_does_that_of_the_widest_state_of_mamba_2(capability):
+    """Falcon-H1 has matrices of 256 rows, of which a program holds some columns in registers."""
+    from benchmarks.kernels import SHARED_BYTES, Compiled
+
+    found = Compiled(compile_kernel(capability, "space_kernel", state_dim=256), False)
+    assert found.shared <= SHARED_BYTES[capability]
+    assert found.spilt == 0
+
+
 @pytest.mark.parametrize("kernel", [2, 3, 4])
 def test_a_convolution_sees_the_tokens_before_a_cut(kernel):
     generator = torch.Generator().manual_seed(2)
