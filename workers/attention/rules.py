@@ -27,10 +27,6 @@ class Rule(Protocol):
         """Tokens of one sequence, in order; `out` takes what they read."""
         ...
 
-    def inputs(self, y: Tensor) -> Tensor:  # [tokens, *results]
-        """What of `y` is let through beside what is read, by a layer that does so."""
-        ...
-
 
 class DeltaRule:
     """A Gated DeltaNet's."""
@@ -43,9 +39,6 @@ class DeltaRule:
 
     def chunked(self, state: Tensor, y: Tensor, decay: Tensor, beta: Tensor, out: Tensor) -> None:
         gated_delta.chunked(state, *self._heads(y), decay, beta, out)
-
-    def inputs(self, y: Tensor) -> Tensor:
-        return self._heads(y)[2]
 
     def _heads(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [tokens, channels]
         """Queries and keys, of unit length, and values."""
@@ -68,7 +61,8 @@ class SpaceRule:
     def chunked(self, state: Tensor, y: Tensor, decay: Tensor, beta: Tensor, out: Tensor) -> None:
         state_space.chunked(state, *self._heads(y), decay, beta, out)
 
-    def inputs(self, y: Tensor) -> Tensor:
+    def inputs(self, y: Tensor) -> Tensor:  # [tokens, *results]
+        """What of `y` a layer with `skip` lets through, beside what is read."""
         return self._heads(y)[0]
 
     def _heads(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [tokens, channels]

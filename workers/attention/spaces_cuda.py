@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.attention.convolutions_cuda import StateStep, TritonInputs, few_of
 from workers.attention.rules import SpaceRule
-from workers.attention.states_cuda import StateStep, TritonStates
 from workers.cache.state import StateCache
 from workers.kernels import state_space_triton
 from workers.step.batch import Segment
@@ -17,23 +17,23 @@ from workers.step.batch import Segment
 
 @dataclass(slots=True)
 class SpaceStep(StateStep):
-    """A step, with the rows of each sequence that is a prompt."""
+    """A step: sequences with one token, with drafts, and others."""
 
-    prompts: list[slice]
+    num_few: int  # sequences with one token, or with drafts
+    prompts: list[slice]  # the rows of each of the others
 
 
-class TritonSpaces(TritonStates):
-    """Implements `workers.attention.states.StateBackend`; for the arguments see `TritonStates`."""
+class TritonSpaces(TritonInputs):
+    """Implements `workers.attention.states.StateBackend`; for the arguments see `TritonInputs`."""
 
     def __init__(self, cache: StateCache, group: int, max_segments: int) -> None:
         super().__init__(cache, group, max_segments)
         self._rule = SpaceRule(cache.shape)
 
     def prepare(self, segments: Sequence[Segment], tensors: dict[str, Tensor]) -> SpaceStep:
-        step = super().prepare(segments, tensors)
-        prompts = [slice(each.rows.start, each.rows.stop) for each in segments[step.num_few :]]
-        values = step.owners, step.places, step.num_few, step.chunks, step.parts, step.guesses
-        return SpaceStep(*values, prompts)
+        step, few = super().prepare(segments, tensors), few_of(segments)
+        prompts = [slice(each.rows.start, each.rows.stop) for each in segments[few:]]
+        return SpaceStep(step.owners, step.places, step.guesses, few, prompts)
 
     def run(
         self,
