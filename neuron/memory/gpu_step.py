@@ -24,6 +24,7 @@ CUBLAS_BYTES = 32 << 20  # its workspace, on the cards that have the largest
 SORT_BYTES = 36  # of each element that is sorted: its value and its place, three times
 SPLIT, MOST_SPLITS = 64, 32  # keys of a part that attention over one token has at least, and parts at most
 CHUNK, CHUNKS = 32, 64  # tokens of a prompt that go through a state together, and how many times at once
+SPACE_CHUNK = 256  # the first of these of Mamba-2
 SCRATCH_BYTES, TOGETHER = 64 << 20, 256  # of a weight in blocks, made plain at once, and its rows at least
 # Tokens with which a weight is not made plain at all where no card's cache would hold it so, and such a cache
 SOME, MOST_CACHE = 64, 128 << 20
@@ -245,7 +246,13 @@ class GpuStep:
         mixed, convolved = self._rows(channels), self._rows(channels, FLOAT)
         self._free(mixed)
         out = self._rows(inner, FLOAT)
-        self._free(self._new(inner * mamba.state_dim * FLOAT), convolved)  # the state of a prompt
+        if longest := max(self._prompts, default=0):
+            chunk, state = min(longest, SPACE_CHUNK), self._new(inner * mamba.state_dim * FLOAT)
+            between = self._new(mamba.heads * chunk * chunk * FLOAT)
+            self._free(self._new(mamba.groups * chunk * chunk * FLOAT))
+            within = [self._new(chunk * inner * FLOAT) for _ in range(3)]  # written, and read, in two parts
+            self._free(state, between, *within)
+        self._free(convolved)
         wide = [self._rows(inner, FLOAT) for _ in range(2)]
         self._free(*wide)
         narrow = self._rows(inner)

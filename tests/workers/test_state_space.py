@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from workers.kernels.state_space import chunked, recur
+from workers.cache.state import StateCache
+from workers.checkpoints.model_config import Mamba
+from workers.kernels.state_space import CHUNK, LARGE_CHUNK, chunked, recur
 
 GROUPS, HEADS, STATE_DIM, HEAD_DIM = 2, 6, 12, 8
 COLUMNS = HEADS // GROUPS * HEAD_DIM
@@ -37,11 +40,21 @@ def one_by_one(state: torch.Tensor, *parts: torch.Tensor) -> tuple[torch.Tensor,
     return torch.stack(found).float(), end.float()
 
 
-def in_chunks(state: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
+def in_chunks(state: torch.Tensor, *parts: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
     """What `chunked` makes of them, which changes the state in place."""
     out = torch.empty_like(parts[0])
-    chunked(state, *parts, out)
+    chunked(state, *parts, out, chunk)
     return out
+
+
+class Launches(TorchDispatchMode):
+    """How much is computed that is not another view of the same numbers."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **kwargs or {})
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +101,30 @@ def test_a_state_that_is_forgotten_at_once_or_never_stays_finite():
         y = in_chunks(state, *parts)
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(state, end, rtol=1e-4, atol=1e-3)
+
+
+def test_as_many_as_a_gpu_takes_together_leave_the_same(whole):
+    parts, begin, expected, end = whole
+    for size in (1, 10, 100, LARGE_CHUNK, TOKENS):
+        state = begin.clone()
+        pieces = [[part[:size] for part in parts], [part[size:] for part in parts]]
+        found = [in_chunks(state, *piece, chunk=LARGE_CHUNK) for piece in pieces if len(piece[0])]
+        torch.testing.assert_close(torch.cat(found), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(state, end, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gpu_has_some_hundred_launches_for_a_prompt_of_thousands_of_tokens(monkeypatch):
+    pytest.importorskip("triton")
+    from workers.attention.spaces_cuda import SpaceStep, TritonSpaces
+    from workers.kernels.gated_delta_triton import Places
+    from workers.kernels.launch import Launcher
+
+    monkeypatch.setattr(Launcher, "__call__", lambda *arguments, **options: None)
+    shape, count = Mamba(heads=16, head_dim=64, groups=2, state_dim=128, kernel=4), 2048
+    with torch.device("meta"), Launches() as launches:
+        one, numbers = torch.empty(1, dtype=torch.int64), torch.empty(count, shape.heads)
+        backend = TritonSpaces(StateCache([0], shape, states=1, device=one.device), 0, count)
+        step = SpaceStep(one, Places(*[one] * 4), 0, None, [], None, [slice(0, count)])
+        inputs = torch.empty(count, shape.channels), torch.empty(shape.channels, shape.kernel)
+        backend.run(step, 0, *inputs, numbers, numbers)
+    assert launches.count < 200

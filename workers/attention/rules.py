@@ -50,16 +50,16 @@ class DeltaRule:
 
 
 class SpaceRule:
-    """That of Mamba-2."""
+    """That of Mamba-2, which takes so many tokens of a prompt together."""
 
-    def __init__(self, shape: Mamba) -> None:
-        self._shape = shape
+    def __init__(self, shape: Mamba, chunk: int = state_space.CHUNK) -> None:
+        self._shape, self._chunk = shape, chunk
 
     def recur(self, state: Tensor, y: Tensor, decay: Tensor, beta: Tensor) -> Tensor:
         return state_space.recur(state, *self._heads(y), decay, beta)
 
     def chunked(self, state: Tensor, y: Tensor, decay: Tensor, beta: Tensor, out: Tensor) -> None:
-        state_space.chunked(state, *self._heads(y), decay, beta, out)
+        state_space.chunked(state, *self._heads(y), decay, beta, out, self._chunk)
 
     def inputs(self, y: Tensor) -> Tensor:  # [tokens, *results]
         """What of `y` a layer with `skip` lets through, beside what is read."""

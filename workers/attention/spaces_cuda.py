@@ -12,6 +12,7 @@ from workers.attention.convolutions_cuda import StateStep, TritonInputs, few_of
 from workers.attention.rules import SpaceRule
 from workers.cache.state import StateCache
 from workers.kernels import state_space_triton
+from workers.kernels.state_space import LARGE_CHUNK
 from workers.step.batch import Segment
 
 
@@ -28,7 +29,7 @@ class TritonSpaces(TritonInputs):
 
     def __init__(self, cache: StateCache, group: int, max_segments: int) -> None:
         super().__init__(cache, group, max_segments)
-        self._rule = SpaceRule(cache.shape)
+        self._rule = SpaceRule(cache.shape, LARGE_CHUNK)
 
     def prepare(self, segments: Sequence[Segment], tensors: dict[str, Tensor]) -> SpaceStep:
         step, few = super().prepare(segments, tensors), few_of(segments)

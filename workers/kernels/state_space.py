@@ -5,9 +5,9 @@ its step says, and reads for its query (x, B and C in the paper):
 
     S = exp(decay) S + k (step x)ᵀ        y = qᵀS
 
-`recur` does that for one token of each of several sequences, `chunked` for many tokens of one: 64 at a time,
-as products of matrices (section 6 there). All of it is float32. Heads that follow each other share keys and
-queries: they are a group, whose matrices lie beside each other, and are read and written in one product.
+`recur` does that for one token of each of several sequences, `chunked` for many tokens of one: some at a
+time, as products of matrices (section 6 there). All of it is float32. Heads that follow each other share keys
+and queries: they are a group, whose matrices lie beside each other, and are read and written in one product.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK = 64  # tokens that are taken together; the products within are CHUNK x CHUNK
+# Tokens that are taken together on a CPU, and on a GPU, where each chunk costs the host its launches; within
+# there are products of as many rows as columns
+CHUNK, LARGE_CHUNK = 64, 256
 
 
 def recur(
@@ -44,22 +46,33 @@ def chunked(
     decay: Tensor,  # [tokens, heads] float32: the logarithm, at most 0
     step: Tensor,  # the same, at least 0
     out: Tensor,  # [tokens, heads, head_dim] float32: where the result goes
+    chunk: int = CHUNK,  # tokens that are taken together
 ) -> None:
     """Tokens of one sequence, in order."""
-    for start in range(0, len(x), CHUNK):
-        part = slice(start, start + CHUNK)
-        _chunk(state, x[part], k[part], q[part], decay[part], step[part], out[part])
+    size = min(chunk, len(x))
+    later = torch.ones(size, size, dtype=torch.bool, device=x.device).triu_(1)
+    for start in range(0, len(x), chunk):
+        part = slice(start, start + chunk)
+        _chunk(state, x[part], k[part], q[part], decay[part], step[part], out[part], later)
 
 
-def _chunk(state: Tensor, x: Tensor, k: Tensor, q: Tensor, decay: Tensor, step: Tensor, out: Tensor) -> None:
+def _chunk(
+    state: Tensor,
+    x: Tensor,
+    k: Tensor,
+    q: Tensor,
+    decay: Tensor,
+    step: Tensor,
+    out: Tensor,
+    later: Tensor,  # [a chunk's, a chunk's] bool: which tokens come after each
+) -> None:
     """A token reads what the state before the chunk has for its query, and what the tokens up to it wrote,
     each as far as it has not decayed since."""
     size, groups = len(x), k.shape[1]
     k, q = k.transpose(0, 1), q.transpose(0, 1)  # groups first
     total = decay.cumsum(dim=0)  # [size, heads]: of the chunk, up to each token and with it
-    later = torch.ones(size, size, dtype=torch.bool, device=x.device).triu(1)
     by_head = total.t()
-    between = (by_head[:, :, None] - by_head[:, None]).masked_fill_(later, -torch.inf).exp_()
+    between = (by_head[:, :, None] - by_head[:, None]).masked_fill_(later[:size, :size], -torch.inf).exp_()
     between.unflatten(0, (groups, -1)).mul_(torch.bmm(q, k.transpose(1, 2))[:, None])
     written = x * step[..., None]
 
