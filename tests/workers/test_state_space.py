@@ -124,7 +124,7 @@ def test_a_gpu_has_some_hundred_launches_for_a_prompt_of_thousands_of_tokens(mon
     with torch.device("meta"), Launches() as launches:
         one, numbers = torch.empty(1, dtype=torch.int64), torch.empty(count, shape.heads)
         backend = TritonSpaces(StateCache([0], shape, states=1, device=one.device), 0, count)
-        step = SpaceStep(one, Places(*[one] * 4), 0, None, [], None, [slice(0, count)])
+        step = SpaceStep(one, Places(*[one] * 4), guesses=None, num_few=0, prompts=[slice(0, count)])
         inputs = torch.empty(count, shape.channels), torch.empty(shape.channels, shape.kernel)
         backend.run(step, 0, *inputs, numbers, numbers)
     assert launches.count < 200
