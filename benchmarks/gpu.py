@@ -216,11 +216,12 @@ def hybrid(device: str, out: Path) -> Iterator[Result]:
     """The same of a Qwen3.5 of 27 billion, as many of its layers as take 14 GB with the head."""
     shape = Qwen3_5TextConfig(**TINY | TINY_STATES) if device == "cpu" else HYBRID
     yield from of_shape("hybrid", device, shape, write_hollow)
-    from benchmarks.states import measure
+    from benchmarks.states import KINDS, measure
 
-    found = measure(device, 2048 if device == "cpu" else 16_384)
-    text = ", ".join(f"{name} {took * 1e3:.1f} ms" for name, took in found.items() if name != "ratio")
-    yield Result("hybrid", "a prompt through the states of a layer", True, text, found)
+    for kind, shape in KINDS.items():
+        found = measure(device, shape, 2048 if device == "cpu" else 16_384)
+        text = ", ".join(f"{name} {took * 1e3:.1f} ms" for name, took in found.items() if name != "ratio")
+        yield Result("hybrid", f"a prompt through the states of a layer of {kind}", True, text, found)
 
 
 def waking(device: str, out: Path) -> Iterator[Result]:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.states [--device cuda:0] [--tokens 16384] [--results FILE]
 
-The shape is that of Qwen3.5-27B on one rank. Both are interleaved, and the least of some repeats counts. On a
-GPU both go through Triton's kernels, and torch's way in chunks stands beside them.
+The shapes are those of Qwen3.5-27B and of Nemotron 3 Nano on one rank. Both ways are interleaved, and the
+least of some repeats counts. On a GPU they are those of its backend, Triton's kernels above all, and what a
+CPU does in chunks stands beside them, by torch on the same device.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from workers.step.pages import pages_for
 
 SHAPE = DeltaNet(key_heads=16, value_heads=48, key_dim=128, value_dim=128, kernel=4)
 SPACE = Mamba(heads=64, head_dim=64, groups=8, state_dim=128, kernel=4)  # of Nemotron 3 Nano
+KINDS = {"Gated DeltaNet": SHAPE, "Mamba-2": SPACE}
 NAMES = ("convolve", "keep_inputs", "recur", "solve", "pass", "space")  # of kernels
 REPEATS = 3
 
@@ -79,16 +81,18 @@ def compile_kernel(
     return compile_for(capability, kernel, kinds, constants, aligned, **options)
 
 
-def seconds(device: str, tokens: int, step: int, in_torch: bool = False) -> Callable[[], float]:
+def seconds(
+    device: str, shape: DeltaNet | Mamba, tokens: int, step: int, in_torch: bool = False
+) -> Callable[[], float]:
     """What a prompt takes in steps of so many tokens, by the device's kernels or in torch alone."""
     place = torch.device(device)
-    given = StateCache([0], SHAPE, states=1, device=place), 0, step
+    given = StateCache([0], shape, states=1, device=place), 0, step
     backend = RecurrentStates(*given) if in_torch else states_over(*given, exact=False)
     torch.manual_seed(0)
-    mixed = torch.randn(step, SHAPE.channels, device=place)
-    weight = torch.randn(SHAPE.channels, SHAPE.kernel, device=place)
-    decay = -torch.rand(step, SHAPE.value_heads, device=place)
-    beta = torch.rand(step, SHAPE.value_heads, device=place)
+    mixed = torch.randn(step, shape.channels, device=place)
+    weight = torch.randn(shape.channels, shape.kernel, device=place)
+    decay = -torch.rand(step, shape.results[0], device=place)
+    beta = torch.rand(step, shape.results[0], device=place)
     slot = SimpleNamespace(tables=[array("q", [0] * pages_for(tokens))])
 
     def once() -> float:
@@ -105,10 +109,10 @@ def seconds(device: str, tokens: int, step: int, in_torch: bool = False) -> Call
     return once
 
 
-def measure(device: str, tokens: int) -> dict[str, float]:
+def measure(device: str, shape: DeltaNet | Mamba, tokens: int) -> dict[str, float]:
     """Seconds of one layer, by how the prompt went through it."""
-    whole, plain = (seconds(device, tokens, 2048, in_torch) for in_torch in (False, True))
-    single = seconds(device, tokens // 16, 1)  # a part of it is enough
+    whole, plain = (seconds(device, shape, tokens, 2048, in_torch) for in_torch in (False, True))
+    single = seconds(device, shape, tokens // 16, 1)  # a part of it is enough
     best = [torch.inf] * 3
     with torch.inference_mode():
         for _ in range(REPEATS):
@@ -123,10 +127,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--results", type=Path)
     given = parser.parse_args()
-    found = measure(given.device, given.tokens)
+    found = {name: measure(given.device, shape, given.tokens) for name, shape in KINDS.items()}
     print(f"{given.tokens} tokens through one layer on {given.device}, {torch.get_num_threads()} threads")
-    for name, value in found.items():
-        print(f"  {name:20} {value:8.3f}")
+    for kind, values in found.items():
+        print(kind)
+        for name, value in values.items():
+            print(f"  {name:20} {value:8.3f}")
     if given.results is not None:
         given.results.write_text(json.dumps(found))
 
