@@ -608,6 +608,7 @@ NEMOTRON_H = {
     "num_hidden_layers": 5,
     "hybrid_override_pattern": "M-*EM",
     "layer_norm_epsilon": 1e-5,
+    "head_dim": ...,
     "mamba_num_heads": 8,
 }
 
@@ -626,6 +627,14 @@ def test_a_nemotron_says_in_a_list_or_a_pattern_what_each_layer_is(tmp_path):
     assert (attending.state, attending.experts) == (None, None)
 
 
+def test_a_nemotron_says_under_either_of_two_names_how_large_its_heads_are(tmp_path):
+    old, new = "attention_head_dim", "head_dim"
+    for said in ({new: 64, old: None}, {new: None, old: 64}, {old: 64}, {new: 64}, {new: 64, old: 64}):
+        assert written(tmp_path, **NEMOTRON_H | said).head_dim == 64
+    for said in ({}, {new: None}, {old: None}, {new: None, old: None}):
+        assert written(tmp_path, **NEMOTRON_H | said).head_dim == 128
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -642,6 +651,7 @@ def test_a_nemotron_says_in_a_list_or_a_pattern_what_each_layer_is(tmp_path):
         ({"attention_bias": True}, "attention_bias"),
         ({"residual_in_fp32": True}, "residual_in_fp32"),
         ({"rms_norm_eps": 1e-6}, "rms_norm_eps is not layer_norm_epsilon"),
+        ({"attention_head_dim": 64, "head_dim": 128}, "attention_head_dim is not head_dim, which is 128"),
         ({"sliding_window": 64}, "sliding_window 64"),
         ({"num_experts_per_tok": 9}, "num_experts_per_tok 9"),
         ({"logit_scale": 2.0}, "logit_scale"),

@@ -37,12 +37,12 @@ DEFAULTS = {
     "intermediate_size": 21_504,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
-    "head_dim": 128,
     "max_position_embeddings": 4096,
     "n_routed_experts": 8,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 7688,
 }
+HEAD_DIM = 128
 PATTERN = {"M": "state", "*": "full", "-": "mlp", "E": "experts"}  # of `hybrid_override_pattern`
 KINDS = {
     "mamba": "state",
@@ -67,7 +67,7 @@ class NemotronHFile(RoutedFile, kw_only=True):
     layer_norm_epsilon: Annotated[float, Meta(ge=0)] = 1e-5
     rms_norm_eps: Annotated[float, Meta(ge=0)] | None = None  # the same, where it is there
     norm_eps: Annotated[float, Meta(ge=0)] | None = None
-    attention_head_dim: Size | None = None  # `head_dim`, where that is not there
+    attention_head_dim: Size | None = None  # `head_dim`, as older files call it
     mlp_hidden_act: str = "relu2"
     attention_bias: Literal[False] = False
     use_bias: bool = False
@@ -104,6 +104,8 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
             refuse(path, f"{key} is not layer_norm_epsilon, which is {file.layer_norm_epsilon}")
     if file.sliding_window is not None:
         refuse(path, f"sliding_window {file.sliding_window} is not supported: layers see all tokens")
+    if file.attention_head_dim not in (None, file.head_dim or file.attention_head_dim):
+        refuse(path, f"attention_head_dim is not head_dim, which is {file.head_dim}")
     state = mamba.checked(
         path,
         Mamba(
@@ -121,7 +123,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         file,
         rms_norm_eps=file.layer_norm_epsilon,
         hidden_act=file.mlp_hidden_act,
-        head_dim=given.get("head_dim") if "attention_head_dim" not in given else file.attention_head_dim,
+        head_dim=file.head_dim or file.attention_head_dim or HEAD_DIM,
         rope_theta=None,
         partial_rotary_factor=None,
     )
