@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import NemotronHConfig
 
 from ipc.errors import Code, CortexError
 from tests.workers.tiny_models import LLAMA3, SIZES, YARN
@@ -636,6 +637,22 @@ def test_a_nemotron_says_under_either_of_two_names_how_large_its_heads_are(tmp_p
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ("mamba_n_groups", "n_groups", 4),
+        ("mamba_d_conv", "conv_kernel", 3),
+        ("mamba_conv_bias", "use_conv_bias", False),
+        ("mamba_dt_limit", "time_step_limit", [0.1, 100.0]),
+    ],
+)
+def test_an_old_name_of_a_nemotrons_key_holds_as_in_transformers(tmp_path, old, new, value):
+    assert getattr(NemotronHConfig(**{old: value}), new) == value
+    plain, expected = written(tmp_path, **NEMOTRON_H), written(tmp_path, **NEMOTRON_H, **{new: value})
+    assert written(tmp_path, **NEMOTRON_H, **{old: value}) == expected != plain
+    assert written(tmp_path, **NEMOTRON_H, **{old: None, new: value}) == expected
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"hybrid_override_pattern": None}, "hybrid_override_pattern None"),
@@ -651,6 +668,9 @@ def test_a_nemotron_says_under_either_of_two_names_how_large_its_heads_are(tmp_p
         ({"attention_bias": True}, "attention_bias"),
         ({"residual_in_fp32": True}, "residual_in_fp32"),
         ({"rms_norm_eps": 1e-6}, "rms_norm_eps is not layer_norm_epsilon"),
+        ({"mamba_n_groups": 3}, "3 groups do not divide 8 heads"),
+        ({"mamba_d_conv": 65}, "mamba_d_conv"),
+        ({"mamba_dt_limit": [2.0, 1.0]}, "mamba_dt_limit [2.0, 1.0]"),
         ({"attention_head_dim": 64, "head_dim": 128}, "attention_head_dim is not head_dim, which is 128"),
         ({"sliding_window": 64}, "sliding_window 64"),
         ({"num_experts_per_tok": 9}, "num_experts_per_tok 9"),

@@ -84,6 +84,11 @@ class NemotronHFile(RoutedFile, kw_only=True):
     conv_kernel: Annotated[int, Meta(ge=1, le=64)] = 4
     use_conv_bias: bool = True
     time_step_limit: list[Limit] | None = None
+    # the same of old files; each holds where it stands
+    mamba_n_groups: Size | None = None
+    mamba_d_conv: Annotated[int, Meta(ge=1, le=64)] | None = None
+    mamba_conv_bias: bool | None = None
+    mamba_dt_limit: list[Limit] | None = None
     # what only says how weights began, or how it is computed, or nothing of the layers that are read
     rescale_prenorm_residual: Any = None
     moe_shared_expert_overlap: Any = None
@@ -95,7 +100,11 @@ class NemotronHFile(RoutedFile, kw_only=True):
 
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
-    """What each layer is the file says in a list, or in a pattern."""
+    """What each layer is the file says in a list, or in a pattern.
+
+    Steps keep to `time_step_limit`, as in the code that the models came with. `time_step_min` says how biases
+    began: transformers has prompts keep to it, and no token behind them.
+    """
     given = DEFAULTS | dict(given)
     kinds = _kinds(path, given)
     file = config.read(path, given | {"num_hidden_layers": len(kinds)}, NemotronHFile)
@@ -106,17 +115,18 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         refuse(path, f"sliding_window {file.sliding_window} is not supported: layers see all tokens")
     if file.attention_head_dim not in (None, file.head_dim or file.attention_head_dim):
         refuse(path, f"attention_head_dim is not head_dim, which is {file.head_dim}")
+    limit = "time_step_limit" if file.mamba_dt_limit is None else "mamba_dt_limit"
     state = mamba.checked(
         path,
         Mamba(
             heads=file.mamba_num_heads,
             head_dim=file.mamba_head_dim,
-            groups=file.n_groups,
+            groups=file.mamba_n_groups or file.n_groups,
             state_dim=file.ssm_state_size,
-            kernel=file.conv_kernel,
-            conv_bias=file.use_conv_bias,
+            kernel=file.mamba_d_conv or file.conv_kernel,
+            conv_bias=file.use_conv_bias if file.mamba_conv_bias is None else file.mamba_conv_bias,
             bias=file.use_bias,
-            limits=mamba.limits(path, "time_step_limit", file.time_step_limit),
+            limits=mamba.limits(path, limit, getattr(file, limit)),
         ),
     )
     plain = msgspec.structs.replace(
