@@ -15,7 +15,7 @@ import msgspec
 
 from workers.checkpoints import config
 from workers.checkpoints.experts import Experts
-from workers.checkpoints.families.glm_moe import RoutedFile, experts_of, mtp
+from workers.checkpoints.families.glm_moe import RoutedFile, experts_of, mtp, scored_by_sigmoid
 from workers.checkpoints.families.llama import decoder_tensors
 from workers.checkpoints.family import Family, TensorSpec
 from workers.checkpoints.files import refuse
@@ -131,9 +131,7 @@ def read_youtu(path: Path, given: Mapping[str, Any]) -> ModelConfig:
 
 def _routed(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     file = config.read(path, given, LatentFile)
-    if file.scoring_func == "softmax" or file.topk_method in ("greedy", "group_limited_greedy"):
-        refuse(path, f"scoring_func {file.scoring_func}, topk_method {file.topk_method}: V3 has others")
-    return latent_config(path, file, experts_of(path, file))
+    return latent_config(path, file, scored_by_sigmoid(path, file))
 
 
 def latent_config(path: Path, file: LatentFile, experts: Experts | None) -> ModelConfig:

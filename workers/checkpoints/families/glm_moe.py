@@ -101,6 +101,14 @@ def experts_of(path: Path, file: RoutedFile) -> Experts | None:
     return experts if layers else None
 
 
+def scored_by_sigmoid(path: Path, file: RoutedFile) -> Experts | None:
+    """The same, of a file that says nothing else of how they are scored and chosen."""
+    if file.scoring_func == "softmax" or file.topk_method in ("greedy", "group_limited_greedy"):
+        said = f"scoring_func {file.scoring_func}, topk_method {file.topk_method}"
+        refuse(path, f"{said} is not supported; these experts have sigmoid and noaux_tc")
+    return experts_of(path, file)
+
+
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Half of a head turns, unless the file says otherwise; no layer has a window."""
     file = config.read(path, DEFAULTS | dict(given), GlmMoeFile)
@@ -111,7 +119,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         partial=True,
         output_bias=False,
         qk_norm="heads" if file.use_qk_norm else "none",
-        experts=experts_of(path, file),
+        experts=scored_by_sigmoid(path, file),
     )
 
 
@@ -120,7 +128,7 @@ def read_dots(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     file = config.read(path, DEFAULTS_DOTS | dict(given), RoutedFile)
     by_number = msgspec.structs.replace(file, use_sliding_window=file.sliding_window is not None)
     windows = config.windows_of(path, by_number, first=file.max_window_layers or 0)
-    return config.model_config(path, file, windows, qk_norm="heads", experts=experts_of(path, file))
+    return config.model_config(path, file, windows, qk_norm="heads", experts=scored_by_sigmoid(path, file))
 
 
 def read_solar(path: Path, given: Mapping[str, Any]) -> ModelConfig:
@@ -128,7 +136,7 @@ def read_solar(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     given = DEFAULTS_SOLAR | dict(given) | {"first_k_dense_replace": 0}
     file = config.read(path, {"intermediate_size": given["moe_intermediate_size"]} | given, RoutedFile)
     windows: list[int | None] = [None] * file.num_hidden_layers
-    return config.model_config(path, file, windows, output_bias=False, experts=experts_of(path, file))
+    return config.model_config(path, file, windows, output_bias=False, experts=scored_by_sigmoid(path, file))
 
 
 def mtp(stored: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:

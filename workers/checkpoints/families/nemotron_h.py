@@ -177,7 +177,9 @@ def _experts(path: Path, file: NemotronHFile, kinds: list[str]) -> Experts | Non
         refuse(path, "mlp_bias is not supported where there are experts")
     plain = msgspec.structs.replace(file, mlp_layer_types=None, first_k_dense_replace=0)
     return msgspec.structs.replace(
-        glm_moe.experts_of(path, plain), layers=layers, shared_size=file.moe_shared_expert_intermediate_size
+        glm_moe.scored_by_sigmoid(path, plain),
+        layers=layers,
+        shared_size=file.moe_shared_expert_intermediate_size,
     )
 
 
