@@ -280,8 +280,9 @@ def test_a_rope_of_hunyuans_is_the_plain_one_of_a_larger_base(tmp_path):
     assert notes({"rope_scaling": {"type": "dynamic", "factor": 2.0}})
 
 
-def test_a_cohere_names_its_pattern_in_either_way(tmp_path):
-    common = {"architectures": ["Cohere2ForCausalLM"], "num_hidden_layers": 6, "sliding_window": 24}
+@pytest.mark.parametrize("architecture", ["Cohere2ForCausalLM", "Cohere2MoeForCausalLM"])
+def test_a_cohere_names_its_pattern_in_either_way(tmp_path, architecture):
+    common = {"architectures": [architecture], "num_hidden_layers": 6, "sliding_window": 24}
     types = ["sliding_attention", "sliding_attention", "full_attention"] * 2
     by_types = written(tmp_path, **common, layer_types=types, _sliding_window_pattern=3)
     assert [layer.kind for layer in by_types.layers] == ["window", "window", "full"] * 2

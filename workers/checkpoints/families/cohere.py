@@ -104,7 +104,7 @@ def read_moe(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     if len(kinds) != count or not {*kinds} <= {"dense", "sparse"}:
         refuse(path, "mlp_layer_types is no list of dense and sparse, one for each layer")
     if file.layer_types is None:
-        every = file.sliding_window_pattern or PATTERN_2
+        every = file.sliding_window_pattern or file.written_pattern or PATTERN_2
         places = [(n + 1) % before if n < first else (n - first + 1) % every for n in range(count)]
         types = ["sliding_attention" if place else "full_attention" for place in places]
         file = msgspec.structs.replace(file, layer_types=types)
