@@ -263,6 +263,9 @@ def test_a_key_that_may_change_numbers_and_is_not_understood_is_refused(tmp_path
         ("Lfm2MoeForCausalLM", "hidden_act", "gelu"),
         ("CwmForCausalLM", "rope_theta", 10_000.0),
         ("Olmo3ForCausalLM", "rope_theta", 10_000.0),
+        ("LagunaForCausalLM", "rope_theta", 10_000.0),
+        ("LagunaForCausalLM", "partial_rotary_factor", 1.0),
+        ("LagunaForCausalLM", "rope_scaling", YARN),
     ],
 )
 def test_what_a_family_does_not_do_is_refused_by_its_key(tmp_path, architecture, key, value):

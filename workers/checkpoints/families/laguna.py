@@ -63,6 +63,10 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     says_ropes = bool(given.get("rope_parameters"))
     whole, local = rope.by_type(path, given)
     file = config.read(path, given, LagunaFile)
+    for key in ("rope_scaling", *ROPE):
+        value = getattr(file, key)
+        if not says_ropes and value not in (None, {}, ROPE.get(key)):  # transformers leaves it out
+            refuse(path, f"{key} {value} alone is not supported: say it in rope_parameters, for each type")
     count = file.num_hidden_layers
     if file.layer_types is None:
         file = msgspec.structs.replace(file, layer_types=["full_attention"] * count)
