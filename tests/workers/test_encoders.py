@@ -229,17 +229,18 @@ def test_what_would_make_another_vector_is_refused_by_name(tmp_path, what):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "reason"),
+    ("name", "key", "value", "reason"),
     [
-        ("position_embedding_type", "relative_key", "relative_key is not supported"),
-        ("is_decoder", True, "is_decoder"),
-        ("hidden_act", "mish", "hidden_act mish is not supported"),
-        ("add_cross_attention", True, "add_cross_attention"),
-        ("num_attention_heads", 5, "do not divide"),
+        ("bert", "position_embedding_type", "relative_key", "relative_key is not supported"),
+        ("bert", "is_decoder", True, "is_decoder"),
+        ("bert", "hidden_act", "mish", "hidden_act mish is not supported"),
+        ("bert", "add_cross_attention", True, "add_cross_attention"),
+        ("bert", "num_attention_heads", 5, "do not divide"),
+        ("modernbert", "hidden_activation", "mish", "hidden_activation mish is not supported"),
     ],
 )
-def test_a_config_that_asks_for_something_else_is_refused(tmp_path, key, value, reason):
-    write("bert", tmp_path)
+def test_a_config_that_asks_for_something_else_is_refused(tmp_path, name, key, value, reason):
+    write(name, tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     assert reason in refusal(tmp_path)

@@ -119,6 +119,12 @@ def refuse_above(path: Path, file: ConfigFile, key: str, limit: str) -> None:
         refuse(path, f"{key} {value} is above {limit}, which is {most}")
 
 
+def refuse_other_activation(path: Path, file: ConfigFile, key: str) -> None:
+    """Refuse an activation that there is not, in the key of `file` that asks for one."""
+    if (name := getattr(file, key)) not in (None, *ACTIVATIONS):
+        refuse(path, f"{key} {name} is not supported; there are {', '.join(ACTIVATIONS)}")
+
+
 def refuse_other_heads(path: Path, file: ConfigFile) -> None:
     """Refuse heads that are not those of an encoder, which share all of `hidden_size` equally."""
     heads = file.num_attention_heads
@@ -169,8 +175,7 @@ def model_config(
     """
     num_kv_heads = file.num_key_value_heads or file.num_attention_heads
     head_dim = file.head_dim or file.hidden_size // file.num_attention_heads
-    if file.hidden_act not in ACTIVATIONS:
-        refuse(path, f"hidden_act {file.hidden_act} is not supported; there are {', '.join(ACTIVATIONS)}")
+    refuse_other_activation(path, file, "hidden_act")
     if file.num_attention_heads % num_kv_heads:
         refuse(path, f"num_key_value_heads {num_kv_heads} does not divide {file.num_attention_heads} heads")
     if head_dim < 2 or head_dim % 2:

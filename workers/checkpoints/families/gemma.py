@@ -124,6 +124,7 @@ def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
 
 def _file(path: Path, given: Mapping[str, Any]) -> GemmaFile:
     file = config.read(path, given, GemmaFile)
+    config.refuse_other_activation(path, file, "hidden_activation")
     return msgspec.structs.replace(file, hidden_act=file.hidden_activation or file.hidden_act)
 
 

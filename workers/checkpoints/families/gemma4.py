@@ -170,6 +170,7 @@ def _read(path: Path, given: dict[str, Any]) -> ModelConfig:
         refuse(path, "use_bidirectional_attention all is not supported: tokens see those before them")
     if file.rope_scaling:
         refuse(path, "rope_scaling is not supported: rope_parameters has what is of each type of layer")
+    config.refuse_other_activation(path, file, "hidden_activation")
     types = _types(path, file)
     file = msgspec.structs.replace(
         file,

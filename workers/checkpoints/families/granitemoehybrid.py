@@ -55,12 +55,12 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Positions turn where the file asks for it."""
     file = config.read(path, given, GraniteHybridFile)
     count = file.num_hidden_layers
-    listed = file.layer_types or file.layers_block_type
-    if listed is None:
+    key = "layer_types" if file.layer_types else "layers_block_type"
+    if (listed := getattr(file, key)) is None:
         refuse(path, "layer_types is missing, and all layers would be mamba, which is not supported")
-    kinds = mamba.said_of_kinds(path, "layer_types", listed, KINDS, count)
+    kinds = mamba.said_of_kinds(path, key, listed, KINDS, count)
     if "full" not in kinds:
-        refuse(path, "layer_types: no layer is attention, which is not supported")
+        refuse(path, f"{key}: no layer is attention, which is not supported")
     changes: dict[str, Any] = {}
     if file.position_embedding_type != "rope":
         changes["unrotated"] = tuple(range(count))

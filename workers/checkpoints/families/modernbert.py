@@ -57,6 +57,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     given = DEFAULTS | dict(given)
     far, near = rope.by_type(path, given)
     file = config.read(path, given, ModernBertFile)
+    config.refuse_other_activation(path, file, "hidden_activation")
     config.refuse_other_heads(path, file)
     if file.layer_types is None:
         far_layers = range(0, file.num_hidden_layers, file.global_attn_every_n_layers)

@@ -111,6 +111,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     for key in ("rms_norm_eps", "norm_eps"):
         if getattr(file, key) not in (None, file.layer_norm_epsilon):
             refuse(path, f"{key} is not layer_norm_epsilon, which is {file.layer_norm_epsilon}")
+    config.refuse_other_activation(path, file, "mlp_hidden_act")
     if file.sliding_window is not None:
         refuse(path, f"sliding_window {file.sliding_window} is not supported: layers see all tokens")
     if file.attention_head_dim not in (None, file.head_dim or file.attention_head_dim):
@@ -155,9 +156,9 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
 
 def _kinds(path: Path, given: Mapping[str, Any]) -> list[str]:
     """What each layer is: a state, attention (`full`), an MLP or experts."""
-    listed = given.get("layers_block_type") or given.get("layer_types")
-    if listed is not None:
-        kinds = mamba.said_of_kinds(path, "layers_block_type", listed, KINDS, None)
+    key = "layers_block_type" if given.get("layers_block_type") else "layer_types"
+    if (listed := given.get(key)) is not None:
+        kinds = mamba.said_of_kinds(path, key, listed, KINDS, None)
     else:
         pattern = given.get("hybrid_override_pattern")
         if not isinstance(pattern, str) or not {*pattern} <= {*PATTERN}:
