@@ -59,7 +59,7 @@ _ELSEWHERE = _PASSING | _LASTING | {Code.MODEL_LOAD_FAILED}
 _DEATHS = frozenset((Code.WORKER_DIED, Code.STEP_DEADLINE))
 
 # Failures after which a stream goes on where another neuron has the model, and how often it may.
-_RESUMED = _DEATHS | {Code.NEURON_LOST, Code.SHUTTING_DOWN}
+_RESUMED = _DEATHS | {Code.NEURON_LOST, Code.SHUTTING_DOWN, Code.INSUFFICIENT_MEMORY}
 RESUMES = 2
 RETURNS = 2  # how often a request waits for a neuron that had it: another time it might be what ends neurons
 

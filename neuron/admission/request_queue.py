@@ -146,9 +146,17 @@ class RequestQueue:
                 self._wait_again(request)
 
     def interrupt(self, group: WorkerGroup) -> None:
-        """Have all that the worker has wait for the next one, to go on where it was."""
+        """Have all that the worker has wait for the next one, to go on where it was.
+
+        Who can go on elsewhere at once fails, as in `lose_worker`.
+        """
         for request in list(reversed(self._requests)):
-            if request.phase in ("queued", "running") and self._withdraw(request, group):
+            runs = request.phase == "running"
+            if request.phase not in ("queued", "running") or not self._withdraw(request, group):
+                continue
+            if runs and request.replicated:
+                request.fail(CortexError(Code.INSUFFICIENT_MEMORY, "its model makes room for another"))
+            else:
                 self._wait_again(request)
 
     def interrupt_adapter(self, number: int) -> None:

@@ -384,7 +384,6 @@ class Room:
             holder = self._holder(tenant)
             ends = tenant.turn_ends
             if name in self._asked and holder.busy and time.monotonic() >= wish.patience:
-                log.info("model is interrupted model=%s for=%s", name, wish.tenant.id)
                 tenant.interrupt()
             if holder.leaving or (holder.busy and (ends is None or ends > time.monotonic())):
                 continue

@@ -555,6 +555,7 @@ class ManagedModel:
     def _interrupt(self) -> None:
         """Another model waits for what runs here, and has done so for too long."""
         if self.status == "draining":
+            log.info("model is interrupted model=%s", self.id)
             self.requests.interrupt(self._tenancy.epochs.group)
             self._look()
 

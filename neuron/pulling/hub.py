@@ -372,7 +372,7 @@ def _patiently(ask: Callable[[], T]) -> T:
             return ask()
         except HfHubHTTPError as error:
             said, pause = _retry_after(error), 2 * pause
-            wait = pause if said is None else said
+            wait = pause if said is None else max(said, 0.5)  # it may say 0
             if error.response.status_code not in _BUSY or time.monotonic() + wait > until:
                 raise
             time.sleep(wait)

@@ -318,10 +318,10 @@ def test_a_stream_that_one_host_refuses_to_go_on_with_goes_to_the_next() -> None
 class Mortal(Naming):
     """One whose worker can die."""
 
-    def lose_worker(self) -> None:
+    def lose_worker(self, code: str = Code.WORKER_DIED) -> None:
         for (_, request_id), work in self.work.items():
             work.task.cancel()
-            work.peer.send(Failed(id=request_id, code=Code.WORKER_DIED, message="it died"))
+            work.peer.send(Failed(id=request_id, code=code, message="it died"))
         self.work.clear()
 
 
@@ -343,6 +343,18 @@ async def rest(exchange: Exchange) -> list[str]:
     while exchange.finished is None:
         told += [each.text for each in await exchange.take(1.0) if isinstance(each, Delta)]
     return told
+
+
+def test_a_stream_whose_model_made_room_for_another_goes_on_at_another_copy() -> None:
+    async def scenario() -> None:
+        hosts = [Mortal(name=name, models=("slow",)) for name in "ab"]
+        async with begun_stream(*hosts) as (exchange, told):
+            there, other = hosts if hosts[0].work else hosts[::-1]
+            there.lose_worker(Code.INSUFFICIENT_MEMORY)
+            assert "".join(told + await rest(exchange)) == "one two three four"
+        assert len(there.served) == len(other.served) == 1
+
+    run(scenario)
 
 
 @pytest.mark.parametrize("code", [Code.QUEUE_FULL, Code.INSUFFICIENT_MEMORY, Code.DRAINING])

@@ -287,7 +287,8 @@ def test_a_hub_that_is_too_busy_is_asked_again_when_it_says(hub: Hub, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("after", "waits"), [("", [1, 2, 4, 8, 16]), ("7", [7] * 5), ("Fri, 1 Jan 2100", [1, 2, 4, 8, 16])]
+    ("after", "waits"),
+    [("", [1, 2, 4, 8, 16]), ("7", [7] * 5), ("0", [0.5] * 80), ("Fri, 1 Jan 2100", [1, 2, 4, 8, 16])],
 )
 def test_nobody_waits_for_a_busy_hub_for_ever(
     after: str, waits: list[float], monkeypatch: pytest.MonkeyPatch

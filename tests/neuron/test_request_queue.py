@@ -346,6 +346,24 @@ async def test_who_can_go_on_elsewhere_at_once_does():
 
 
 @scenario
+async def test_so_it_does_where_it_is_interrupted():
+    queue, worker = ready()
+    requests = admit(queue, *(Request(queue) for _ in range(3)))
+    begun, alone, queued = requests
+    begun.request.replicated = queued.request.replicated = True
+    for each in (begun, alone):
+        worker.begin(each)
+    queue.shut()
+    queue.interrupt(worker)
+    assert [each.phase for each in requests] == ["ended", "waiting", "waiting"]
+    assert not worker.open
+    following = Worker(queue)
+    queue.open(following, 1000)
+    serve_all(queue, following, [alone, queued])
+    assert queue.counts == {"finished": 2, "cancelled": 0, "failed": 1}
+
+
+@scenario
 async def test_of_those_with_whom_two_workers_died_each_is_tried_alone_and_only_the_guilty_one_fails():
     queue, worker = ready(max_sequences=4)
     requests = admit(queue, *(Request(queue, parts=1 + number % 2) for number in range(3)))
