@@ -44,7 +44,7 @@ class Mamba2:
         if {*whole.scales} != {1.0}:
             regions = zip(whole.scales, self._regions(), strict=True)
             scales = torch.cat([torch.full((len(rows),), scale) for scale, rows in regions])
-            self.scales = scales.to(group.device, empty.dtype)
+            self.scales = scales.to(group.device)  # float32: rounded, it would be another for a whole region
         self.norm = None if whole.norm == "none" else empty(mine.inner)
 
     def _regions(self) -> Iterator[range]:
@@ -82,7 +82,7 @@ class Mamba2:
     def __call__(self, x: Tensor, recur: Recur) -> Tensor:  # [tokens, hidden]
         projected = self.projections(x)
         if self.scales is not None:
-            projected.mul_(self.scales)
+            self._scale(projected)
         gates, mixed, step = projected.split(self.sizes, dim=1)
         step = self._each(F.softplus, step.float() + self.step_bias).clamp_(*self.whole.limits)
         decay = -self.rate.exp() * step
@@ -93,6 +93,15 @@ class Mamba2:
         if self.whole.norm == "behind_gates":
             y = self._normed(y)
         return self.output(y.to(x.dtype))
+
+    def _scale(self, projected: Tensor) -> None:
+        """In float32, and rounded once: what a processor would make copies for, unless it is a number."""
+        if projected.device.type != "cpu" or projected.dtype == torch.float32:
+            projected.mul_(self.scales)
+            return
+        parts = projected.split([len(rows) for rows in self._regions()], dim=1)
+        for part, scale in zip(parts, self.whole.scales, strict=True):
+            part.mul_(scale)
 
     def _normed(self, y: Tensor) -> Tensor:  # [tokens, inner] float32; changed in place
         """Each group over its root mean square, of which other ranks may have heads as well."""
