@@ -20,7 +20,7 @@ from ipc.worker_messages import PAGE_SIZE, SamplingParams
 from tests.workers.engines import Answer, Session, logits_of, make_runner, request
 from tests.workers.oracle import fill, greedy
 from tests.workers.thread_ranks import Ranks
-from tests.workers.tiny_models import SIZES, falcon_h1, granite_hybrid, qwen3_5, qwen3_next
+from tests.workers.tiny_models import SIZES, falcon_h1, granite_hybrid, nemotron_h, qwen3_5, qwen3_next
 from workers.checkpoints.caches import num_states
 from workers.checkpoints.reading import read_card
 from workers.models.hybrid import Hybrid
@@ -257,6 +257,11 @@ FOUR = {  # and what matrices a rank has of a layer
     "qwen3_next": (lambda: qwen3_next(**WIDE), (2, 8, 12)),
     # two ranks have heads of one group, and each a half of what it normalises
     "granitemoehybrid": (lambda: granite_hybrid(mamba_n_heads=8, mamba_n_groups=2), (1, 20, 24)),
+    "nemotron_h": (lambda: nemotron_h(mamba_num_heads=8), (1, 20, 24)),
+    "falcon_h1": (
+        lambda: falcon_h1(mamba_d_ssm=96, mamba_n_heads=8, mamba_rms_norm=True),
+        (1, 20, 24),
+    ),
 }
 
 
