@@ -2,15 +2,18 @@
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
 import weakref
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import workers
 from ipc.control import Control
 from ipc.worker_messages import Waiting, WarmUp
 from tests.workers.engines import make_spec
@@ -110,3 +113,14 @@ def test_the_threads_of_a_process_that_waited_are_those_that_its_model_asks_for(
 
 def test_what_is_imported_beforehand_is_there():
     assert all(find_spec(each) for each in (*life.RUNNERS, *life.ON_GPUS))
+
+
+def test_whatever_a_gpu_needs_later_is_imported_beforehand():
+    """All that functions and methods import of what has a backend for GPUs."""
+    later = re.compile(r"^ +from (workers\.(?:attention|kernels)[.\w]*) import ([\w, ]+)", re.MULTILINE)
+    found = set()
+    for file in Path(workers.__file__).parent.rglob("*.py"):
+        for module, names in later.findall(file.read_text()):
+            inside = module in ("workers.attention", "workers.kernels")
+            found |= {f"{module}.{name.strip()}" for name in names.split(",")} if inside else {module}
+    assert found == {*life.ON_GPUS}

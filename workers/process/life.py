@@ -20,10 +20,14 @@ from workers.process.rank import serve
 
 RUNNERS = ("workers.execution.model_runner", "workers.execution.encoder_runner")
 ON_GPUS = (  # what these import there when they first need it, and Triton with it
+    "workers.attention.convolutions_cuda",
     "workers.attention.cuda",
+    "workers.attention.spaces_cuda",
     "workers.attention.states_cuda",
     "workers.kernels.blocks_triton",
     "workers.kernels.choice_triton",
+    "workers.kernels.chosen_triton",
+    "workers.kernels.delta_gates_triton",
     "workers.kernels.experts_triton",
     "workers.kernels.gated_triton",
     "workers.kernels.grouped_triton",
