@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,7 @@ class TritonInputs:
     """
 
     capturable = True
+    _kernel: Callable[..., None]  # `recur` of layers that have matrices
 
     def __init__(self, cache: StateCache, group: int, max_segments: int) -> None:
         self.cache, self._group = cache, group
@@ -90,12 +91,15 @@ class TritonInputs:
 
     def adopt(self, right: Sequence[int]) -> None:
         """All sequences at once, each from its first draft on."""
-        self._adopt_inputs(self._guesses, self._places_of(self._guesses, right))
-
-    def _adopt_inputs(self, guesses: Drafted, places: Places) -> None:
+        guesses, places = self._guesses, self._places_of(self._guesses, right)
         for layer, mixed in [*guesses.inputs.items()]:
             kernels.keep_inputs(mixed, self.cache.inputs[layer], places)
             del guesses.inputs[layer]
+        for layer, (y, decay, beta) in [*guesses.layers.items()]:
+            unread = y.new_empty(len(y), *self.cache.shape.results)
+            given = y, decay, beta, self.cache.matrices[layer], unread, places, len(right)
+            self._kernel(*given, self.cache.shape)
+            del guesses.layers[layer]
 
     def _places_of(self, guesses: Drafted, right: Sequence[int]) -> Places:
         """Where the drafts that were right are, and the states that they get into."""

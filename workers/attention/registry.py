@@ -10,7 +10,7 @@ from workers.attention.cpu import PagedAttention
 from workers.attention.states import RecurrentStates, StateBackend
 from workers.cache.paged import KVCache
 from workers.cache.state import StateCache
-from workers.checkpoints.model_config import Mamba, ShortConvolution
+from workers.checkpoints.model_config import DeltaNet, Mamba, ShortConvolution
 from workers.kernels.fused import has_triton
 
 
@@ -28,13 +28,12 @@ def states_over(cache: StateCache, group: int, max_segments: int, exact: bool) -
 
     With `exact`, that is torch on a GPU as well: token after token.
     """
-    convolves = isinstance(cache.shape, ShortConvolution)
     if has_triton(cache.device) and not exact:
         from workers.attention.convolutions_cuda import TritonInputs
         from workers.attention.spaces_cuda import TritonSpaces
         from workers.attention.states_cuda import TritonStates
 
-        if isinstance(cache.shape, Mamba):
-            return TritonSpaces(cache, group, max_segments)
-        return (TritonInputs if convolves else TritonStates)(cache, group, max_segments)
-    return (ConvolvedInputs if convolves else RecurrentStates)(cache, group, max_segments, exact)
+        kinds = {DeltaNet: TritonStates, Mamba: TritonSpaces, ShortConvolution: TritonInputs}
+        return kinds[type(cache.shape)](cache, group, max_segments)
+    kind = ConvolvedInputs if isinstance(cache.shape, ShortConvolution) else RecurrentStates
+    return kind(cache, group, max_segments, exact)

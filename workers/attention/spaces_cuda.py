@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from workers.attention.convolutions_cuda import StateStep, TritonInputs, few_of
@@ -26,6 +25,8 @@ class SpaceStep(StateStep):
 
 class TritonSpaces(TritonInputs):
     """Implements `workers.attention.states.StateBackend`; for the arguments see `TritonInputs`."""
+
+    _kernel = staticmethod(state_space_triton.recur)
 
     def __init__(self, cache: StateCache, group: int, max_segments: int) -> None:
         super().__init__(cache, group, max_segments)
@@ -52,7 +53,7 @@ class TritonSpaces(TritonInputs):
         matrices, y = self.cache.matrices[layer], self._convolve(prepared, layer, mixed, weight, bias=bias)
         out = y.new_empty(len(y), *shape.results)
         if few:
-            state_space_triton.recur(y, decay, beta, skip, matrices, out, places, few, shape)
+            self._kernel(y, decay, beta, matrices, out, places, few, shape, skip)
         if (guesses := prepared.guesses) is not None:
             guesses.keep(layer, mixed, y[guesses.rows], decay, beta)
         for number, rows in enumerate(prepared.prompts, few):
@@ -62,15 +63,3 @@ class TritonSpaces(TritonInputs):
                 out[rows].addcmul_(self._rule.inputs(y[rows]), skip[:, None])
             matrices[places.written[number : number + 1]] = state
         return out
-
-    def adopt(self, right: Sequence[int]) -> None:
-        """All sequences at once, each from its first draft on."""
-        guesses = self._guesses
-        places, shape = self._places_of(guesses, right), self.cache.shape
-        self._adopt_inputs(guesses, places)
-        rows = guesses.rows.stop - guesses.rows.start
-        unread = torch.empty(rows, *shape.results, device=self.cache.device)
-        for layer, (y, decay, beta) in [*guesses.layers.items()]:
-            given = y, decay, beta, None, self.cache.matrices[layer], unread
-            state_space_triton.recur(*given, places, len(right), shape)
-            del guesses.layers[layer]

@@ -6,12 +6,11 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from workers.attention.convolutions_cuda import StateStep, TritonInputs, few_of
 from workers.cache.state import StateCache
-from workers.kernels import gated_delta_triton as kernels
+from workers.kernels import gated_delta_triton
 from workers.kernels.gated_delta_chunks_triton import CHUNK, Chunks, Part, chunked, parts_of
 from workers.step.batch import Segment
 
@@ -27,6 +26,8 @@ class DeltaStep(StateStep):
 
 class TritonStates(TritonInputs):
     """Implements `workers.attention.states.StateBackend`; for the arguments see `TritonInputs`."""
+
+    _kernel = staticmethod(gated_delta_triton.recur)
 
     def __init__(self, cache: StateCache, group: int, max_segments: int) -> None:
         super().__init__(cache, group, max_segments)
@@ -57,23 +58,12 @@ class TritonStates(TritonInputs):
         decay, beta = decay.contiguous(), beta.contiguous()
         out = y.new_empty(len(y), delta.value_heads, delta.value_dim)
         if few:
-            kernels.recur(y, decay, beta, matrices, out, places, few, delta)
+            self._kernel(y, decay, beta, matrices, out, places, few, delta)
         if (guesses := prepared.guesses) is not None:
             guesses.keep(layer, mixed, y[guesses.rows], decay, beta)
         if prepared.parts:
             chunked(y, decay, beta, matrices, out, places, prepared.chunks, prepared.parts, delta)
         return out
-
-    def adopt(self, right: Sequence[int]) -> None:
-        """All sequences at once, each from its first draft on."""
-        guesses = self._guesses
-        places, delta = self._places_of(guesses, right), self.cache.shape
-        self._adopt_inputs(guesses, places)
-        rows = guesses.rows.stop - guesses.rows.start
-        unread = torch.empty(rows, delta.value_heads, delta.value_dim, device=self.cache.device)
-        for layer, (y, decay, beta) in [*guesses.layers.items()]:
-            kernels.recur(y, decay, beta, self.cache.matrices[layer], unread, places, len(right), delta)
-            del guesses.layers[layer]
 
 
 def _chunks(prompts: Sequence[Segment]) -> list[int]:

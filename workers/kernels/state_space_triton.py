@@ -76,12 +76,12 @@ def recur(
     y: Tensor,  # [tokens, channels] float32
     decay: Tensor,  # [tokens, heads] float32
     beta: Tensor,  # the same: steps
-    skip: Tensor | None,  # [heads] float32: how much of what heads are given is added
     matrices: Tensor,  # [states, *shape.matrices] float32
     out: Tensor,  # [tokens, heads, head_dim] float32
     places: Places,
     sequences: int,
     shape: Mamba,
+    skip: Tensor | None = None,  # [heads] float32: how much of what heads are given is added
 ) -> None:
     """Token after token of the first `sequences` of `places`."""
     columns = min(COLUMNS, triton.next_power_of_2(shape.head_dim))
