@@ -588,6 +588,8 @@ def test_a_granite_4_says_which_layers_keep_a_state_in_each_of_two_ways(tmp_path
         for key in ("layer_types", "layers_block_type"):
             others = GRANITE_4 | {"layer_types": None} | {key: [*kinds]}
             assert [layer.kind for layer in written(tmp_path, **others).layers] == ["state", "full"]
+    both = {key: [*each] for key, each in zip(("layer_types", "layers_block_type"), words, strict=True)}
+    assert written(tmp_path, **GRANITE_4 | both) == written(tmp_path, **GRANITE_4)
     assert "layer_types" in refusal(tmp_path, **GRANITE_4 | {"layer_types": None})
 
 
@@ -599,6 +601,7 @@ def test_a_granite_4_says_which_layers_keep_a_state_in_each_of_two_ways(tmp_path
         ({"layer_types": ["mamba"]}, "for 2 layers"),
         ({"layer_types": None, "layers_block_type": ["mamba"]}, "layers_block_type is no list"),
         ({"layer_types": None, "layers_block_type": ["mamba"] * 2}, "layers_block_type: no layer"),
+        ({"layers_block_type": ["attention", "mamba"]}, "layer_types and layers_block_type disagree"),
         ({"mamba_n_heads": 7}, "7 heads of Mamba-2 do not divide"),
         ({"mamba_d_head": 64}, "mamba_d_head 64 is not supported: 8 heads share"),
         ({"mamba_n_groups": 3}, "3 groups do not divide 8 heads"),
@@ -635,6 +638,8 @@ def test_a_nemotron_says_in_a_list_or_a_pattern_what_each_layer_is(tmp_path):
         assert [layer.kind for layer in config.layers] == kinds
         assert config.experts.layers == (3,)
         assert config.has_mlps
+    said_twice = {"layers_block_type": [*listed[0]], "layer_types": [*listed[1]]}
+    assert written(tmp_path, **NEMOTRON_H, **said_twice) == config
     assert not written(tmp_path, **NEMOTRON_H | {"hybrid_override_pattern": "ME*"}).has_mlps
     attending = written(tmp_path, **NEMOTRON_H | {"hybrid_override_pattern": "*-"})
     assert (attending.state, attending.experts) == (None, None)
@@ -672,6 +677,11 @@ def test_an_old_name_of_a_nemotrons_key_holds_as_in_transformers(tmp_path, old, 
         ({"hybrid_override_pattern": "M-M-"}, "no layer is attention"),
         ({"layers_block_type": ["mamba", "other"]}, "layers_block_type is no list"),
         ({"layer_types": ["mamba", "other"]}, "layer_types is no list"),
+        ({"layer_types": ["mamba", "attention"]}, "layer_types and hybrid_override_pattern disagree"),
+        (
+            {"layer_types": ["mamba", "attention"], "layers_block_type": ["attention", "mamba"]},
+            "layer_types and layers_block_type disagree",
+        ),
         ({"n_groups": 3}, "3 groups do not divide 8 heads"),
         ({"moe_latent_size": 64}, "moe_latent_size"),
         ({"n_shared_experts": 2}, "n_shared_experts"),

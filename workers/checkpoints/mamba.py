@@ -15,6 +15,7 @@ from workers.checkpoints.model_config import Mamba, ModelConfig
 from workers.checkpoints.safetensors import Tensor
 
 Limit = float | dict[str, str]
+KINDS_KEYS = ("layer_types", "layers_block_type")  # of which files have either
 NAMED = {"__float__": "Infinity"}  # as transformers writes it, for JSON has no such number
 
 
@@ -91,18 +92,29 @@ def rearranged(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def said_of_kinds(
-    path: Path, key: str, listed: Any, names: Mapping[str, str], count: int | None
-) -> list[str]:
+    path: Path, given: Mapping[str, Any], names: Mapping[str, str], count: int | None
+) -> tuple[str, list[str]]:
     """What each layer is, in the words of `names`, which says what each word of the files stands for.
 
     Args:
         count: of the layers; None: as many as are listed.
+
+    Returns:
+        The key that says so, and that; nothing of either: the file has no list.
     """
-    if (
-        not isinstance(listed, list)
-        or len(listed) != (count or len(listed))
-        or not {*map(str, listed)} <= {*names}
-    ):
-        layers = "its layers" if count is None else f"{count} layers"
-        refuse(path, f"{key} is no list of {', '.join(names)} for {layers}")
-    return [names[each] for each in listed]
+    first, found = "", []
+    for key in KINDS_KEYS:
+        if not (listed := given.get(key)):
+            continue
+        if (
+            not isinstance(listed, list)
+            or len(listed) != (count or len(listed))
+            or not {*map(str, listed)} <= {*names}
+        ):
+            layers = "its layers" if count is None else f"{count} layers"
+            refuse(path, f"{key} is no list of {', '.join(names)} for {layers}")
+        kinds = [names[each] for each in listed]
+        if found not in ([], kinds):
+            refuse(path, f"{first} and {key} disagree on what layers are")
+        first, found = first or key, kinds
+    return first, found

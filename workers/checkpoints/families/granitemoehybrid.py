@@ -55,10 +55,9 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """Positions turn where the file asks for it."""
     file = config.read(path, given, GraniteHybridFile)
     count = file.num_hidden_layers
-    key = "layer_types" if file.layer_types else "layers_block_type"
-    if (listed := getattr(file, key)) is None:
+    key, kinds = mamba.said_of_kinds(path, given, KINDS, count)
+    if not kinds:
         refuse(path, "layer_types is missing, and all layers would be mamba, which is not supported")
-    kinds = mamba.said_of_kinds(path, key, listed, KINDS, count)
     if "full" not in kinds:
         refuse(path, f"{key}: no layer is attention, which is not supported")
     changes: dict[str, Any] = {}

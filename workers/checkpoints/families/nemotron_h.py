@@ -156,14 +156,15 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
 
 def _kinds(path: Path, given: Mapping[str, Any]) -> list[str]:
     """What each layer is: a state, attention (`full`), an MLP or experts."""
-    key = "layers_block_type" if given.get("layers_block_type") else "layer_types"
-    if (listed := given.get(key)) is not None:
-        kinds = mamba.said_of_kinds(path, key, listed, KINDS, None)
-    else:
-        pattern = given.get("hybrid_override_pattern")
+    key, kinds = mamba.said_of_kinds(path, given, KINDS, None)
+    pattern = given.get("hybrid_override_pattern")
+    if pattern is not None or not kinds:
         if not isinstance(pattern, str) or not {*pattern} <= {*PATTERN}:
             refuse(path, f"hybrid_override_pattern {pattern} is no row of {', '.join(PATTERN)}")
-        kinds = [PATTERN[each] for each in pattern]
+        in_pattern = [PATTERN[each] for each in pattern]
+        if kinds not in ([], in_pattern):
+            refuse(path, f"{key} and hybrid_override_pattern disagree on what layers are")
+        kinds = in_pattern
     if "full" not in kinds:
         refuse(path, "no layer is attention, which is not supported")
     return kinds
