@@ -14,15 +14,20 @@ from benchmarks.driver import write_hollow
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import KERNEL_BYTES, PAGE_SIZE, SMALLEST_CONTEXT, CacheGroup, MemoryUse
 from neuron.catalogue.catalogue import DEMO_FOLDER
+from neuron.memory import cpu_step, gpu_step
+from neuron.memory import largest_step as largest
 from neuron.memory.step_bytes import Overhead, kernels_of
 from neuron.processes.worker import Worker
 from tests.workers.engines import make_runner, make_spec
 from tests.workers.harness import Workers
+from workers.attention import cpu, states
 from workers.checkpoints.reading import read_card
 from workers.execution import memory
 from workers.execution.memory import check_pages, largest_step, pool_pages, taken
-from workers.kernels import dense
+from workers.kernels import dense, gated_delta, products, state_space
 from workers.layers.linear import has_kernels
+from workers.models import experts
+from workers.sampling import logprobs, sampler
 from workers.step.pages import pages_for
 
 MIB = 1 << 20
@@ -148,6 +153,32 @@ def test_what_is_planned_is_near_what_is_measured(most, settings, runtime, tmp_p
     # products are planned as torch has them where it has instructions for their type
     near = 0.03 if has_kernels(torch.bfloat16, torch.device("cpu")) else 0.2
     assert planned == pytest.approx(report.memory.runtime + report.memory.activations, rel=near)
+
+
+def test_a_plan_cuts_a_step_where_ranks_do():
+    """Numbers that a neuron, which has no torch, has a copy of."""
+    mine = largest.LONG_CONTEXT, largest.TOLD_ROWS, largest.CHUNK, largest.FEWEST
+    assert mine == (memory.LONG_CONTEXT, memory.TOLD_TOKENS, logprobs.CHUNK, logprobs.FEWEST)
+    assert (cpu_step.CHUNK, cpu_step.SPACE_CHUNK) == (gated_delta.CHUNK, state_space.CHUNK)
+    assert gpu_step.SPACE_CHUNK == state_space.LARGE_CHUNK
+    assert states.BLOCK["cpu"] == cpu_step.CONVOLVED
+    assert cpu_step.KEYS_AT_ONCE == cpu.BLOCK_PAGES * PAGE_SIZE
+    assert (cpu_step.FEW_QUERIES, cpu_step.FEW_BYTES) == (cpu.FEW_ROWS, cpu.FEW_BYTES)
+    assert cpu.BLOCK_SCORES["cpu"] == cpu_step.BLOCK_SCORES
+    assert (cpu_step.PAIRS, gpu_step.PAIRS) == (experts.PAIRS, experts.PAIRS_OF_A_GPU)
+    assert cpu_step.COMPARED_ROWS == logprobs.AT_ONCE
+    drawn = {"cpu": cpu_step.SORTED_LOGITS, "cuda": gpu_step.DRAWN}
+    assert drawn == sampler.BLOCK_LOGITS
+    made_plain = gpu_step.SCRATCH_BYTES, gpu_step.TOGETHER, gpu_step.SOME
+    assert made_plain == (products.SCRATCH_BYTES, products.TOGETHER, products.SOME)
+
+
+def test_a_plan_cuts_a_step_where_kernels_of_triton_do():
+    chunks = pytest.importorskip("workers.kernels.gated_delta_chunks_triton", exc_type=ImportError)
+    from workers.kernels import attention_triton
+
+    assert (gpu_step.CHUNK, gpu_step.CHUNKS) == (chunks.CHUNK, chunks.CHUNKS)
+    assert (gpu_step.SPLIT, gpu_step.MOST_SPLITS) == (attention_triton.SPLIT, attention_triton.MOST_SPLITS)
 
 
 def test_without_room_for_a_useful_context_a_load_is_refused_with_what_takes_the_room(runtime):
