@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import refuse
 from workers.checkpoints.layers import Layer
 from workers.checkpoints.model_config import Mamba, ModelConfig
-from workers.checkpoints.safetensors import Tensor
 
 Limit = float | dict[str, str]
 KINDS_KEYS = ("layer_types", "layers_block_type")  # of which files have either
@@ -80,15 +78,6 @@ def limits(path: Path, key: str, given: list[Limit] | None) -> tuple[float, floa
     if not (0 <= least <= most and isfinite(least)):
         refuse(path, f"{key} {given} is no pair of numbers of which the second is no less")
     return float(least), float(most)
-
-
-def rearranged(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each channel's weights in a convolution as a row."""
-    found = dict(stored)
-    for name, tensor in found.items():
-        if name.endswith(".conv1d.weight") and len(tensor.shape) == 3 and tensor.shape[1] == 1:
-            found[name] = replace(tensor, shape=(tensor.shape[0], tensor.shape[2]))
-    return found
 
 
 def said_of_kinds(

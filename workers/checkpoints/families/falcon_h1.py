@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from workers.checkpoints import config, mamba
 from workers.checkpoints.config import ConfigFile
+from workers.checkpoints.convolutions import channels_as_rows
 from workers.checkpoints.families.llama import attention_tensors, decoder_tensors
 from workers.checkpoints.family import Family, TensorSpec, renaming
 from workers.checkpoints.files import refuse
@@ -127,5 +128,5 @@ FALCON_H1 = Family(
     read,
     tensors,
     usual_name=renaming({"model.final_layernorm.": "model.norm.", ".feed_forward.": ".mlp."}),
-    rearrange=mamba.rearranged,
+    rearrange=channels_as_rows,
 )

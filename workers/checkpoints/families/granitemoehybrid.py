@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config, mamba
+from workers.checkpoints.convolutions import channels_as_rows
 from workers.checkpoints.families import granitemoe
 from workers.checkpoints.families.granitemoe import GraniteMoeFile
 from workers.checkpoints.families.llama import attention_tensors, decoder_tensors
@@ -98,7 +99,7 @@ def _mamba_tensors(model: ModelConfig, layer: str) -> Iterator[TensorSpec]:
 
 def rearranged(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Experts one by one, and each channel's weights in a convolution as a row."""
-    return mamba.rearranged(granitemoe.rearranged(stored))
+    return channels_as_rows(granitemoe.rearranged(stored))
 
 
 GRANITE_HYBRID = Family(

@@ -7,7 +7,6 @@ each head of attention.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +15,7 @@ from msgspec import Meta
 
 from workers.checkpoints import config, rope
 from workers.checkpoints.config import ConfigFile
+from workers.checkpoints.convolutions import channels_as_rows
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import attention_tensors, decoder_tensors
 from workers.checkpoints.family import Family, TensorSpec, renaming
@@ -209,11 +209,7 @@ def _convolution_tensors(model: ModelConfig, layer: str) -> Iterator[TensorSpec]
 
 def rearranged(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Experts one by one, and each channel's weights in a convolution as a row."""
-    found = unstacked_rows(stored)
-    for name, tensor in found.items():
-        if name.endswith(".conv.conv.weight") and len(tensor.shape) == 3 and tensor.shape[1] == 1:
-            found[name] = replace(tensor, shape=(tensor.shape[0], tensor.shape[2]))
-    return found
+    return channels_as_rows(unstacked_rows(stored))
 
 
 LFM2 = Family("lfm2", ("Lfm2ForCausalLM",), read, tensors, usual_name=usual_name, rearrange=rearranged)

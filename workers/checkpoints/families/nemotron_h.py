@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config, mamba
+from workers.checkpoints.convolutions import channels_as_rows
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families import glm_moe
 from workers.checkpoints.families.glm_moe import RoutedFile
@@ -224,6 +225,6 @@ NEMOTRON_H = Family(
     read,
     tensors,
     usual_name=usual_name,
-    rearrange=mamba.rearranged,
+    rearrange=channels_as_rows,
     beside={"mtp.": MTP_HEAD},
 )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from workers.checkpoints import config, within
+from workers.checkpoints.convolutions import channels_as_rows
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families import qwen3_moe
 from workers.checkpoints.families.llama import attention_tensors, decoder_tensors
@@ -199,11 +199,7 @@ def layer_kinds(path: Path, file: HybridFile) -> list[str]:
 
 def rearrange(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Experts one by one, and each channel's weights in a convolution as a row; of the language model."""
-    found = unstacked_rows(within.tensors(stored))
-    for name, tensor in found.items():
-        if name.endswith(".conv1d.weight") and len(tensor.shape) == 3 and tensor.shape[1] == 1:
-            found[name] = replace(tensor, shape=(tensor.shape[0], tensor.shape[2]))
-    return found
+    return channels_as_rows(unstacked_rows(within.tensors(stored)))
 
 
 def mtp(stored: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
