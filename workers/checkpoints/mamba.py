@@ -45,15 +45,6 @@ def layer(mamba: Mamba) -> Layer:
     return Layer("state", state_size=spread, state_groups=mamba.groups, group_size=of_group)
 
 
-def head_dim(path: Path, stated: int | str | None, key: str, heads: int, inner: int) -> int:
-    """The size of a head, where `heads` of them make up `inner` elements."""
-    if inner % heads:
-        refuse(path, f"{heads} heads of Mamba-2 do not divide {inner} elements")
-    if stated not in (None, "auto", inner // heads):
-        refuse(path, f"{key} {stated} is not supported: {heads} heads share {inner} elements")
-    return inner // heads
-
-
 def checked(path: Path, mamba: Mamba) -> Mamba:
     """The same.
 
@@ -65,6 +56,37 @@ def checked(path: Path, mamba: Mamba) -> Mamba:
     if mamba.kernel < 2:
         refuse(path, "a convolution over 1 token is not supported: it sees the tokens before")
     return mamba
+
+
+def of_heads(path: Path, file: Any, inner: int, **more: Any) -> Mamba:
+    """What the keys say that begin with `mamba_`, of Granite's and Falcon's files.
+
+    Args:
+        inner: elements of all heads.
+        more: what else the family says of it.
+    """
+    heads = file.mamba_n_heads
+    if file.hidden_act not in ("silu", "swish"):
+        refuse(path, f"hidden_act {file.hidden_act} is not supported; there is silu")
+    if inner % heads:
+        refuse(path, f"{heads} heads of Mamba-2 do not divide {inner} elements")
+    if file.mamba_d_head not in (None, "auto", inner // heads):
+        refuse(
+            path,
+            f"mamba_d_head {file.mamba_d_head} is not supported: {heads} heads share {inner} elements",
+        )
+    found = Mamba(
+        heads=heads,
+        head_dim=inner // heads,
+        groups=file.mamba_n_groups,
+        state_dim=file.mamba_d_state,
+        kernel=file.mamba_d_conv,
+        conv_bias=file.mamba_conv_bias,
+        bias=file.mamba_proj_bias,
+        limits=limits(path, "time_step_limit", file.time_step_limit),
+        **more,
+    )
+    return checked(path, found)
 
 
 def limits(path: Path, key: str, given: list[Limit] | None) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from workers.checkpoints.families.llama import attention_tensors, decoder_tensor
 from workers.checkpoints.family import Family, TensorSpec, renaming
 from workers.checkpoints.files import refuse
 from workers.checkpoints.mamba import Limit
-from workers.checkpoints.model_config import Mamba, ModelConfig, Multipliers, Norms
+from workers.checkpoints.model_config import ModelConfig, Multipliers, Norms
 from workers.checkpoints.rope import Size
 
 DEFAULTS = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 8192}
@@ -65,24 +65,14 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         refuse(path, "mamba_proj_bias is not projectors_bias, which is not supported")
     if file.mamba_proj_bias and file.ssm_in_multiplier != 1:
         refuse(path, f"ssm_in_multiplier {file.ssm_in_multiplier} is not supported beside a bias")
-    if file.hidden_act not in ("silu", "swish"):
-        refuse(path, f"hidden_act {file.hidden_act} is not supported; there is silu")
     inner = file.mamba_d_ssm or int(file.mamba_expand * file.hidden_size)
     norm = "before_gates" if file.mamba_norm_before_gate else "behind_gates"
-    state = mamba.checked(
+    state = mamba.of_heads(
         path,
-        Mamba(
-            heads=file.mamba_n_heads,
-            head_dim=mamba.head_dim(path, file.mamba_d_head, "mamba_d_head", file.mamba_n_heads, inner),
-            groups=file.mamba_n_groups,
-            state_dim=file.mamba_d_state,
-            kernel=file.mamba_d_conv,
-            conv_bias=file.mamba_conv_bias,
-            bias=file.mamba_proj_bias,
-            limits=mamba.limits(path, "time_step_limit", file.time_step_limit),
-            norm=norm if file.mamba_rms_norm else "none",
-            scales=tuple(each * file.ssm_in_multiplier for each in file.ssm_multipliers or [1.0] * 5),
-        ),
+        file,
+        inner,
+        norm=norm if file.mamba_rms_norm else "none",
+        scales=tuple(each * file.ssm_in_multiplier for each in file.ssm_multipliers or [1.0] * 5),
     )
     gates, down = file.mlp_multipliers or (1.0, 1.0)
     before = file.attention_in_multiplier

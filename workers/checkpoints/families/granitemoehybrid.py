@@ -20,7 +20,7 @@ from workers.checkpoints.families.llama import attention_tensors, decoder_tensor
 from workers.checkpoints.family import Family, TensorSpec, in_causal
 from workers.checkpoints.files import refuse
 from workers.checkpoints.mamba import Limit
-from workers.checkpoints.model_config import Mamba, ModelConfig
+from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.rope import Size
 from workers.checkpoints.safetensors import Tensor
 
@@ -66,22 +66,7 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
         changes["unrotated"] = tuple(range(count))
     if "state" not in kinds:
         return granitemoe.with_experts(path, file, [None] * count, **changes)
-    if file.hidden_act not in ("silu", "swish"):
-        refuse(path, f"hidden_act {file.hidden_act} is not supported; there is silu")
-    inner = round(file.mamba_expand * file.hidden_size)
-    state = mamba.checked(
-        path,
-        Mamba(
-            heads=file.mamba_n_heads,
-            head_dim=mamba.head_dim(path, file.mamba_d_head, "mamba_d_head", file.mamba_n_heads, inner),
-            groups=file.mamba_n_groups,
-            state_dim=file.mamba_d_state,
-            kernel=file.mamba_d_conv,
-            conv_bias=file.mamba_conv_bias,
-            bias=file.mamba_proj_bias,
-            limits=mamba.limits(path, "time_step_limit", file.time_step_limit),
-        ),
-    )
+    state = mamba.of_heads(path, file, round(file.mamba_expand * file.hidden_size))
     model = granitemoe.with_experts(path, file, [None] * count, mamba=state, **changes)
     own = mamba.layer(state)
     layers = [own if kind == "state" else full for kind, full in zip(kinds, model.layers, strict=True)]
