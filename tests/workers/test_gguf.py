@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import workers.weights.loader
 from ipc.errors import CortexError
-from tests.workers import gguf_files, tiny_models
+from tests.workers import gguf_config, gguf_files, tiny_models
 from tests.workers.engines import make_runner, prompt_of, request, serve
 from tests.workers.oracle import fill, greedy
 from tests.workers.predicting import Head
@@ -329,7 +329,7 @@ def test_the_first_files_of_qwen3_next_have_its_heads_as_the_checkpoint_has(tmp_
 
 
 def test_a_latent_model_as_old_converters_wrote_it_is_the_same(tiny, tmp_path, monkeypatch):
-    said = gguf_files.latent_keys
+    said = gguf_config.latent_keys
 
     def as_heads(config):
         keys = {key: value for key, value in said(config).items() if not key.endswith("_mla")}
@@ -337,7 +337,7 @@ def test_a_latent_model_as_old_converters_wrote_it_is_the_same(tiny, tmp_path, m
         keys |= {"attention__key_length": sizes[0], "attention__value_length": sizes[1]}
         return keys | {"attention__head_count_kv": config.num_attention_heads, "expert_gating_func": None}
 
-    monkeypatch.setattr(gguf_files, "latent_keys", as_heads)
+    monkeypatch.setattr(gguf_config, "latent_keys", as_heads)
     monkeypatch.setattr(gguf_files, "by_keys_and_values", lambda tensors, config: tensors)
     folder = tiny("deepseek_v2").folder
     ours, theirs = read_card(gguf_files.write(tmp_path / "model.gguf", folder)), read_card(folder)
@@ -372,8 +372,8 @@ def test_experts_in_blocks_stay_whole_on_two_ranks_where_their_columns_are_one(t
     ids=["gating", "values"],
 )
 def test_a_latent_model_that_says_something_else_is_refused(tiny, tmp_path, monkeypatch, more, named):
-    said = gguf_files.latent_keys
-    monkeypatch.setattr(gguf_files, "latent_keys", lambda config: said(config) | more)
+    said = gguf_config.latent_keys
+    monkeypatch.setattr(gguf_config, "latent_keys", lambda config: said(config) | more)
     path = gguf_files.write(tmp_path / "model.gguf", tiny("deepseek_v2").folder)
     with pytest.raises(CortexError, match=named):
         read_card(path)
