@@ -382,16 +382,17 @@ class Room:
         for name in victims:
             tenant = self._tenants[name]
             holder = self._holder(tenant)
-            ends = tenant.turn_ends
-            if name in self._asked and holder.busy and time.monotonic() >= wish.patience:
+            ends, now = tenant.turn_ends, time.monotonic()
+            if not holder.leaving:
+                if holder.busy and (ends is None or ends > now):
+                    continue
+                if not holder.busy and must_wait(holder, need.priority):
+                    continue
+                log.info("model makes way model=%s for=%s busy=%s", name, wish.tenant.id, holder.busy)
+                self._asked.add(name)
+                tenant.give_way()
+            if name in self._asked and holder.busy and now >= wish.patience:
                 tenant.interrupt()
-            if holder.leaving or (holder.busy and (ends is None or ends > time.monotonic())):
-                continue
-            if not holder.busy and must_wait(holder, need.priority):
-                continue
-            log.info("model makes way model=%s for=%s busy=%s", name, wish.tenant.id, holder.busy)
-            self._asked.add(name)
-            tenant.give_way()
         if victims:
             wish.settles = time.monotonic() + SETTLE_SECONDS
 

@@ -129,6 +129,20 @@ def test_answers_that_take_too_long_are_interrupted_go_on_and_starve_nobody(monk
     play(scenario(), monkeypatch)
 
 
+def test_who_has_waited_out_its_patience_gets_the_memory_as_soon_as_a_turn_is_over(monkeypatch):
+    async def scenario():
+        place = Place({"a": 60, "b": 60, "c": 60}, wait_seconds=4 * (LOAD + TURN + 0.3))
+        running = [asyncio.create_task(place.models["a"].serve(100.0))]
+        await asyncio.sleep(LOAD)
+        running += [asyncio.create_task(place.models[name].serve(10.0)) for name in "bc"]
+        # a is interrupted for b after three quarters of what both may wait; c has its memory after b's turn
+        await asyncio.gather(*running)
+        assert place.models["c"].waits == [pytest.approx(3 * (LOAD + TURN + 0.3) + LOAD + TURN + LOAD)]
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
 def test_nobody_is_interrupted_before_its_turn_is_over(monkeypatch):
     async def scenario():
         place = Place({"a": 60, "b": 60}, wait_seconds=4.0)  # less than a turn
