@@ -196,7 +196,7 @@ def absent(hosts: Sequence[Host], model: str, may_use: Callable[[str], bool] = a
         return CortexError(
             Code.NEURON_LOST,
             f"the neuron {silent} has not said yet what it has, and may have the model {shown(model)}; "
-            f"of the others there is {some}",
+            + ("no other can serve it" if model in known else f"of the others there is {some}"),
             retry_after=RETRY_SECONDS,
         )
     text = f"the model {shown(model)} does not exist; there is {some}"

@@ -240,6 +240,12 @@ def test_nothing_is_unknown_while_a_neuron_has_not_been_heard() -> None:
     assert "silent" in error.message
 
 
+def test_what_is_there_is_not_said_to_be_what_else_there_is() -> None:
+    error = absent([host("a"), Host("silent", healthy=False, heard=False)], "m")
+    assert error.code == Code.NEURON_LOST
+    assert error.message.endswith("may have the model 'm'; no other can serve it")
+
+
 def test_nothing_is_unknown_while_no_neuron_answers() -> None:
     assert absent([Host("a", healthy=False)], "m").code == Code.NEURON_LOST
 
