@@ -6,8 +6,9 @@ within eight. So most waits are shorter, and nobody waits for who comes later th
 
 Idle models leave for a wish at once. A busy one is asked to leave when it has had its turn: it takes nothing
 new, finishes what runs, and ends; whoever asks for it meanwhile makes a wish of its own. What takes so long
-that the wish would be refused is interrupted, and goes on when its model is back. So a model under steady
-traffic holds nobody up for longer than its turn and a bound, and two that fit only one at a time take turns.
+that the wish would be refused is interrupted, and goes on when its model is back: a wish for answers that
+have begun waits for its turn, however many come before. So a model under steady traffic holds nobody up for
+longer than its turn and a bound, and those that fit only one at a time take turns.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class Room:
 
         Raises:
             CortexError: MODEL_TOO_LARGE, at once; INSUFFICIENT_MEMORY, at once where nobody who could leave
-                makes it fit, else after `wait_seconds`.
+                makes it fit, else after `wait_seconds`, unless answers have begun that wait for it.
         """
         if reuse:
             await self._measure_process(tenant)
@@ -275,12 +276,12 @@ class Room:
     def _pause(self) -> float:
         """Seconds until the next look, though nothing happens."""
         now = time.monotonic()
-        moments = [wish.deadline for wish in self._wishes.values()]
-        moments += [wish.patience for wish in self._wishes.values() if wish.patience > now]
-        moments += [tenant.turn_ends for tenant in self._tenants.values() if (tenant.turn_ends or 0.0) > now]
-        settling = map(self._settles_at, self._tenants.values())
-        moments += [moment for moment in settling if moment > now]
-        return max(0.0, min(LOOK_SECONDS, min(moments) - now))
+        moments = [now + LOOK_SECONDS]
+        for wish in self._wishes.values():
+            moments += [wish.deadline, wish.patience]
+        moments += [tenant.turn_ends or 0.0 for tenant in self._tenants.values()]
+        moments += map(self._settles_at, self._tenants.values())
+        return min(moment for moment in moments if moment > now) - now
 
     async def _serve(self) -> None:
         """Look at each wish, in order."""
@@ -290,7 +291,7 @@ class Room:
         for wish in self._line():
             if wish.granted.done():
                 continue
-            late = time.monotonic() >= wish.deadline
+            late = time.monotonic() >= wish.deadline and not wish.tenant.owes_answers
             if late and wish.looked_at:
                 wish.granted.set_exception(self._late(wish))
                 continue

@@ -32,6 +32,11 @@ class Tenant(Protocol):
         ...
 
     @property
+    def owes_answers(self) -> bool:
+        """Whether answers wait for it that have begun: they are not refused, however long that takes."""
+        ...
+
+    @property
     def seconds_to_leave(self) -> float:
         """How long it would take to end, at a guess."""
         ...

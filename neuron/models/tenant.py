@@ -122,6 +122,10 @@ class ModelTenant:
         return self.ready_at + max(self._turn_seconds, RESIDENCY_SHARE * self.reload_seconds)
 
     @property
+    def owes_answers(self) -> bool:
+        return self._requests.running > 0
+
+    @property
     def seconds_to_leave(self) -> float:
         if self._requests.idle:
             return 0.0

@@ -121,6 +121,10 @@ class Adapter:
         return self.ready_at + max(self._turn_seconds, RESIDENCY_SHARE * self.reload_seconds)
 
     @property
+    def owes_answers(self) -> bool:
+        return any(request.output_tokens for request in self._line.with_adapter(self.number, "waiting"))
+
+    @property
     def seconds_to_leave(self) -> float:
         if not self.in_use:
             return 0.0

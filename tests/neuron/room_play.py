@@ -92,7 +92,7 @@ class Model:
         self.status = "unloaded"
         self.last_used = 0.0
         self.reload_seconds = LOAD
-        self.open = self.running = 0  # requests
+        self.open = self.running = self.begun = 0  # requests
         self.ready_at = 0.0
         self.loads = 0
         self.changed = asyncio.Event()
@@ -136,6 +136,10 @@ class Model:
     @property
     def turn_ends(self):
         return self.ready_at + TURN if self.status in ("ready", "draining") else None
+
+    @property
+    def owes_answers(self):
+        return self.begun > 0
 
     @property
     def seconds_to_leave(self):
@@ -210,6 +214,7 @@ class Model:
         try:
             await self.ready()
             self.waits.append(loop.time() - began)
+            self.begun += 1
             while seconds > 1e-6:
                 begins = loop.time()
                 self.running += 1
@@ -220,6 +225,7 @@ class Model:
                 if seconds > 1e-6:
                     self.check()
                     await self.ready()
+            self.begun -= 1
         finally:
             self.open -= 1
         self.last_used = loop.time()

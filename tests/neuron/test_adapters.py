@@ -178,12 +178,14 @@ def test_one_in_use_stays_for_its_turn():
 def test_one_that_is_interrupted_leaves_and_comes_back_for_whoever_used_it():
     async def scenario(play):
         [running] = await play.ask(1)
+        running.output_tokens = 1.0
         adapter = play.adapters._all[1]
         adapter.give_way()
         assert running.phase == "running"
+        assert not adapter.owes_answers
         play.refusal = CortexError(Code.INSUFFICIENT_MEMORY, "others have it")
         adapter.interrupt()
-        assert running.phase == "waiting"
+        assert (running.phase, adapter.owes_answers) == ("waiting", True)
         await settle()
         assert (play.loaded, type(play.orders[-1])) == ([], DropAdapter)
         play.refusal = None

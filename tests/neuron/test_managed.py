@@ -367,13 +367,16 @@ def test_cached_pages_are_told_and_forgotten_with_their_worker():
 def test_what_is_interrupted_goes_on_with_the_next_load_and_has_each_token_once():
     async def scenario():
         async with owning(step_seconds=0.005, answer=list(range(100)) * 3) as model:
-            running = await Client(model, 1, 200).begun()
+            running = Client(model, 1, 200)
+            assert not model.tenant.owes_answers
+            await running.begun()
             model.tenant.interrupt()  # it need not leave
             assert model.status == "ready"
             model.tenant.give_way()
             assert (model.status, model.requests.quiet) == ("draining", False)
             model.tenant.interrupt()
             assert (model.status, running.generation.phase) == ("unloading", "waiting")
+            assert model.tenant.owes_answers
             finished = await running.last()
             assert finished.usage.completion_tokens == 200
             told = "".join(reply.text for reply in running.replies if isinstance(reply, Delta))

@@ -143,6 +143,26 @@ def test_who_has_waited_out_its_patience_gets_the_memory_as_soon_as_a_turn_is_ov
     play(scenario(), monkeypatch)
 
 
+def test_no_answer_is_lost_that_has_begun_however_long_the_loads_of_others_take(monkeypatch):
+    async def scenario():
+        place = Place(dict.fromkeys("abc", 60), wait_seconds=120.0)
+
+        async def ask(name):
+            model = place.models[name]
+            model.reload_seconds = 60.0
+            while not model.waits:
+                try:
+                    await model.serve(100.0)
+                except CortexError:
+                    assert not model.waits  # it had not begun
+
+        await asyncio.gather(*map(ask, "abc"))
+        assert min(model.loads for model in place.models.values()) > 3
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
 def test_nobody_is_interrupted_before_its_turn_is_over(monkeypatch):
     async def scenario():
         place = Place({"a": 60, "b": 60}, wait_seconds=4.0)  # less than a turn

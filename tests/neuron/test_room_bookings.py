@@ -69,7 +69,7 @@ class Model:
     """A hybrid: states that leave its GPUs have a place in the host's memory."""
 
     id, ready_at, reload_seconds = "m", 0.0, 0.0
-    turn_ends, seconds_to_leave = None, 0.0
+    turn_ends, seconds_to_leave, owes_answers = None, 0.0, False
 
     def __init__(self, **changes):
         self.changes = changes
