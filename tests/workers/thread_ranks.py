@@ -66,8 +66,9 @@ class Ranks:
     def __init__(self, folder: str | Path, size: int, monkeypatch: Any, **changes: Any) -> None:
         self.meeting = Meeting(size)
         self.threads = ThreadPoolExecutor(size)
-        join = lambda spec: ThreadGroup(spec.rank, size, self.meeting, spec.device)  # noqa: E731
-        monkeypatch.setattr(RankGroup, "join", join)
+        monkeypatch.setattr(
+            RankGroup, "join", lambda spec: ThreadGroup(spec.rank, size, self.meeting, spec.device)
+        )
         self.ranks = [make_runner(folder, rank=rank, world_size=size, **changes) for rank in range(size)]
         for each in self.ranks:  # what a thread holds nobody can tell from what the others do
             each._measure = lambda weights: MemoryUse(weights=weights)
