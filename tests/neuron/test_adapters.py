@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from types import SimpleNamespace
 
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import AdapterReport, DropAdapter, LoadAdapter
+from neuron.catalogue.catalogue import DEMO_FOLDER
 from neuron.config import Memory, ModelSettings, NeuronConfig
+from neuron.description import describe
 from neuron.memory.fit import Fit
 from neuron.processes.answers import Answers
 from neuron.tenancy import adapters
 from neuron.tenancy.adapters import Adapters, Group, Line
 from tests.doubles import stands_for
+from tests.neuron.demo_adapters import write_adapter
 
 RANKS = 2
 SIZE = 100  # bytes of each adapter on each rank
@@ -279,3 +283,13 @@ def test_a_wish_that_nobody_has_any_more_is_withdrawn():
         assert not play.orders
 
     playing(scenario)
+
+
+def test_whose_base_has_another_name_is_told_with_what_is_told_of_the_model(tmp_path):
+    write_adapter(tmp_path / "pirate", 1)
+    settings = ModelSettings(id="demo", adapters={"pirate": str(tmp_path / "pirate")})
+    assert describe(settings, DEMO_FOLDER).notes == []
+    about = {"r": 2, "lora_alpha": 2, "base_model_name_or_path": "their/Model-8B"}
+    (tmp_path / "pirate" / "adapter_config.json").write_text(json.dumps(about))
+    [note] = describe(settings, DEMO_FOLDER).notes
+    assert "the adapter pirate says that it was made for their/Model-8B" in note

@@ -97,6 +97,8 @@ def test_what_an_exact_one_adds_has_the_same_bits_in_any_company(adapted):
         ("granitemoehybrid_dense", ("q_proj", "in_proj", "out_proj")),
         ("nemotron_h", ("q_proj", "in_proj", "out_proj", "up_proj", "down_proj")),
         ("starcoder2", ("q_proj", "o_proj", "c_fc", "c_proj")),
+        ("afmoe", ("q_proj", "gate_proj", "up_proj", "down_proj")),  # gates of attention, and shared experts
+        ("laguna", ("o_proj", "g_proj", "gate_proj")),  # whose gates of attention are one a head
     ],
 )
 def test_adapters_have_the_names_of_their_family(tiny, tmp_path, name, modules):
@@ -287,7 +289,7 @@ def test_what_an_adapter_holds_is_given_back_with_it(tiny, tmp_path):
     runner.close()
 
 
-@pytest.mark.parametrize("adapted", ["qwen3_tied"], indirect=True)
+@pytest.mark.parametrize("adapted", ["qwen3_tied", "afmoe"], indirect=True)
 def test_two_ranks_answer_as_one(adapted):
     folder, adapters, oracles = adapted
     card = read_card(folder)
@@ -339,6 +341,7 @@ def one(tiny, tmp_path):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"peft_type": "IA3"}, "IA3"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
         ({"r": 0}, "r"),
         ({"lora_alpha": "much"}, "lora_alpha"),
     ],
@@ -350,6 +353,12 @@ def test_what_would_change_numbers_is_refused_by_name(one, change, named):
     message = refused(folder, card)
     assert named in message
     assert str(folder / CONFIG) in message
+
+
+def move(tensors, name):
+    for part in "AB":
+        old = f"base_model.model.model.layers.0.self_attn.q_proj.lora_{part}.weight"
+        tensors[old.replace("layers.0.self_attn.q_proj", name)] = tensors.pop(old)
 
 
 def broken(name, tensors):
@@ -364,9 +373,11 @@ def broken(name, tensors):
         case "type":
             tensors[key] = tensors[key].to(torch.int8)
         case "layer":
-            for part in "AB":
-                old = f"base_model.model.model.layers.0.self_attn.q_proj.lora_{part}.weight"
-                tensors[old.replace("layers.0", "layers.9")] = tensors[old].clone()
+            move(tensors, "layers.9.self_attn.q_proj")
+        case "router":
+            move(tensors, "layers.0.mlp.gate")
+        case "experts":
+            move(tensors, "layers.0.mlp.experts.1.up_proj")
         case "nothing":
             tensors.clear()
 
@@ -379,6 +390,8 @@ def broken(name, tensors):
         ("rank", "rank"),
         ("type", "I8"),
         ("layer", "another base"),
+        ("router", "layers.0.mlp.gate.lora_A.weight' is beside a router"),
+        ("experts", "up_proj.lora_A.weight' is beside one of many experts"),
         ("nothing", "no tensors"),
     ],
 )
@@ -393,6 +406,26 @@ def test_tensors_that_do_not_fit_are_refused(one, name, named):
 def test_an_adapter_for_another_base_is_refused(tiny, tmp_path):
     write_adapter(tmp_path, tiny("phi3").oracle, ("o_proj",))
     assert "another base" in refused(tmp_path, read_card(tiny("qwen3_tied").folder))
+
+
+@pytest.mark.parametrize(
+    ("said", "model", "folder", "doubted"),
+    [
+        ("Qwen/Qwen3-4B", "chat", "/models/qwen3-4b", False),
+        ("Qwen/Qwen3-4B", "chat", "/cache/models--Qwen--Qwen3-4B/snapshots/1cfa9a72", False),
+        ("/home/else/Qwen3-4B/", "Qwen/Qwen3-4B", "/models/one", False),
+        ("Qwen/Qwen3-4B", "Qwen/Qwen3-4B-Instruct-2507", "/models/Qwen3-4B-Instruct-2507", True),
+        ("", "chat", "/models/one", False),
+        (None, "chat", "/models/one", False),
+    ],
+)
+def test_an_adapter_whose_base_has_another_name_is_doubted_and_served(one, said, model, folder, doubted):
+    where, card = one
+    about = json.loads((where / CONFIG).read_text())
+    (where / CONFIG).write_text(json.dumps(about | {"base_model_name_or_path": said}))
+    reason = read_adapter("pirate", where, card).doubt(model, folder)
+    assert (reason is not None) is doubted
+    assert not doubted or f"pirate says that it was made for {said}" in reason
 
 
 def test_a_file_that_is_missing_or_cut_is_named(one):

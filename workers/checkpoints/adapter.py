@@ -30,8 +30,11 @@ STORED = ("F32", "BF16", "F16")
 PREFIX = "base_model.model."  # what PEFT puts before the base's own names
 A, B = ".lora_A", ".lora_B"
 _PROJECTION = re.compile(
-    r"model\.layers\.\d+\.(self_attn\.(q|k|v|qkv|o)|(conv|mamba)\.(in|out)|mlp\.(gate|up|gate_up|down))_proj"
+    r"model\.layers\.\d+\.(self_attn\.(q|k|v|qkv|o|gate)|(conv|mamba)\.(in|out)"
+    r"|mlp\.(shared_experts?\.)?(gate|up|gate_up|down))_proj"
 )
+_ROUTES = re.compile(r".*\.(gate|router|shared_expert_gate)(\..*)?")
+_OF_EXPERTS = re.compile(r".*\.experts\..*")
 _SEES = re.compile(
     r"(model\.)?(visual|vision_\w+|embed_(vision|audio)|multi_modal_projector|mm_projector|audio_\w+)\."
 )
@@ -48,12 +51,15 @@ _NOT_DONE = {  # keys of the config that would change numbers, and what they are
     "target_parameters": None,
     "alora_invocation_tokens": None,
     "use_qalora": False,
+    "use_bdlora": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
 }
-
 
 # Ways to begin with A and B that leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take
 # from its weights what they put into the adapter, which beside the whole base would count twice.
-_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,9 +68,21 @@ class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     folder: str
+    made_for: str  # what its files call its base; "": they do not say
     scale: float
     files: list[WeightFile]
     tensors: dict[str, StoredTensor]
+
+    def doubt(self, *names: str) -> str | None:
+        """Why it may be for another base than the one of these names; None where one of them is what it says.
+
+        A name is only that: people rename folders, and shapes were compared. The last part counts, and of a
+        folder of the hub's cache its repository's.
+        """
+        said = _parts(self.made_for)
+        if not said or any(said[-1] in _parts(name) for name in names):
+            return None
+        return f"the adapter {self.name} says that it was made for {self.made_for}: see whether this is that"
 
     @property
     def projections(self) -> list[str]:
@@ -86,6 +104,7 @@ class _Config(msgspec.Struct, kw_only=True):
     r: Annotated[int, Meta(ge=1)]
     lora_alpha: Annotated[float, Meta(gt=0)]
     use_rslora: bool = False
+    base_model_name_or_path: str | None = None
 
 
 def read_adapter(name: str, folder: Path | str, base: ModelCard) -> AdapterCard:
@@ -129,10 +148,16 @@ def read_adapter(name: str, folder: Path | str, base: ModelCard) -> AdapterCard:
     return AdapterCard(
         name=name,
         folder=str(folder),
+        made_for=config.base_model_name_or_path or "",
         scale=config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r),
         files=[weight_file(weights, weights.parent)],
         tensors=tensors,
     )
+
+
+def _parts(name: str) -> list[str]:
+    """Of a path, or of an id of the hub, however its cache spells it."""
+    return [part for part in re.split(r"/|--", name.casefold()) if part]
 
 
 def _place(path: Path, full: str, tensor: Tensor, usual_name: Callable[[str], str]) -> tuple[str, str]:
@@ -143,6 +168,9 @@ def _place(path: Path, full: str, tensor: Tensor, usual_name: Callable[[str], st
     if _SEES.match(own):
         refuse(path, f"{full!r} is beside what sees or hears, and only its language model has adapters")
     projection = usual_name(within.usual(f"{own}.weight")).removesuffix(".weight")
+    for of, kind in ((_ROUTES, "a router"), (_OF_EXPERTS, "one of many experts")):
+        if of.fullmatch(projection):
+            refuse(path, f"{full!r} is beside {kind}, and adapters of these are not supported")
     if name == own or not _PROJECTION.fullmatch(projection):
         refuse(
             path,
