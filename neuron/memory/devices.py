@@ -25,10 +25,12 @@ log = logging.getLogger("neuron.memory.devices")
 
 
 OLDEST = (7, 5)  # compute capability that torch and Triton still build for
+YOUNG, KNOWS_YOUNG = (10, 0), (12, 8)  # and from which on torch has to be built for this CUDA at least
+NONE = (0, 0)  # in place of a CUDA: torch computes on the CPU alone
 
 
-def cuda_of_torch() -> int | None:
-    """The CUDA, by its first number, that the torch which is installed here was built for; None: for none.
+def cuda_of_torch() -> tuple[int, int] | None:
+    """The CUDA that the torch which is installed here was built for, or `NONE`; None: there is no torch.
 
     Read from its file, since nothing here imports torch.
     """
@@ -39,8 +41,10 @@ def cuda_of_torch() -> int | None:
         text = Path(spec.origin).with_name("version.py").read_text()
     except OSError:
         return None
-    found = re.search(r"^cuda\b.*=\s*['\"](\d+)", text, re.MULTILINE)
-    return int(found[1]) if found else None
+    found = re.search(r"^cuda\b.*=\s*(?:['\"](\d+)\.(\d+)|None\s*$)", text, re.MULTILINE)
+    if found is None:
+        return None
+    return (int(found[1]), int(found[2])) if found[1] else NONE
 
 
 class Inventory:
@@ -100,23 +104,18 @@ class Inventory:
             return []
         try:
             pynvml.nvmlInit()
-            handles = visible(
-                [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())],
-                os.environ.get("CUDA_VISIBLE_DEVICES"),
-                pynvml.nvmlDeviceGetUUID,
-            )
+            every = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+            handles = visible(every, os.environ.get("CUDA_VISIBLE_DEVICES"), pynvml.nvmlDeviceGetUUID)
             driver = pynvml.nvmlSystemGetDriverVersion()
             knows = pynvml.nvmlSystemGetCudaDriverVersion() // 1000
         except pynvml.NVMLError as error:
             self.cuda_unavailable = _reason(pynvml, error)
             return []
-        if (wanted := cuda_of_torch()) is not None and knows < wanted:
-            self.cuda_unavailable = (
-                f"the NVIDIA driver {driver} knows CUDA up to {knows}, and torch here is built for {wanted}: "
-                f"install a newer driver, or torch for CUDA {knows}"
-            )
+        built_for = cuda_of_torch()
+        if handles and (reason := _unfit(built_for, driver, knows)):
+            self.cuda_unavailable = reason
             return []
-        if not handles:
+        if every and not handles:
             self.cuda_unavailable = "CUDA_VISIBLE_DEVICES hides every GPU"
         self._nvml = pynvml
         devices = []
@@ -127,14 +126,11 @@ class Inventory:
                 self.cuda_unavailable = f"cuda:{i} cannot be read: {error}"
                 log.warning("gpu left out device=cuda:%d reason=%s", i, error)
                 continue
-            if tuple(map(int, device.compute_capability.split("."))) >= OLDEST:
+            if not (reason := _unknown(device, built_for)):
                 devices.append(device)
                 continue
-            self.cuda_unavailable = (
-                f"cuda:{i} ({device.name}) has compute capability {device.compute_capability}, "
-                f"and kernels are built for {OLDEST[0]}.{OLDEST[1]} and later: leave it out, or use the CPU"
-            )
-            log.warning("gpu left out device=cuda:%d reason=%s", i, self.cuda_unavailable)
+            self.cuda_unavailable = reason
+            log.warning("gpu left out device=cuda:%d reason=%s", i, reason)
         return devices
 
     def _describe(self, name: str, handle: Any, driver: str) -> Device:
@@ -211,6 +207,37 @@ def _reason(nvml: Any, error: Exception) -> str | None:
     if code in (nvml.NVML_ERROR_LIBRARY_NOT_FOUND, nvml.NVML_ERROR_DRIVER_NOT_LOADED):
         return "an NVIDIA GPU is here, and its driver is not loaded" if has_nvidia() else None
     return f"NVML says: {error}"
+
+
+def _unfit(built_for: tuple[int, int] | None, driver: str, knows: int) -> str | None:
+    """Why the torch that is here can use no GPU with this driver, and what to do.
+
+    Args:
+        built_for: the CUDA of that torch.
+        driver: its version.
+        knows: the first number of the newest CUDA that the driver runs.
+    """
+    if built_for == NONE:
+        return f"torch here is built for the CPU alone: install it for CUDA {knows}"
+    if built_for is not None and knows < built_for[0]:
+        return (
+            f"the NVIDIA driver {driver} knows CUDA up to {knows}, and torch here is built for "
+            f"{built_for[0]}: install a newer driver, or torch for CUDA {knows}"
+        )
+    return None
+
+
+def _unknown(device: Device, built_for: tuple[int, int] | None) -> str | None:
+    """Why that torch has nothing that a GPU could run, and what to do."""
+    capability = tuple(map(int, device.compute_capability.split(".")))
+    has = f"{device.id} ({device.name}) has compute capability {device.compute_capability}"
+    if capability < OLDEST:
+        oldest = f"{OLDEST[0]}.{OLDEST[1]}"
+        return f"{has}, and kernels are built for {oldest} and later: leave it out, or use the CPU"
+    if built_for is not None and capability >= YOUNG and built_for < KNOWS_YOUNG:
+        needed, built = (f"{first}.{second}" for first, second in (KNOWS_YOUNG, built_for))
+        return f"{has}, and torch here is built for CUDA {built}: install it for CUDA {needed} or later"
+    return None
 
 
 class CpuProbe:

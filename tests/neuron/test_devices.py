@@ -76,10 +76,15 @@ class Nvml(ModuleType):
 
 
 @pytest.fixture
-def host(monkeypatch):
-    """Make this host one with such an NVML; CUDA_VISIBLE_DEVICES as given."""
+def host(monkeypatch, tmp_path):
+    """Make this host one with such an NVML, and torch for a CUDA; CUDA_VISIBLE_DEVICES as given."""
 
-    def host(nvml, visible_devices=None, *, on_bus=False):
+    def host(nvml, visible_devices=None, *, on_bus=False, built_for="'12.8'"):
+        (tmp_path / "version.py").write_text(
+            f"debug = False\ncuda: Optional[str] = {built_for}\nhip = None\n"
+        )
+        spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+        monkeypatch.setattr(devices, "find_spec", lambda name: spec)
         monkeypatch.setitem(sys.modules, "pynvml", nvml)
         monkeypatch.setattr(devices, "has_nvidia", lambda: on_bus)
         if visible_devices is None:
@@ -159,20 +164,45 @@ def test_a_card_that_is_too_old_is_left_out_with_what_it_lacks(host):
         Inventory(NeuronConfig(devices=["cuda:0"]))
 
 
-@pytest.mark.parametrize(("built_for", "used"), [("'12.8'", True), ("None", True), ("'13.0'", False)])
-def test_a_driver_that_is_older_than_torch_is_told_with_what_to_do(
-    host, monkeypatch, tmp_path, built_for, used
-):
-    (tmp_path / "version.py").write_text(f"debug = False\ncuda: Optional[str] = {built_for}\nhip = None\n")
-    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
-    monkeypatch.setattr(devices, "find_spec", lambda name: spec)
+@pytest.mark.parametrize(
+    ("built_for", "reason"),
+    [
+        ("'12.8'", None),
+        ("'13.0'", "torch here is built for 13: install a newer driver, or torch for CUDA 12"),
+        ("None", "torch here is built for the CPU alone: install it for CUDA 12"),
+    ],
+)
+def test_a_driver_that_torch_does_not_fit_is_told_with_what_to_do(host, built_for, reason):
     nvml = Nvml([GIB])
     nvml.cuda = 12_040
-    host(nvml)
+    host(nvml, built_for=built_for)
+    inventory = Inventory(NeuronConfig())
+    assert [device.id for device in inventory.devices] == (["cpu"] if reason else ["cuda:0", "cpu"])
+    assert inventory.cuda_unavailable is None if reason is None else reason in inventory.cuda_unavailable
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "used"),
+    [
+        ((12, 0), "'12.6'", False),
+        ((12, 0), "'12.8'", True),
+        ((9, 0), "'12.6'", True),
+        ((12, 0), "'13.0'", True),
+    ],
+)
+def test_a_card_that_is_too_young_for_torch_is_left_out_with_what_to_do(host, capability, built_for, used):
+    nvml = Nvml([GIB])
+    nvml.capability = capability
+    host(nvml, built_for=built_for)
     inventory = Inventory(NeuronConfig())
     assert [device.id for device in inventory.devices] == (["cuda:0", "cpu"] if used else ["cpu"])
     if not used:
-        assert "torch here is built for 13: install a newer driver" in inventory.cuda_unavailable
+        assert "torch here is built for CUDA 12.6: install it for CUDA 12.8" in inventory.cuda_unavailable
+
+
+def test_what_torch_is_built_for_matters_to_no_host_without_a_gpu(host):
+    host(Nvml(), built_for="None")
+    assert Inventory(NeuronConfig()).cuda_unavailable is None
 
 
 @pytest.mark.parametrize("on_bus", [True, False])
