@@ -70,7 +70,11 @@ BY_NAME = {  # as settings call them
     "hunyuan": ThinkTags("<think>", "</think>", "\n", "<answer>", "</answer>"),
     "hy3": ThinkTags("<think:opensource>", "</think:opensource>"),  # Hunyuan 3
     "gemma4": ThinkTags("<|channel>thought", "<channel|>"),
-    "command_a": ThinkTags("<|START_THINKING|>", "<|END_THINKING|>"),
+    "command_a": ThinkTags(
+        "<|START_THINKING|>", "<|END_THINKING|>", "", "<|START_RESPONSE|>", "<|END_RESPONSE|>"
+    ),
+    "north": ThinkTags("<|START_THINKING|>", "<|END_THINKING|>", "", "<|START_TEXT|>", "<|END_TEXT|>"),
+    "ernie": ThinkTags("<think>", "</think>", "\n\n", "<response>", "</response>"),
     "apertus": ThinkTags("<|inner_prefix|>", "<|inner_suffix|>"),
     "kimi_vl": ThinkTags("\u25c1think\u25b7", "\u25c1/think\u25b7"),
     "apriel": ThinkTags("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
@@ -101,6 +105,8 @@ def think_tags(texts: Iterable[str], vocabulary: Collection[str] = ()) -> ThinkT
     for tags in sorted(KNOWN, key=lambda tags: not tags.behind):
         if any(tags.closing in text and tags.behind in text for text in texts):
             return tags
+    if found := next((tags for tags in KNOWN if any(tags.closing in text for text in texts)), None):
+        return found  # what stands around its answers need not be in a template
     return next((tags for tags in KNOWN if tags.closing in vocabulary), None)
 
 
@@ -197,18 +203,23 @@ class AnswerFrame:
 
     Args:
         before: what such an answer begins with; one that does not stays as it is.
-        behind: what ends it. In its middle it is text.
+        behind: what ends it. In its middle it is text, unless it came as a token: then only calls follow it.
     """
 
     def __init__(self, before: str, behind: str) -> None:
         self._before, self._behind = before, behind
         self._begun = self._leading = self.is_over = False  # over: what comes stays as it is
+        self._ended = False  # by a token, and what comes next is space or not
         self._held = ""  # what may belong to a tag
         self._space, self._last = HeldSpace(), HeldSpace()  # before that, and behind it
 
     def push(self, text: str) -> str:
         """Take more text; what is sure."""
         if self.is_over:
+            return text
+        if self._ended:
+            text = text.lstrip(SPACE)
+            self.is_over = bool(text)
             return text
         if self._held == self._behind and not text.strip(SPACE):
             self._last.push(text)
@@ -227,6 +238,13 @@ class AnswerFrame:
         if self._leading:
             text = text.lstrip(SPACE)
             self._leading = not text
+        if self._behind.startswith(TOKEN):
+            said, tag, rest = text.partition(self._behind)
+            if tag:
+                self._ended = True
+                said = self._space.push(said)
+                self._space.take()
+                return said + self.push(rest)
         end = text.rstrip(SPACE)
         if end.endswith(self._behind):
             self._last.push(text[len(end) :])

@@ -148,6 +148,33 @@ def test_what_stands_around_one_is_found_however_the_text_was_cut(text_and_chunk
     assert said == [rest] * 3
 
 
+NORTH = BY_NAME["north"]
+NORTH_TOKENS = NORTH.spelled(NORTH.pieces)
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "said"),
+    [
+        ("hm^<|END_THINKING|>^<|START_TEXT|>Yes.^<|END_TEXT|>", "hm", "Yes."),
+        (
+            "hm^<|END_THINKING|>^<|START_TEXT|>Yes. ^<|END_TEXT|>\n^<|START_ACTION|>[",
+            "hm",
+            "Yes.^<|START_ACTION|>[",
+        ),
+        ("hm^<|END_THINKING|>^<|START_ACTION|>[", "hm", "^<|START_ACTION|>["),
+        ("hm^<|END_THINKING|>Yes.^<|END_TEXT|>", "hm", "Yes.^<|END_TEXT|>"),
+        ("hm^<|END_THINKING|>^<|START_TEXT|>I write <|END_TEXT|>.", "hm", "I write <|END_TEXT|>."),
+    ],
+)
+def test_a_call_may_follow_an_answer_whose_end_is_a_token(text, reasoning, said):
+    text, said = (each.replace("^", TOKEN) for each in (text, said))
+    for chunks in ([text], list(text), [text[:-9], text[-9:]]):
+        splitter = ReasoningSplitter(NORTH.state("<|START_THINKING|>"), NORTH_TOKENS)
+        parts = [part for chunk in chunks for part in splitter.push(chunk)] + splitter.finish()
+        assert "".join(text for kind, text in parts if kind == "reasoning") == reasoning
+        assert "".join(text for kind, text in parts if kind == "text") == said
+
+
 def test_an_answer_between_tags_streams_and_is_text_as_it_is_where_it_has_none():
     splitter = ReasoningSplitter("none", HUNYUAN)
     assert splitter.push("<answer>\n") == []
@@ -179,12 +206,13 @@ def test_where_a_tag_is_a_token_text_that_spells_it_is_none():
         (["{{ '<think>' }}...</think>"], (), "<think>"),
         (["{{ '<think></think>' }}{{ content.strip('</answer>') }}"], ("</think>",), "<think>"),
         (["no tags", "[THINK]a[/THINK]"], ("</think>",), "[THINK]"),
+        (["<|START_THINKING|>a<|END_THINKING|>"], (), "<|START_THINKING|>"),
         (["no tags"], ("<seed:think>", "</seed:think>"), "<seed:think>"),
     ],
 )
 def test_the_tags_of_a_model_are_those_of_its_template_or_of_its_vocabulary(texts, vocabulary, opening):
     assert (found := think_tags(texts, vocabulary)).opening == opening
-    assert bool(found.behind) == ("</answer>" in texts[0])
+    assert bool(found.behind) == ("</answer>" in texts[0] or "START" in opening)
 
 
 def test_a_model_that_writes_no_tags_has_none():

@@ -10,6 +10,7 @@ from neuron.text.formats.apertus import APERTUS
 from neuron.text.formats.apriel import APRIEL
 from neuron.text.formats.command_a import COMMAND_A
 from neuron.text.formats.command_r import COMMAND_R
+from neuron.text.formats.falcon_h1 import FALCON_H1
 from neuron.text.formats.functionary import FUNCTIONARY
 from neuron.text.formats.gemma4 import GEMMA4
 from neuron.text.formats.gigachat import GIGACHAT
@@ -17,6 +18,8 @@ from neuron.text.formats.granite import GRANITE
 from neuron.text.formats.harmony import HARMONY
 from neuron.text.formats.llama_json import LLAMA3_JSON
 from neuron.text.formats.mistral import MISTRAL, MISTRAL_ARGS
+from neuron.text.formats.nemotron import NEMOTRON
+from neuron.text.formats.olmo3 import OLMO3
 from neuron.text.formats.phi4 import PHI4
 from neuron.text.formats.pythonic import LFM2, PYTHONIC
 from neuron.text.formats.solar_open import SOLAR_OPEN
@@ -57,12 +60,15 @@ def command_r(calls: list[Call]) -> str:
     return f"Action:\n```json\n{json.dumps(written, indent=4)}```"
 
 
-def python(calls: list[Call]) -> str:
-    written = [
+def functions(calls: list[Call]) -> list[str]:
+    return [
         f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
         for name, arguments in calls
     ]
-    return f"[{', '.join(written)}]"
+
+
+def python(calls: list[Call]) -> str:
+    return f"[{', '.join(functions(calls))}]"
 
 
 def is_key(key: str, value: object) -> bool:
@@ -126,6 +132,13 @@ SAMPLES = (
     Sample(GEMMA4, gemma4, ("google-gemma-4-31B-it.jinja",), carries=fits_gemma),
     Sample(PYTHONIC, python, carries=is_key),
     Sample(LFM2, lambda calls: f"<|tool_call_start|>{python(calls)}<|tool_call_end|>", carries=is_key),
+    Sample(
+        OLMO3,
+        lambda calls: "<function_calls>" + "\n".join(functions(calls)) + "</function_calls>",
+        carries=is_key,
+    ),
+    Sample(NEMOTRON, lambda calls: f"<TOOLCALL>[{objects(calls)}]</TOOLCALL>"),
+    Sample(FALCON_H1, lambda calls: f"<tool_call>\n[\n{objects(calls)}\n]\n</tool_call>"),
     Sample(MISTRAL, mistral, ("mistralai-Mistral-Nemo-Instruct-2407.jinja",)),
     Sample(MISTRAL_ARGS, mistral_args, ("unsloth-mistral-Devstral-Small-2507.jinja",)),
     Sample(GRANITE, lambda calls: f"<|tool_call|>[{objects(calls)}]"),

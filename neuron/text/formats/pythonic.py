@@ -31,11 +31,11 @@ class PythonicParser(BareParser, LiteralParser):
         if self.is_bare or (yield from self.accept("[")):
             yield from self._list()
         else:
-            yield from self._function()
+            yield from self.function()
 
     def _list(self) -> Steps[None]:
         while True:
-            yield from self._function()
+            yield from self.function()
             yield from self.space()
             comma = yield from self.accept(",")
             yield from self.space()
@@ -48,7 +48,8 @@ class PythonicParser(BareParser, LiteralParser):
             if not (yield from self.peek()):
                 return
 
-    def _function(self) -> Steps[None]:
+    def function(self) -> Steps[None]:
+        """Read a call, up to the bracket behind its arguments."""
         yield from self.name("(")
         self.open()
         yield from self.space()

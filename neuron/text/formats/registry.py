@@ -9,6 +9,7 @@ from neuron.text.formats.apriel import APRIEL
 from neuron.text.formats.command_a import COMMAND_A
 from neuron.text.formats.command_r import COMMAND_R
 from neuron.text.formats.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
+from neuron.text.formats.falcon_h1 import FALCON_H1
 from neuron.text.formats.functionary import FUNCTIONARY
 from neuron.text.formats.gemma4 import GEMMA4
 from neuron.text.formats.gigachat import GIGACHAT
@@ -26,6 +27,8 @@ from neuron.text.formats.minimax_m1 import MINIMAX_M1
 from neuron.text.formats.minimax_m3 import MINIMAX_M3
 from neuron.text.formats.mistral import MISTRAL, MISTRAL_ARGS
 from neuron.text.formats.muse import MUSE
+from neuron.text.formats.nemotron import NEMOTRON
+from neuron.text.formats.olmo3 import OLMO3
 from neuron.text.formats.phi4 import PHI4
 from neuron.text.formats.pythonic import LFM2, PYTHONIC
 from neuron.text.formats.qwen3_coder import QWEN3_CODER
@@ -47,6 +50,8 @@ FORMATS: tuple[ToolFormat, ...] = (
     MISTRAL,
     PHI4,
     GRANITE,
+    NEMOTRON,
+    OLMO3,
     APERTUS,
     APRIEL,
     HUNYUAN,
@@ -66,6 +71,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     LLAMA3_JSON,
     GLM,
     QWEN3_CODER,
+    FALCON_H1,
     HERMES,
 )
 BY_NAME = {each.name: each for each in FORMATS}
