@@ -5,7 +5,8 @@ python -m benchmarks.bodies [--repeat N] [--json FILE] [KIND ...]
 Another process posts the body; this one asks for `/version` all the while, and takes the longest wait for an
 answer. On a machine that is busy with other things some of that is theirs: the least of several runs is shown
 beside the worst, and the line for nothing says what a machine does to it. Little of the CPU time is theirs
-that the loop had at most in one go (`held`).
+that the loop had at most in one go (`held`), and that the process had meanwhile, whose threads may keep the
+loop from going on (`process`).
 """
 
 from __future__ import annotations
@@ -205,7 +206,7 @@ def main() -> None:
         gateway = process(folder / "gateway.log", "-m", "gunicorn", app, **own)
         with neuron, gateway as serving:
             wait_for_answer(serving, api)
-            columns = f"{'held ms':>8} {'stall ms: least':>15} {'worst':>7} {'answered s':>11}"
+            columns = f"{'held ms':>8} {'process':>8} {'stall ms: least':>15} {'worst':>7} {'answered s':>11}"
             print(f"{'request':42} {'MB':>5} {columns}")
             for kind in options.kinds:
                 runs, helds = [], []
@@ -217,7 +218,8 @@ def main() -> None:
                 stalls = [stall for _, stall, _, _ in runs]
                 results[kind] = {"held": helds, "stalls": stalls, "seconds": seconds, "outcome": outcome}
                 results[kind]["bytes"] = size
-                figures = f"{min(helds) * 1e3:8.1f} {min(stalls) * 1e3:15.1f} {max(stalls) * 1e3:7.1f}"
+                held_ms = " ".join(f"{min(each) * 1e3:8.1f}" for each in zip(*helds, strict=True))
+                figures = f"{held_ms} {min(stalls) * 1e3:15.1f} {max(stalls) * 1e3:7.1f}"
                 print(f"{kind:42} {size / 1e6:5.1f} {figures} {seconds:11.2f}  {outcome}", flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=2) + "\n")

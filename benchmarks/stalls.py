@@ -272,7 +272,7 @@ def measure(
     for _ in range(repeat):
         held.take()
         run = longest_wait("benchmarks.stalls", kind, neuron.endpoint, ask)
-        helds.append(held.take())
+        helds.append(held.take().loop)
         stalls.append(run.longest)
     figures = f"{int(run.said) / 1e6:5.1f} {min(helds) * 1e3:8.1f} {min(stalls) * 1e3:9.1f}"
     print(f"{kind:40} {figures} {run.seconds:11.2f}  {run.outcome}", flush=True)

@@ -1,4 +1,4 @@
-"""What the turns of an event loop take of CPU time: whoever comes meanwhile waits so long."""
+"""What an event loop is held for: CPU time of its turns, and of threads that keep it from the next one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ import mmap
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Most(NamedTuple):
+    """CPU time between two looks, at most; a millisecond of it may be others'.
+
+    Attributes:
+        loop: of the loop's thread.
+        process: of all threads: those that keep the interpreter to themselves, and those that do not.
+    """
+
+    loop: float
+    process: float
 
 
 class Held:
-    """CPU time that the turns of an event loop take, in its own process or in another: the most since `take`.
+    """What an event loop was held for, in this process or in another, at most since `take`.
 
     Args:
         file: that both processes know.
@@ -18,23 +31,25 @@ class Held:
 
     def __init__(self, file: Path) -> None:
         file.touch()
-        os.truncate(file, 8)
+        os.truncate(file, 16)
         with file.open("r+b") as both:
-            self._most = memoryview(mmap.mmap(both.fileno(), 8)).cast("d")
+            self._most = memoryview(mmap.mmap(both.fileno(), 16)).cast("d")
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In the running loop: look each millisecond at what the thread had in between."""
-        spent = time.thread_time()
+        """In the running loop: look each millisecond at what was spent in between."""
+        spent = time.thread_time(), time.process_time()
 
         def look() -> None:
             nonlocal spent
-            before, spent = spent, time.thread_time()
-            self._most[0] = max(self._most[0], spent - before)
+            before, spent = spent, (time.thread_time(), time.process_time())
+            for i in range(2):
+                self._most[i] = max(self._most[i], spent[i] - before[i])
             loop.call_later(0.001, look)
 
         look()
 
-    def take(self) -> float:
-        """In seconds; a millisecond of that may be others'."""
-        most, self._most[0] = self._most[0], 0.0
+    def take(self) -> Most:
+        """In seconds."""
+        most = Most(*self._most)
+        self._most[0] = self._most[1] = 0.0
         return most

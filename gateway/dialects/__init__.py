@@ -18,6 +18,7 @@ import msgspec
 
 from gateway.access.keyring import Keyring
 from gateway.access.principal import ANYBODY, Principal
+from gateway.dialects.large import Body
 from gateway.fetching.images import Images
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
@@ -61,7 +62,7 @@ class Services:
 class Renderer(Protocol):
     """Writes one answer: either `whole`, or `started`, then `delta` as it comes, then one of the others."""
 
-    def whole(self, started: Started, finished: Finished) -> bytes:
+    def whole(self, started: Started, finished: Finished) -> Body:
         """The body of an unstreamed answer."""
         ...
 
@@ -93,7 +94,7 @@ class Renderer(Protocol):
 class ReplyRenderer(Protocol):
     """Writes the answer to a request that a neuron answers by one reply, such as one for embeddings."""
 
-    def whole(self, reply: Any) -> bytes:
+    def whole(self, reply: Any) -> Body:
         """The body, of a reply of the kind that answers the request."""
         ...
 

@@ -19,7 +19,7 @@ from gateway.dialects.anthropic.conversation import PromptFields
 from gateway.dialects.anthropic.messages import MessageFields
 from gateway.dialects.openai import chat_answer, completions
 from gateway.dialects.openai.chat import ChatFields
-from gateway.dialects.openai.embeddings import EmbeddingFields, EmbeddingList
+from gateway.dialects.openai.embeddings import EmbeddingFields
 from gateway.dialects.openai.responses.conversations import ChangedConversation, MoreItems, NewConversation
 from gateway.dialects.openai.responses.fields import ContextFields, CreateFields
 from gateway.dialects.vllm.rerank import RerankFields
@@ -86,6 +86,16 @@ MESSAGE = having(
     usage=having(input_tokens=_COUNT, output_tokens=_COUNT),
 )
 TOKENS = having(tokens={"type": "array"}, count=_COUNT)
+EMBEDDINGS = _list(
+    having(
+        embedding={"type": ["array", "string"], "items": {"type": "number"}},
+        index=_COUNT,
+        object={"const": "embedding"},
+    ),
+    model=_TEXT,
+    usage=having(prompt_tokens=_COUNT, total_tokens=_COUNT),
+    object={"const": "list"},
+)
 RANKED = having(results={"type": "array"})
 PAGED = (("limit", _PAGE), ("order", _ORDER), ("after", _TEXT))
 
@@ -104,7 +114,7 @@ OPERATIONS = (
         (),
         True,
     ),
-    Operation("post", "/v1/embeddings", "Turn texts into vectors", EmbeddingList, EmbeddingFields),
+    Operation("post", "/v1/embeddings", "Turn texts into vectors", EMBEDDINGS, EmbeddingFields),
     Operation("post", "/v1/responses", "Make a response", RESPONSE, CreateFields, (), True),
     Operation("post", "/v1/responses/compact", "Make a conversation shorter", having(), ContextFields),
     Operation(

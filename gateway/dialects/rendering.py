@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from gateway.dialects.parsing import in_turn
-from ipc.messages.replies import Delta, Embeddings, Finished, Reply, Tokens
+from ipc.messages.replies import Delta, Embeddings, Finished, Ranked, Reply, Tokens
 
 T = TypeVar("T")
 
@@ -18,6 +18,7 @@ T = TypeVar("T")
 VECTORS = 128 << 10  # bytes
 LOGPROBS = 100  # tokens, each with up to 20 alternatives
 TOKENS = 20_000  # ids
+DOCUMENTS = 500  # that are ranked
 
 
 async def rendered(write: Callable[[], T], replies: Iterable[Reply], account: str) -> T:
@@ -35,6 +36,8 @@ def _are_dear(replies: Iterable[Reply]) -> bool:
                 tokens += sum(len(choice.logprobs) for choice in choices) + sum(map(len, of_prompts or ()))
             case Embeddings(vectors=vectors):
                 return sum(map(len, vectors)) > VECTORS
+            case Ranked(scores=scores):
+                return len(scores) > DOCUMENTS
             case Tokens(token_ids=token_ids):
                 return len(token_ids) > TOKENS
     return tokens > LOGPROBS

@@ -11,6 +11,7 @@ import falcon.asgi
 from gateway.access.principal import Principal
 from gateway.dialects import Parse, ParseOne, Renderer, RequestContext
 from gateway.dialects.event_streams import send
+from gateway.dialects.large import put
 from gateway.dialects.parsing import parsed
 from gateway.dialects.rendering import rendered
 from gateway.fetching.images import Images
@@ -80,5 +81,5 @@ class GenerationResource(ExchangeResource):
             started = exchange.started or Started(id=0, prompt_tokens=finished.usage.prompt_tokens)
             resp.content_type = "application/json"
             account = exchange.receipt.principal.account
-            resp.data = await rendered(partial(answer.whole, started, finished), [finished], account)
+            put(resp, await rendered(partial(answer.whole, started, finished), [finished], account))
             exchange.receipt.on_ready()

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import structs
 
 from gateway.access.principal import Principal
+from gateway.dialects.large import put
 from gateway.dialects.registry import model_shapes
 from gateway.fleet import listing
 from gateway.fleet.discretion import discreet
@@ -52,7 +53,7 @@ class ModelsResource(_Resource):
             return msgspec.json.encode(shapes.model_list(mine, req.get_param))
 
         # In a thread: thousands of models take some hundredths of a second to write.
-        resp.data = await asyncio.to_thread(written)
+        put(resp, await asyncio.to_thread(written))
 
     on_head = on_get
 

@@ -10,6 +10,7 @@ from typing import Any
 import falcon.asgi
 import msgspec
 
+from gateway.dialects.large import Large
 from gateway.dialects.operations import JSON, OPERATIONS, Operation, Schema, having
 from ipc.version import version
 
@@ -36,7 +37,9 @@ def document() -> dict[str, Any]:
     """OpenAPI 3.1, whole."""
     structs = {kind for each in OPERATIONS for kind in (each.body, each.answer) if isinstance(kind, type)}
     kinds = sorted(structs, key=lambda kind: (kind.__module__, kind.__name__))
-    references, schemas = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
+    references, schemas = msgspec.json.schema_components(
+        kinds, schema_hook={Large: {"type": "array"}}.get, ref_template=_REFERENCE
+    )
     schemas |= _errors()
     by_struct: dict[Any, Schema] = dict(zip(kinds, references, strict=True))
     paths: dict[str, dict[str, Any]] = {}

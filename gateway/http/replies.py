@@ -7,6 +7,7 @@ from functools import partial
 import falcon.asgi
 
 from gateway.dialects import AskedOnce, ReplyRenderer
+from gateway.dialects.large import put
 from gateway.dialects.rendering import rendered
 from gateway.fleet.exchange import Exchange
 from gateway.http.generation import ExchangeResource
@@ -22,5 +23,5 @@ class ReplyResource(ExchangeResource):
         reply = await exchange.one()
         resp.content_type = "application/json"
         account = exchange.receipt.principal.account
-        resp.data = await rendered(partial(answer.whole, reply), [reply], account)
+        put(resp, await rendered(partial(answer.whole, reply), [reply], account))
         exchange.receipt.on_ready()

@@ -3,6 +3,7 @@
 Models:
     echo            repeats the last message (or the prompt, or each of several), a word a token
     slow            the same, a token each 50 ms
+    long            says one word of LONG characters
     stuck           starts and never says a token
     queued          says "queued" and never starts
     fails/<code>    refuses at once
@@ -73,6 +74,7 @@ from ipc.server import Peer, Server
 MODELS = (
     "echo",
     "slow",
+    "long",
     "stuck",
     "queued",
     "cold",
@@ -94,6 +96,7 @@ MODELS = (
 )
 
 
+LONG = 12_000_000
 CUT_SHORT = Usage(prompt_tokens=3, completion_tokens=5)  # what comes of a request that is cancelled
 
 
@@ -258,7 +261,7 @@ class FakeNeuron:
     async def _generate(self, key: tuple[bytes, int], work: Work) -> None:
         request, send = work.request, work.peer.send
         kind, _, code = request.model.partition("/")
-        texts = prompts_of(request)
+        texts = ["x" * LONG] if kind == "long" else prompts_of(request)
         prompts = [text if isinstance(text, list) else list(range(len(text.split()))) for text in texts]
         prompt_tokens = sum(map(len, prompts))
         failure = Failed(

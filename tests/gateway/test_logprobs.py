@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from gateway.dialects.large import written
 from gateway.dialects.openai import chat as openai_chat
 from gateway.dialects.openai import completions as openai_completions
 from gateway.dialects.openai.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
-from gateway.dialects.writing import encode
 from ipc.messages.answers import Alternative, Choice, Timings, TokenLogprob, Usage
 from ipc.messages.replies import Delta, Finished, Started
 from tests.gateway.parsing import USER, parsed
@@ -26,7 +26,7 @@ FIRST = TokenLogprob(token_id=0, token="<s>", raw=b"<s>", logprob=None, rank=0)
 
 
 def test_logprobs_of_a_chat_are_written_as_openai_does() -> None:
-    assert json.loads(encode(chat_logprobs([A, B])))["content"] == [
+    assert json.loads(written(chat_logprobs([A, B])))["content"] == [
         {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []},
         {
             "token": "\ufffd",
@@ -38,7 +38,7 @@ def test_logprobs_of_a_chat_are_written_as_openai_does() -> None:
 
 
 def test_logprobs_of_a_completion_have_one_entry_a_token() -> None:
-    assert json.loads(encode(completion_logprobs([FIRST, A, B], 10))) == {
+    assert json.loads(written(completion_logprobs([FIRST, A, B], 10))) == {
         "tokens": ["<s>", "a", "\ufffd"],
         "token_logprobs": [None, -0.5, -2.0],
         "top_logprobs": [None, {"a": -0.5}, {"a": -9999.0, "\ufffd": -2.0}],
@@ -47,7 +47,7 @@ def test_logprobs_of_a_completion_have_one_entry_a_token() -> None:
 
 
 def test_prompt_logprobs_are_written_as_vllm_does() -> None:
-    assert json.loads(encode(prompt_logprobs([FIRST, A]))) == [
+    assert json.loads(written(prompt_logprobs([FIRST, A]))) == [
         None,
         {"1": {"logprob": -0.5, "rank": 1, "decoded_token": "a"}},
     ]

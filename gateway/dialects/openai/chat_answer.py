@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
+from gateway.dialects.large import Body, Large, written
 from gateway.dialects.openai.calls import CallOut, CallWriter, FunctionOut, calls_out, reason_out
 from gateway.dialects.openai.fields import Fields
 from gateway.dialects.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
@@ -46,7 +47,7 @@ class Completion(Struct):
     choices: list[Choice]
     usage: UsageOut
     prompt_token_ids: list[int] | UnsetType = UNSET
-    prompt_logprobs: list[Raw | None] | UnsetType = UNSET
+    prompt_logprobs: Large | UnsetType = UNSET
 
 
 class ChatRenderer(Writer):
@@ -81,16 +82,16 @@ class ChatRenderer(Writer):
         self._tools = tools
 
     @cached_property
-    def _texts(self) -> list[bytes]:  # by choice
+    def _texts(self) -> Body:  # by choice
         return [start + b'"delta":{"content":' for start in self._opens]
 
     @cached_property
     def _calls(self) -> list[CallWriter]:  # by choice
         return [CallWriter(self._tools) for _ in self._opens]
 
-    def whole(self, started: Started, finished: Finished) -> bytes:
+    def whole(self, started: Started, finished: Finished) -> Body:
         ids, told = started.prompt_token_ids, finished.prompt_logprobs
-        return encode(
+        return written(
             Completion(
                 self.id,
                 self.kind,
@@ -147,7 +148,7 @@ class ChatRenderer(Writer):
         # Tokens may come ahead of their text; no id is lost, and none is sent twice.
         extra, choice_extra = b"", b""
         if delta.prompt_logprobs is not None:
-            extra = b',"prompt_logprobs":' + encode(prompt_logprobs(delta.prompt_logprobs))
+            extra = b"".join((b',"prompt_logprobs":', *prompt_logprobs(delta.prompt_logprobs).pieces))
         if delta.token_ids is not None:
             choice_extra = b',"token_ids":' + encode(delta.token_ids)
         first, *others = parts or [b'"delta":{}']

@@ -9,10 +9,11 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from gateway.dialects import RequestContext
 from gateway.dialects.fields import bad_request, decode, keep_alive, refuser, refusing
+from gateway.dialects.large import Body, Large, written
 from gateway.dialects.openai.fields import (
     MAX_CHOICES,
     NEUTRAL,
@@ -105,7 +106,7 @@ class Choice(Struct):
     logprobs: CompletionLogprobs | None = None
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
-    prompt_logprobs: list[Raw | None] | UnsetType = UNSET
+    prompt_logprobs: Large | UnsetType = UNSET
 
 
 class Completion(Struct):
@@ -133,12 +134,12 @@ class CompletionRenderer(Writer):
         self._of_prompt = fields.prompt_logprobs is not None
 
     @cached_property
-    def _texts(self) -> list[bytes]:  # by choice
+    def _texts(self) -> Body:  # by choice
         return [start + b'"text":' for start in self._opens]
 
-    def whole(self, started: Started, finished: Finished) -> bytes:
+    def whole(self, started: Started, finished: Finished) -> Body:
         choices = [self._choice(answer, started, finished) for answer in finished.choices]
-        return encode(
+        return written(
             Completion(self.id, self.kind, self.created, self.model, choices, usage_out(finished.usage))
         )
 
@@ -182,7 +183,8 @@ class CompletionRenderer(Writer):
             entries = [*self._echoed[prompt], *entries]
         extra = b"" if delta.token_ids is None else b',"token_ids":' + encode(delta.token_ids)
         if delta.prompt_logprobs is not None and self._of_prompt:
-            extra += b',"prompt_logprobs":' + encode(prompt_logprobs(delta.prompt_logprobs))
+            told_of = prompt_logprobs(delta.prompt_logprobs).pieces
+            extra += b"".join((b',"prompt_logprobs":', *told_of))
         told = self._logprobs(entries, self._offsets[delta.index])
         self._offsets[delta.index] += sum(len(entry.token) for entry in entries)
         return self.chunk(

@@ -22,6 +22,7 @@ from gateway.dialects.fields import (
     renamed,
     unsupported,
 )
+from gateway.dialects.large import Body, Large, written
 from gateway.dialects.openai.fields import is_one, prompts
 from gateway.dialects.writing import encode
 from ipc.errors import CortexError
@@ -59,7 +60,7 @@ class UsageOut(Struct):
 
 
 class EmbeddingList(Struct):
-    data: list[Vector]
+    data: Large  # of `Vector`
     model: str
     usage: UsageOut
     object: str = "list"
@@ -115,12 +116,11 @@ class EmbeddingRenderer:
         self._model = fields.model
         self._as_text = fields.encoding_format == "base64"
 
-    def whole(self, reply: Embeddings) -> bytes:
+    def whole(self, reply: Embeddings) -> Body:
         usage = UsageOut(reply.prompt_tokens, reply.prompt_tokens)
-        before, _, after = encode(EmbeddingList([], self._model, usage)).partition(b"[]")
         # Each by itself: between two of them other threads have their turn.
-        vectors = [encode(Vector(self._written(vector), index)) for index, vector in enumerate(reply.vectors)]
-        return b"".join((before, b"[", b",".join(vectors), b"]", after))
+        vectors = (encode(Vector(self._written(vector), index)) for index, vector in enumerate(reply.vectors))
+        return written(EmbeddingList(Large(vectors), self._model, usage))
 
     def in_client_words(self, error: CortexError) -> CortexError:
         """An error of the neuron, with the field called as the client calls it."""

@@ -5,13 +5,15 @@ Each token's are JSON as soon as they are read: of many, nothing else stays that
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from msgspec import Raw, Struct
+from msgspec import Struct
 
+from gateway.dialects.large import Large
 from gateway.dialects.writing import encode
 from ipc.messages.answers import TokenLogprob
 
+_NULL = b"null"
 LEAST = -9999.0  # what OpenAI writes where JSON has no number
 
 
@@ -29,13 +31,18 @@ class TokenWithTop(Struct):
 
 
 class ChatLogprobs(Struct):
-    content: list[Raw]
+    content: Large
     refusal: None = None
 
 
 def chat_logprobs(entries: Iterable[TokenLogprob]) -> ChatLogprobs:
     """`choices[].logprobs` of a chat completion."""
-    return ChatLogprobs([_json(_with_top(entry)) for entry in entries])
+    return ChatLogprobs(Large(chat_entries(entries)))
+
+
+def chat_entries(entries: Iterable[TokenLogprob]) -> Iterator[bytes]:
+    """Each token's, as JSON."""
+    return (encode(_with_top(entry)) for entry in entries)
 
 
 def _with_top(entry: TokenLogprob) -> TokenWithTop:
@@ -48,30 +55,32 @@ class CompletionLogprobs(Struct):
 
     tokens: list[str]
     token_logprobs: list[float | None]
-    top_logprobs: list[Raw | None]
+    top_logprobs: Large
     text_offset: list[int]
 
 
 def completion_logprobs(entries: Iterable[TokenLogprob], offset: int) -> CompletionLogprobs:
     """`choices[].logprobs` of a text completion; `offset` is where the first token's text begins."""
-    told = CompletionLogprobs([], [], [], [])
-    for entry in entries:
-        is_first = entry.logprob is None
-        told.tokens.append(entry.token)
-        told.token_logprobs.append(None if is_first else _number(entry.logprob))
-        told.top_logprobs.append(None if is_first else _json(_tops(entry)))
-        told.text_offset.append(offset)
-        offset += len(entry.token)
-    return told
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    offsets: list[int] = []
+
+    def tops() -> Iterator[bytes]:
+        nonlocal offset
+        for entry in entries:
+            tokens.append(entry.token)
+            offsets.append(offset)
+            offset += len(entry.token)
+            token_logprobs.append(None if entry.logprob is None else _number(entry.logprob))
+            yield _NULL if entry.logprob is None else encode(_tops(entry))
+
+    top_logprobs = Large(tops())
+    return CompletionLogprobs(tokens, token_logprobs, top_logprobs, offsets)
 
 
-def prompt_logprobs(entries: Iterable[TokenLogprob]) -> list[Raw | None]:
+def prompt_logprobs(entries: Iterable[TokenLogprob]) -> Large:
     """vLLM's `prompt_logprobs`: for each token of the prompt but the first, entries by token id."""
-    return [None if entry.logprob is None else _json(_by_id(entry)) for entry in entries]
-
-
-def _json(value: object) -> Raw:
-    return Raw(encode(value))
+    return Large(_NULL if entry.logprob is None else encode(_by_id(entry)) for entry in entries)
 
 
 def _by_id(entry: TokenLogprob) -> dict[str, object]:

@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from gateway.dialects.event_streams import comment
 from gateway.dialects.fields import renamed
+from gateway.dialects.large import pieces
 from gateway.dialects.openai.envelope import envelope
 from gateway.dialects.openai.fields import Fields, StreamOptions
 from gateway.dialects.writing import encode, on_one_line
@@ -127,7 +128,7 @@ class Writer:
                 self._opens[index],
                 content,
                 b',"logprobs":',
-                encode(logprobs),
+                *pieces(logprobs),
                 b',"finish_reason":',
                 encode(finish),
                 choice_extra,

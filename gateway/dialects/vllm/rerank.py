@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
 from gateway.dialects.fields import Count, Int, Model, Name, Short, decode, keep_alive, renamed
+from gateway.dialects.large import Body, Large, written
 from gateway.dialects.openai.embeddings import Limit, UsageOut, cut_to
 from gateway.dialects.writing import encode
 from ipc.errors import CortexError
@@ -49,7 +50,7 @@ class Result(Struct, omit_defaults=True):
 class Ranking(Struct):
     id: str
     model: str
-    results: list[Result]
+    results: Large  # of `Result`
     usage: UsageOut
     meta: dict[str, dict[str, int]]  # where Cohere tells of tokens
 
@@ -85,16 +86,20 @@ class RerankRenderer:
     def __init__(self, fields: RerankFields, texts: list[str], request_id: str) -> None:
         self._fields, self._texts, self._id = fields, texts, request_id
 
-    def whole(self, reply: Ranked) -> bytes:
+    def whole(self, reply: Ranked) -> Body:
         fields, scores = self._fields, reply.scores
         order = sorted(range(len(scores)), key=lambda index: -scores[index])[: fields.top_n]
-        results = [
-            Result(index, scores[index], Document(self._texts[index]) if fields.return_documents else None)
+        results = Large(
+            encode(
+                Result(
+                    index, scores[index], Document(self._texts[index]) if fields.return_documents else None
+                )
+            )
             for index in order
-        ]
+        )
         tokens = reply.prompt_tokens
         meta = {"tokens": {"input_tokens": tokens}}
-        return encode(Ranking(self._id, fields.model, results, UsageOut(tokens, tokens), meta))
+        return written(Ranking(self._id, fields.model, results, UsageOut(tokens, tokens), meta))
 
     def in_client_words(self, error: CortexError) -> CortexError:
         """An error of the neuron, with the field called as the client calls it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -9,6 +10,7 @@ from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext
 from gateway.dialects.fields import Model, Name, TokenId, bad_request, decode, refuser, refusing, renamed
+from gateway.dialects.large import Body, Large, batches, written
 from gateway.dialects.openai.conversation import ContinueFields, Turn, continues, conversation
 from gateway.dialects.openai.thinking import ThinkingFields, template_args, thinking
 from gateway.dialects.openai.tools import ToolFields, tool_choice
@@ -55,8 +57,8 @@ class Piece(Struct):
 class TokensOut(Struct):
     count: int
     max_model_len: int
-    tokens: list[int] | list[Piece]
-    token_strs: list[str] | None = None
+    tokens: Large  # of ids, or of `Piece`
+    token_strs: Large | None = None
 
 
 class DetokenizeFields(Struct, kw_only=True):
@@ -126,15 +128,15 @@ class TokenizeRenderer:
     def __init__(self, fields: TokenizeFields, names: dict[str, str]) -> None:
         self._fields, self._names = fields, names
 
-    def whole(self, reply: Tokens) -> bytes:
-        ids, pieces = reply.token_ids, reply.pieces or []
-        strings = (
-            [piece.decode(errors="replace") for piece in pieces] if self._fields.return_token_strs else None
-        )
-        tokens: list[Any] = ids
+    def whole(self, reply: Tokens) -> Body:
+        ids, texts = reply.token_ids, reply.pieces or []
+        strings = None
+        if self._fields.return_token_strs:
+            strings = Large(batches(token.decode(errors="replace") for token in texts))
+        tokens: Iterable[object] = ids
         if self._fields.with_pieces:
-            tokens = [Piece(*each) for each in zip(ids, map(_piece, pieces), strict=True)]
-        return encode(TokensOut(len(ids), reply.context_length, tokens, strings))
+            tokens = (Piece(*each) for each in zip(ids, map(_piece, texts), strict=True))
+        return written(TokensOut(len(ids), reply.context_length, Large(batches(tokens)), strings))
 
     def in_client_words(self, error: CortexError) -> CortexError:
         """An error of the neuron, with the field called as the client calls it."""

@@ -9,8 +9,10 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
+from msgspec import Raw
+
 from gateway.dialects.openai.custom_tools import InputReader
-from gateway.dialects.openai.logprobs import chat_logprobs
+from gateway.dialects.openai.logprobs import chat_entries
 from gateway.dialects.openai.responses.tools import Origin, Tools
 from gateway.dialects.thoughts import seal
 from gateway.dialects.writing import encode, json_string, on_one_line
@@ -221,7 +223,7 @@ class _Text:
             return b""
         self._text.append(text)
         mine, self._ahead = _behind(text, self._ahead)
-        entries = chat_logprobs(mine).content
+        entries = [Raw(each) for each in chat_entries(mine)]
         self._logprobs += entries
         return self._piece.write(text, b',"logprobs":' + on_one_line(encode(entries)))
 
