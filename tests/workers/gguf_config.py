@@ -27,12 +27,15 @@ def say(keys: Keys, config: PretrainedConfig, architecture: str) -> None:
         _space_keys(keys, config)
     if architecture.startswith("nemotron_h"):
         _nemotron_keys(keys, config)
+    if architecture == "falcon-h1":
+        _falcon_keys(keys, config)
 
 
 def latent_keys(config: PretrainedConfig) -> dict[str, Any]:
     """What is said of a latent vector in place of heads."""
     kept = config.kv_lora_rank
     scaling = config.rope_parameters.get("mscale_all_dim")
+    gating = {"deepseek_v2": 1, "mistral4": 1, "youtu": None}
     return {
         "attention__head_count_kv": 1,
         "attention__key_length": kept + config.qk_rope_head_dim,
@@ -43,7 +46,17 @@ def latent_keys(config: PretrainedConfig) -> dict[str, Any]:
         "attention__kv_lora_rank": kept,
         "rope__dimension_count": config.qk_rope_head_dim,
         "rope__scaling__yarn_log_multiplier": None if scaling is None else 0.1 * scaling,
-        "expert_gating_func": 1 if config.model_type in ("deepseek_v2", "mistral4") else 2,
+        **(_no_experts(config) if config.model_type == "youtu" else {}),
+        "expert_gating_func": gating.get(config.model_type, 2),
+    }
+
+
+def _no_experts(config: PretrainedConfig) -> dict[str, Any]:
+    """What is said of experts where there are none."""
+    return {
+        "leading_dense_block_count": config.num_hidden_layers,
+        "expert_feed_forward_length": config.intermediate_size,
+        "expert_shared_count": 0,
     }
 
 
@@ -71,7 +84,9 @@ def _usual_keys(keys: Keys, config: PretrainedConfig) -> None:
         "attn_logit_softcapping": getattr(config, "attn_logit_softcapping", None),
         "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
         "attention__scale": getattr(config, "attention_multiplier", None),
-        "embedding_scale": getattr(config, "embedding_multiplier", None),
+        "embedding_scale": None
+        if config.model_type == "falcon_h1"  # whose weights are multiplied
+        else getattr(config, "embedding_multiplier", None),
         "residual_scale": getattr(config, "residual_multiplier", None),
         "logit_scale": getattr(config, "logits_scaling", None) or getattr(config, "logit_scale", None),
     }
@@ -225,6 +240,17 @@ def _nemotron_keys(keys: Keys, config: PretrainedConfig) -> None:
             expert_shared_feed_forward_length=config.moe_shared_expert_intermediate_size,
             expert_gating_func=2,
         )
+
+
+def _falcon_keys(keys: Keys, config: PretrainedConfig) -> None:
+    """The same of Falcon-H1."""
+    keys(
+        ssm__conv_kernel=config.mamba_d_conv,
+        ssm__state_size=config.mamba_d_state,
+        ssm__group_count=config.mamba_n_groups,
+        ssm__time_step_rank=config.mamba_n_heads,
+        ssm__inner_size=config.mamba_d_ssm,
+    )
 
 
 def _delta_net_keys(keys: Keys, config: PretrainedConfig) -> None:

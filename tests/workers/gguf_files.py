@@ -46,6 +46,8 @@ ARCHITECTURES = {
     "deepseek_v2": ("deepseek2", False),
     "deepseek_v3": ("deepseek2", False),
     "glm4_moe_lite": ("deepseek2", False),
+    "youtu": ("deepseek2", False),
+    "solar_open": ("glm4moe", False),
     "llama4_text": ("llama4", False),
     "cohere": ("command-r", False),
     "cohere2": ("cohere2", False),
@@ -69,6 +71,7 @@ ARCHITECTURES = {
     "lfm2_moe": ("lfm2moe", False),
     "granitemoehybrid": ("granitehybrid", True),
     "nemotron_h": ("nemotron_h", False),
+    "falcon_h1": ("falcon-h1", False),
     "qwen3_next": ("qwen3next", False),
     "qwen3_5_text": ("qwen35", False),
     "qwen3_5_moe_text": ("qwen35moe", False),
@@ -220,6 +223,8 @@ def write(
         tensors = by_spaces(tensors, config)
     if architecture.startswith("nemotron_h"):
         tensors = by_spaces({nemotron_h.usual_name(name): each for name, each in tensors.items()}, config)
+    if architecture == "falcon-h1":
+        tensors = by_spaces(multiplied(tensors, config), config)
     merged = tensors if architecture in ("gemma4", "mistral4", "granitehybrid") else _merged(tensors)
     for name, tensor in sorted(merged.items()):
         known = BY_HAND.get(re.sub(r"\.\d+\.", ".{}.", name)) or names.get_name(name, (".weight", ".bias"))
@@ -363,7 +368,7 @@ def by_keys_and_values(tensors: dict[str, torch.Tensor], config: PretrainedConfi
 
 def by_spaces(tensors: dict[str, torch.Tensor], config: PretrainedConfig) -> dict[str, torch.Tensor]:
     """With what keeps a state, experts and MLPs as the converter of Granite 4 changes them."""
-    beside = ".mlp.shared_experts." if config.num_local_experts else ".mlp."
+    beside = ".mlp.shared_experts." if getattr(config, "num_local_experts", 0) else ".mlp."
     groups = getattr(config, "mamba_n_groups", None) or config.n_groups
     found: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
@@ -389,6 +394,31 @@ def by_spaces(tensors: dict[str, torch.Tensor], config: PretrainedConfig) -> dic
             name = name.replace(f"{own}output_linear", f"{usual}down_proj")
         else:
             found[name] = tensor
+    return found
+
+
+def multiplied(tensors: dict[str, torch.Tensor], config: PretrainedConfig) -> dict[str, torch.Tensor]:
+    """With what Falcon-H1 multiplies with in its weights."""
+    before, (gates, down) = config.attention_in_multiplier, config.mlp_multipliers
+    read = config.mamba_n_groups * config.mamba_d_state
+    sizes = [config.mamba_d_ssm] * 2 + [read] * 2 + [config.mamba_n_heads]
+    factors = {
+        "self_attn.q_proj": before,
+        "self_attn.k_proj": before * config.key_multiplier,
+        "self_attn.v_proj": before,
+        "self_attn.o_proj": config.attention_out_multiplier,
+        "feed_forward.gate_proj": gates,
+        "feed_forward.down_proj": down,
+        "mamba.in_proj": config.ssm_in_multiplier
+        * torch.tensor(config.ssm_multipliers).repeat_interleave(torch.tensor(sizes))[:, None],
+        "mamba.out_proj": config.ssm_out_multiplier,
+        "lm_head": config.lm_head_multiplier,
+        "embed_tokens": config.embedding_multiplier,
+    }
+    found = {}
+    for name, tensor in tensors.items():
+        of = next((each for each in factors if name.endswith(f"{each}.weight")), None)
+        found[name] = tensor if of is None else tensor * factors[of]
     return found
 
 

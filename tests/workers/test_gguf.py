@@ -58,6 +58,8 @@ SAME = [
     "deepseek_v2",
     "deepseek_v2_in_groups",
     "glm4_moe_lite",
+    "youtu",
+    "solar_open",
     "cohere",
     "cohere2",
     "cohere2_moe",
@@ -88,6 +90,9 @@ SAME = [
 ]
 
 
+CALLED = {"glm4_moe_lite": "deepseek_v3", "solar_open": "glm4_moe"}  # as what they are of the shape of
+
+
 def loaded(card: ModelCard, rank: int = 0, size: int = 1) -> list[Slice]:
     """Every tensor of a rank, read."""
     model = MODELS[card.family](card.config, RankGroup(rank, size), torch.float32, card.formats(size))
@@ -101,8 +106,8 @@ def test_a_converted_checkpoint_is_the_same_model(tiny, tmp_path, monkeypatch, n
     monkeypatch.setattr(workers.weights.loader, "BLOCK", 1000)  # tiny tensors have several blocks too
     folder = tiny(name).folder
     ours, theirs = read_card(gguf_files.write(tmp_path / "model.gguf", folder)), read_card(folder)
-    if name == "glm4_moe_lite":  # which files call what it is a smaller one of
-        assert (ours.family, theirs.family) == ("deepseek_v3", name)
+    if name in CALLED:
+        assert (ours.family, theirs.family) == (CALLED[name], name)
     else:
         assert (ours.family, ours.architecture) == (theirs.family, theirs.architecture)
     for rope in ("rope", "window_rope"):
@@ -268,6 +273,20 @@ WIDE_SPACES = {
     "num_attention_heads": 2,
     "mamba_n_heads": 8,
 }
+WIDE_BESIDE = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "mamba_d_ssm": 64,
+    "mamba_n_heads": 4,
+    **dict.fromkeys(
+        ("embedding_multiplier", "lm_head_multiplier", "key_multiplier", "ssm_in_multiplier"), 1.0
+    ),
+    **dict.fromkeys(("attention_in_multiplier", "attention_out_multiplier", "ssm_out_multiplier"), 1.0),
+    "ssm_multipliers": [1.0] * 5,
+    "mlp_multipliers": [1.0, 1.0],
+}
 
 
 @pytest.mark.parametrize(
@@ -280,12 +299,14 @@ WIDE_SPACES = {
         ("qwen3_next", "Q8_0"),
         ("granite_hybrid", None),
         ("granite_hybrid", "Q8_0"),
+        ("falcon_h1", None),
+        ("falcon_h1", "Q8_0"),
     ],
 )
 def test_a_converted_model_that_keeps_states_answers_as_it_did(tmp_path, monkeypatch, name, kind):
     torch.manual_seed(3)
     inner = {"intermediate_size": 64} if name == "qwen3_5" else {"shared_expert_intermediate_size": 64}
-    wide = WIDE_SPACES if name == "granite_hybrid" else WIDE_HEADS | inner
+    wide = {"granite_hybrid": WIDE_SPACES, "falcon_h1": WIDE_BESIDE}.get(name, WIDE_HEADS | inner)
     oracle = getattr(tiny_models, name)(**wide if kind else {}).eval()
     fill(oracle)
     oracle.save_pretrained(tmp_path / "checkpoint")

@@ -77,6 +77,7 @@ def outcome(file: Gguf) -> dict[str, Any] | str:
         ("qwen3_moe", "qwen3moe.expert_group_count", 4),
         ("glm4_moe", "glm4moe.expert_gating_func", 1),
         ("glm4", "glm4.rope.dimension_sections", [8, 12, 12, 0]),
+        ("youtu", "deepseek2.leading_dense_block_count", 1),
     ],
 )
 def test_a_model_that_is_another_than_its_family_is_refused_by_its_key(tiny, tmp_path, name, key, value):

@@ -211,6 +211,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         tensors=SHARED_MLP | mamba.LAYER,
         whole=mamba.WHOLE,
     ),
+    "falcon-h1": Architecture(
+        "FalconH1ForCausalLM",
+        mamba.falcon,
+        tensors=mamba.LAYER | {"ffn_norm": "pre_ff_layernorm"},
+        whole=mamba.WHOLE | {"ffn_norm": "pre_ff_layernorm.weight"},  # as llama.cpp has it, without an ending
+    ),
     "nemotron_h": NEMOTRON_H,
     "nemotron_h_moe": NEMOTRON_H,
     "hunyuan-dense": Architecture("HunYuanDenseV1ForCausalLM"),

@@ -55,7 +55,7 @@ def config_json(file: Gguf, architecture: Architecture) -> Json:
         "rope_theta": keys.number("rope.freq_base", 10_000.0),
         "rope_scaling": rope.scaling(keys),
     }
-    if turning != head_dim and not architecture.latent:
+    if not architecture.latent:  # said of all, as some families have another share where nothing is said
         given["partial_rotary_factor"] = turning / head_dim
     given |= own
     unread.check(keys, _neutral(given, head_dim, turning) | architecture.neutral)

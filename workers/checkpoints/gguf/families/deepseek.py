@@ -22,17 +22,30 @@ LAYER = {
 
 
 def config(keys: Keys) -> Json:
-    """Scores of V3 and its kin are sigmoids, those of V2 a softmax, which old files do not name."""
+    """Scores of V3 and its kin are sigmoids, those of V2 a softmax, which old files do not name. Without
+    experts it is a Youtu."""
+    if not keys.get("expert_count"):
+        keys.asked.update(name for name in keys.names() if name.startswith("expert_"))  # of none
+        if (dense := keys.number("leading_dense_block_count", 0)) < keys.layers():
+            refuse(
+                keys.path,
+                f"deepseek2.leading_dense_block_count {dense} is below its layers, and it has no experts",
+            )
+        return _latent(keys) | {"architectures": ["YoutuForCausalLM"]}
     gating = keys.number("expert_gating_func", SOFTMAX)
     normalised, groups = keys.get("expert_weights_norm", False), keys.number("expert_group_count", 1)
     if gating not in (SOFTMAX, SIGMOID) or (gating == SOFTMAX and normalised):
         refuse(keys.path, f"expert_gating_func {gating}, expert_weights_norm {normalised} is not supported")
-    return _latent(keys) | {
-        "architectures": ["DeepseekV3ForCausalLM" if gating == SIGMOID else "DeepseekV2ForCausalLM"],
-        "topk_method": None if gating == SIGMOID or groups == 1 else "group_limited_greedy",
-        "n_group": groups,
-        "topk_group": keys.number("expert_group_used_count", 1),
-    }
+    return (
+        _latent(keys)
+        | routed(keys)
+        | {
+            "architectures": ["DeepseekV3ForCausalLM" if gating == SIGMOID else "DeepseekV2ForCausalLM"],
+            "topk_method": None if gating == SIGMOID or groups == 1 else "group_limited_greedy",
+            "n_group": groups,
+            "topk_group": keys.number("expert_group_used_count", 1),
+        }
+    )
 
 
 def mistral4(keys: Keys) -> Json:
@@ -40,13 +53,13 @@ def mistral4(keys: Keys) -> Json:
     growth = {"llama_4_scaling_beta": keys.get("attention.temperature_scale", ROPE_4["llama_4_scaling_beta"])}
     if (scaling := rope.scaling(keys)) is None or scaling["rope_type"] != "yarn":
         refuse(keys.path, "is a mistral4 whose rope is no yarn, which is not supported")
-    return _latent(keys) | {"rope_scaling": scaling | growth}
+    return _latent(keys) | routed(keys) | {"rope_scaling": scaling | growth}
 
 
 def _latent(keys: Keys) -> Json:
     turning = keys.size("rope.dimension_count")
     key = keys.size("attention.key_length_mla", keys.head_dim())
-    return routed(keys) | {
+    return {
         "q_lora_rank": keys.get("attention.q_lora_rank") or None,
         "kv_lora_rank": keys.size("attention.kv_lora_rank"),
         "qk_rope_head_dim": turning,

@@ -1,4 +1,4 @@
-"""Layers of Mamba-2 as llama.cpp has them, of Granite 4 and Nemotron-H, which have them beside others.
+"""Layers of Mamba-2 as llama.cpp has them, of Granite 4, Nemotron-H and Falcon-H1, which have others too.
 
 Of what makes decay the file has minus the exponential, as of Gated DeltaNets. Vectors are stored as matrices:
 a row for each head, or for each group of what is normalised.
@@ -90,6 +90,25 @@ def nemotron(keys: Keys) -> Json:
         "norm_topk_prob": keys.get("expert_weights_norm", True),
         "n_group": keys.number("expert_group_count", 1),
         "topk_group": keys.number("expert_group_used_count", 1),
+    }
+
+
+def falcon(keys: Keys) -> Json:
+    """All layers are alike. Whoever wrote the file has multiplied its weights with what the model multiplies
+    with. What is normalised is so behind the gates, as llama.cpp does whatever the config said."""
+    sizes = _sizes(keys)
+    bias = keys.has("blk.0.ssm_in.bias")
+    return {
+        "mamba_d_ssm": sizes["inner_size"],
+        "mamba_n_heads": sizes["time_step_rank"],
+        "mamba_n_groups": sizes["group_count"],
+        "mamba_d_state": sizes["state_size"],
+        "mamba_d_conv": sizes["conv_kernel"],
+        "mamba_conv_bias": keys.has("blk.0.ssm_conv1d.bias"),
+        "mamba_proj_bias": bias,
+        "projectors_bias": bias,
+        "mamba_rms_norm": keys.has("blk.0.ssm_norm.weight"),
+        "mamba_norm_before_gate": False,
     }
 
 
