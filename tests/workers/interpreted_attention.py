@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE, CacheGroup
 from tests.workers.attention_steps import attend_in_any_cut
-from workers.cache.quantised import CODES, dequantise, quantise
+from workers.cache.quantised import CODES, MOST, dequantise, quantise
 from workers.step.pages import pages_for
 
 GROUPS = [
@@ -172,5 +172,31 @@ def codes() -> None:
         assert apart.max() <= 1
         assert apart.count_nonzero() <= 1
 
+    every_code()
     for number, case in enumerate(CASES):
         beside_whole_sequences(case, number)
+
+
+def every_code() -> None:
+    """All numbers that there are codes for, and all halves between two of them, of which each becomes the one
+    that is even; in heads whose greatest number is the greatest code's, so that their scales are one."""
+    from workers.kernels.attention_triton import Sequences
+    from workers.kernels.cache_triton import write
+
+    size = 32
+    for dtype in CODES.values():
+        most = MOST[dtype]
+        codes = torch.arange(127, dtype=torch.uint8)
+        numbers = codes.view(torch.float8_e4m3fn).float() if dtype == torch.uint8 else torch.arange(128.0)
+        numbers = torch.cat((numbers, (numbers[1:] + numbers[:-1]) / 2))
+        numbers = torch.cat((numbers, -numbers))
+        heads = torch.nn.functional.pad(numbers, (0, -len(numbers) % (size - 1))).view(-1, size - 1)
+        heads = torch.nn.functional.pad(heads, (1, 0), value=most)[None]  # [1, heads, size]
+        kept = torch.zeros(1, 1, heads.shape[1], PAGE_SIZE, size, dtype=dtype)
+        scales = torch.zeros(kept.shape[:-1], dtype=torch.float16)
+        zero = torch.tensor([0])
+        sequences = Sequences(zero, torch.tensor([0, 1]), torch.tensor([1]), zero, zero)
+        write(kept, heads, None, zero, sequences, scales)
+        found, expected = dequantise(kept, scales)[0, 0, :, 0], dequantise(*quantise(heads, dtype))[0]
+        assert torch.equal(found, expected), (found[found != expected], expected[found != expected])
+        assert (scales[0, 0, :, 0] == 1).all()

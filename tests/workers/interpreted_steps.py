@@ -43,6 +43,7 @@ def norms(dtype: torch.dtype) -> None:
         total, normed = fused.norm_of_sum(x, y, weight, 1e-5, offset)
         assert_close(total, x + y)
         assert_close(normed, plain(x + y))
+        assert torch.equal(normed, fused.norm(total, weight, 1e-5, offset))  # of what the next layer reads
     deep = torch.randn(2, 3, 16).to(dtype)
     assert_close(fused.norm(deep, torch.ones(16).to(dtype), 1e-5, 0.0), deep * over_rms(deep.float(), 1e-5))
 
