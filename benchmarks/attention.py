@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,10 @@ from torch import Tensor
 
 from benchmarks.kernels import Compiled, compile_for
 from benchmarks.products import at_once, label_of, reading, replayed
+from ipc.model_settings import KVCacheDtype
 from ipc.worker_messages import PAGE_SIZE
+from workers.cache.quantised import CODES, dequantise, quantise
+from workers.checkpoints.caches import SCALE_BYTES
 from workers.kernels import attention_triton, fused
 from workers.kernels.attention_triton import Rows, Sequences, Tile, num_splits, tile
 from workers.kernels.cache_triton import write
@@ -31,6 +35,7 @@ from workers.step.pages import pages_for
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128  # of Qwen3-8B
 DECODE = tuple((batch, context) for context in (512, 4096, 16_384) for batch in (1, 8, 32))
+IN_CODES = ((1, 16_384), (32, 4096))
 PROMPTS = (2048, 8192)
 NO_CACHE = 256 << 20  # bytes of keys and values, one after the other
 SECONDS = 45.0
@@ -55,6 +60,7 @@ class Case(NamedTuple):
     window: int = 0
     cap: float | None = None
     sinks: bool = False
+    kept: KVCacheDtype | None = None  # keys and values in 8 bits
 
 
 RIGHT = {
@@ -71,6 +77,11 @@ RIGHT = {
     "prompt with sinks": Case(1, 300, 300, 16, 2, 64, kind="window", window=128, sinks=True),
     "prompt of latent vectors": Case(1, 40, 90, 16, 1, 576, 512),
     "prompt of heads of 512": Case(1, 70, 90, 8, 1, 512),
+    "decode over int8": Case(3, 1, 700, kept="int8"),
+    "decode over fp8 with a window": Case(2, 1, 1000, 8, 4, 256, kind="window", window=300, kept="fp8"),
+    "five tokens over fp8 with sinks": Case(2, 5, 900, sinks=True, kept="fp8"),
+    "prompt over int8": Case(2, 200, 500, 12, 2, 96, kept="int8"),
+    "prompt over fp8": Case(1, 300, 300, kept="fp8"),
 }
 
 
@@ -90,6 +101,10 @@ class Inputs:
         for pool in self.pools:  # what is behind a context must not matter
             last = pool.view(blocks, case.count, each, *shape[2:])[:, :, -1]
             last[..., case.context % PAGE_SIZE or PAGE_SIZE :, :] = torch.nan
+        self.scales: list[Tensor | None] = [None] * pools
+        if case.kept is not None:
+            codes = [quantise(pool, CODES[case.kept]) for pool in self.pools]
+            self.pools, self.scales = ([*each] for each in zip(*codes, strict=True))
         self.qkv = random(rows, case.heads + 2 * case.kv_heads, case.head_dim)
         self.q = self.qkv[:, : case.heads]
         self.value_dim = case.value_dim or case.head_dim
@@ -112,12 +127,14 @@ class Inputs:
         case = self.case
         attention_triton.attention(
             *(self.q, self.pools[pool], self.value_dim, self.y, self.sequences, self.rows),
-            *(case.kind, case.window, case.head_dim**-0.5, case.cap, self.sinks, shape),
+            *(case.kind, case.window, case.head_dim**-0.5, case.cap, self.sinks, shape, self.scales[pool]),
         )
         return self.y
 
     def reference(self) -> Tensor:  # [rows, heads, value_dim] float32
         case, kv = self.case, self.pools[0]
+        if case.kept is not None:
+            kv = dequantise(kv, self.scales[0])
         numbers = self.sequences.pages.view(case.count, -1)
         keys, values = (
             pool[numbers].transpose(2, 3).flatten(1, 2)[:, : case.context].float() for pool in (kv[0], kv[-1])
@@ -170,6 +187,17 @@ def rates(device: str, until: float) -> Iterator[tuple[str, str, dict[str, float
             label = label_of(shape)
             text, figures[label] = f"{text}; {label}: {other * 1e6:.1f}", other
         yield f"decode {batch} at {context}", text, figures
+    for kept, (batch, context) in product(CODES, IN_CODES):
+        if time.monotonic() > until:
+            return
+        nbytes = batch * context * KV_HEADS * (HEAD_DIM + SCALE_BYTES) * 2
+        inputs = Inputs(
+            Case(batch, 1, context, kept=kept), device, pools := max(2, min(32, NO_CACHE // nbytes))
+        )
+        took = replayed([partial(inputs.attend, pool) for pool in range(pools)])
+        figures = {"seconds": took, "share": nbytes / took / limit}
+        text = f"{took * 1e6:.1f} µs, {figures['share']:.0%} of reading"
+        yield f"decode {batch} at {context} over {kept}", text, figures
     size = 4096
     left = torch.randn(2 * size, 2 * size, device=device).bfloat16()
     products = 2 * (2 * size) ** 3 / replayed([partial(torch.mm, left, left)] * 4)

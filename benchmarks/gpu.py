@@ -1,27 +1,35 @@
 """All that waits for a GPU, in ten minutes at most: `python -m benchmarks.gpu OUT [--device cuda:0]`.
 
-* tests: `pytest -m gpu` over the engine's tests.
-* equalities: unlike requests answered alone, batched, chunked, cached and preempted; in float32 all of them
-  equal, or that is a failure; in bfloat16 how many are.
-* attention: right, and at what share of the rate of memory or of products; what is beside it in a layer.
-* products: quantised weights in every format, right and at what share of the rate at which memory is read.
-* engine, large, experts, gguf, fp8, awq, nvfp4: random weights in the shape of Qwen3-0.6B, of Qwen3-8B, of
-  6 of the 48 layers of Qwen3-30B-A3B, and of Qwen3-8B in Q4_K, FP8, AWQ and NVFP4. What the device can do
-  at most is measured first (reading memory, multiplying matrices, copying from the host); the load, prefill
-  and decode are given as shares of that, and memory as planned and as measured. Of experts, a step is to
-  read those that its tokens choose by lot. Beside the decode of one sequence stands the share that it is
-  meant to reach; to miss it is no failure. A decode step that is a graph is shown with the time that the
-  graph takes when nothing is between two of it, with the share of the step that is not that (the gap), and
-  with an eager step's time.
+In this order, so that the first minutes tell most:
+
+* equalities: unlike requests answered alone, batched, chunked, cached and preempted. In float32 all of them
+  are equal, and with `exact` in bfloat16 to the last bit, or that is a failure; in bfloat16 how many are.
+* experts, gguf, fp8, mamba, hybrid, large, engine: random weights in the shape of 6 of the 48 layers of
+  Qwen3-30B-A3B, of Qwen3-8B in Q4_K and FP8, of Granite 4 H Micro, of 12 of the 64 layers of a Qwen3.5 of 27
+  billion, of Qwen3-8B, and of Qwen3-0.6B. What the device can do at most is measured first (reading memory,
+  multiplying matrices, copying from the host); the load, prefill and decode are given as shares of that, and
+  memory as planned and as measured. Of experts, a step is to read those that its tokens choose by lot. Beside
+  the decode of one sequence stands the share that it is meant to reach; to miss it is no failure. A decode
+  step that is a graph is shown with the time that the graph takes when nothing is between two of it, with the
+  share of the step that is not that (the gap), and with an eager step's time. A step behind a long context is
+  shown as a part of what the short one and the keys and values that it reads more come to.
+* mixed: requests of all lengths at once in the shapes of Qwen3-0.6B and 8B, beside transformers' continuous
+  batching, and one alone.
 * waking: from files in the page cache, and from parked memory, to the first token of Qwen3-8B.
+* 4b, 14b, awq, nvfp4: as those above, of Qwen3-4B and 14B, and of Qwen3-8B in AWQ and NVFP4.
+* products: quantised weights in every format, right and at what share of the rate at which memory is read.
+* attention: right, and at what share of the rate of memory or of products; over keys and values in 8 bits as
+  well; what is beside it in a layer.
+* tests: `pytest -m gpu` over the engine's tests.
 * ranks: a Qwen3.5 of 27 billion in q6 on two GPUs, through a neuron: its first load, which quantises, and its
   second, a prompt and an answer, beside what a system before this one took on two RTX 5090. With one GPU it
   says that it was not measured.
 
 Each part runs in a process of its own with a time limit, so that one that faults or hangs leaves the rest as
 it is, and what it found before that is kept. OUT/gpu.txt has failures first; OUT/gpu.json says the same for
-programs. The exit code is 0, 1 after a failure, or 2 where there is no such device. `--device cpu` rehearses
-it over tiny shapes.
+programs; both are written anew after each part. Not all parts may fit into ten minutes: what was not reached
+is named with the call that does it. The exit code is 0, 1 after a failure, or 2 where there is no such
+device. `--device cpu` rehearses it over tiny shapes.
 """
 
 from __future__ import annotations
@@ -40,18 +48,19 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import msgspec
 import torch
-from transformers import PretrainedConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import Qwen3_5TextConfig, Qwen3Config
 
 from benchmarks.driver import Driver, fill, write_hollow
 from benchmarks.engine import SHAPE
-from benchmarks.quantised_models import write_awq, write_fp8, write_gguf, write_nvfp4
-from ipc.worker_messages import RingHandle, WorkerSpec
+from benchmarks.shapes import EIGHT_BILLION, MODELS, TINY, TINY_STATES, TWENTY_SEVEN_BILLION
+from ipc.worker_messages import PAGE_SIZE, RingHandle, WorkerSpec
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
 from workers.checkpoints.caches import state_bytes
 from workers.checkpoints.card import ModelCard
@@ -65,21 +74,26 @@ from workers.step.pages import pages_for
 ROOT = Path(__file__).parents[1]
 SECONDS = 570.0  # for everything
 LIMITS = {
-    "tests": 240.0,
-    "equalities": 150.0,
-    "attention": 100.0,
-    "products": 120.0,
-    "engine": 120.0,
-    "large": 120.0,
-    "experts": 150.0,
-    "gguf": 150.0,
-    "fp8": 150.0,
+    "equalities": 120.0,
+    "experts": 120.0,
+    "gguf": 90.0,
+    "fp8": 90.0,
+    "mamba": 90.0,
+    "hybrid": 90.0,
+    "large": 90.0,
+    "engine": 90.0,
+    "mixed": 120.0,
+    "waking": 90.0,
+    "4b": 90.0,
+    "14b": 90.0,
     "awq": 90.0,
     "nvfp4": 90.0,
-    "hybrid": 150.0,
-    "waking": 90.0,
+    "products": 120.0,
+    "attention": 110.0,
+    "tests": 300.0,
     "ranks": 300.0,
 }  # of each part, in their order
+LEAST = 15.0  # seconds in which a part finds anything
 GOALS = {
     "engine": 0.25,
     "large": 0.70,
@@ -89,6 +103,8 @@ GOALS = {
     "awq": 0.50,
     "nvfp4": 0.50,
     "hybrid": 0.70,
+    "4b": 0.60,
+    "14b": 0.78,
 }  # of the limit: the decode of one sequence
 PLAN_ERROR = 1.2  # measured memory over planned, at most
 
@@ -96,6 +112,10 @@ CONTEXT = {"cpu": 64, "cuda": 512}  # tokens before the first decode step
 PROMPTS = {"cpu": (64,), "cuda": (128, 2048, 16_384)}
 BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 32, 128)}
 STEPS = {"cpu": 4, "cuda": 16}  # decode steps in a row
+MIXED = {"cpu": (1, 8), "cuda": (1, 256)}  # requests at once
+GROWTH = 1.05  # a step behind a long context, over the short one's and the bytes that it reads more, at most
+TWICE = 2.0  # as fast as the peer, in requests of all lengths
+PEER = {"num_blocks": 200, "max_batch_tokens": 256}  # which it cannot find out on a CPU
 
 
 class Result(msgspec.Struct):
@@ -117,7 +137,15 @@ def tests(device: str, out: Path) -> Iterator[Result]:
     report = out / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--continue-on-collection-errors"]
     with (out / "tests.txt").open("w") as log:
-        subprocess.run([*command, f"--junitxml={report}", "tests/workers"], cwd=ROOT, stdout=log, stderr=log)
+        command += [f"--junitxml={report}", "tests/workers"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        cut = ""
+        try:
+            process.wait(max(1.0, _left() - LEAST))
+        except subprocess.TimeoutExpired:  # it writes what it has found, when it is asked to end
+            cut = ", cut there for want of time"
+            process.send_signal(signal.SIGINT)
+            process.wait()
     passed = skipped = failed = 0
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         outcome = next((each for each in case if each.tag in ("failure", "error", "skipped")), None)
@@ -130,16 +158,22 @@ def tests(device: str, out: Path) -> Iterator[Result]:
             name = f"{case.get('classname')}.{case.get('name')}"
             yield Result("tests", name, False, outcome.tag, detail=outcome.text or "")
     figures = {"passed": passed, "skipped": skipped, "failed": failed}
-    value = f"{passed} passed, {skipped} skipped, {failed} failed"
+    value = f"{passed} passed, {skipped} skipped, {failed} failed{cut}"
     yield Result("tests", "pytest -m gpu", bool(passed) or device == "cpu", value, figures)
 
 
 def equalities(device: str, out: Path) -> Iterator[Result]:
     """How many requests are answered in each circumstance as they are alone."""
-    from tests.workers.engines import make_runner
+    from tests.workers.engines import Answer, make_runner
     from tests.workers.equalities import VOCABULARY, largest_step, observe
     from tests.workers.oracle import fill
     from tests.workers.tiny_models import qwen3
+
+    def tokens(answer: Answer) -> object:
+        return answer.token_ids
+
+    def bits(answer: Answer) -> object:
+        return msgspec.json.encode(replace(answer, cached_tokens=0))
 
     torch.manual_seed(11)
     model = qwen3(vocab_size=VOCABULARY, tie_word_embeddings=True)
@@ -147,8 +181,9 @@ def equalities(device: str, out: Path) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         shutil.copy(ROOT / "neuron/demo/tokenizer.json", folder)
-        for dtype in ("float32", "bfloat16"):
-            runner = make_runner(folder, device=device, dtype=dtype, max_step_tokens=largest_step(1))
+        for dtype, exact in (("float32", False), ("bfloat16", True), ("bfloat16", False)):
+            changes = {"dtype": dtype, "exact": exact, "max_step_tokens": largest_step(1)}
+            runner = make_runner(folder, device=device, **changes)
             runner.load(lambda fraction, message: None)
             answers = observe(runner).answers
             runner.close()
@@ -156,11 +191,12 @@ def equalities(device: str, out: Path) -> Iterator[Result]:
                 alone = answers["single" if name == "choices" else "alone"]
                 if given is alone or name == "single":
                     continue
-                pairs = zip(given, alone, strict=True)
-                equal = sum(ours.token_ids == theirs.token_ids for ours, theirs in pairs)
+                told = bits if exact else tokens
+                equal = sum(told(ours) == told(theirs) for ours, theirs in zip(given, alone, strict=True))
                 figures = {"equal": equal, "requests": len(given)}
-                ok = equal == len(given) or dtype != "float32"
-                yield Result("equalities", f"{dtype} {name}", ok, f"{equal} of {len(given)}", figures)
+                ok = equal == len(given) or (dtype != "float32" and not exact)
+                text = f"{equal} of {len(given)}{' to the last bit' * exact}"
+                yield Result("equalities", f"{dtype}{' exact' * exact} {name}", ok, text, figures)
 
 
 def of_kernels(part: str, device: str, out: Path) -> Iterator[Result]:
@@ -169,53 +205,16 @@ def of_kernels(part: str, device: str, out: Path) -> Iterator[Result]:
         yield Result(part, "kernels", True, "want a GPU")
         return
     found = import_module(f"benchmarks.{part}")  # which wants Triton
-    found.compile_all(device, 60.0)
+    found.compile_all(device, min(60.0, _left() / 2))
     for name, ok, error in found.right(device):
         yield Result(part, f"{name} is right", ok, f"error {error:.1e}", {"error": error})
-    for name, text, figures in found.rates(device, time.monotonic() + found.SECONDS):
+    for name, text, figures in found.rates(device, time.monotonic() + min(found.SECONDS, _left() - LEAST)):
         yield Result(part, name, True, text, figures)
 
 
-def engine(device: str, out: Path) -> Iterator[Result]:
-    """The engine's times beside what the device can do at most, and its memory beside the plan."""
-    yield from of_shape("engine", device, Qwen3Config(**TINY) if device == "cpu" else SHAPE, write_hollow)
-
-
-def large(device: str, out: Path) -> Iterator[Result]:
-    """The same of eight billion weights in bfloat16."""
-    yield from of_shape("large", device, TINY_BLOCKS if device == "cpu" else EIGHT_BILLION, write_hollow)
-
-
-def experts(device: str, out: Path) -> Iterator[Result]:
-    """The same of a mixture of experts, of which a step reads those that its tokens choose."""
-    shape = Qwen3MoeConfig(**TINY | TINY_EXPERTS) if device == "cpu" else MIXTURE
-    yield from of_shape("experts", device, shape, write_hollow)
-
-
-def in_gguf(device: str, out: Path) -> Iterator[Result]:
-    """The same of a GGUF file in Q4_K."""
-    yield from of_shape("gguf", device, TINY_BLOCKS if device == "cpu" else EIGHT_BILLION, write_gguf)
-
-
-def fp8(device: str, out: Path) -> Iterator[Result]:
-    """The same of a checkpoint in FP8, with a scale for 128 x 128 numbers."""
-    yield from of_shape("fp8", device, TINY_BLOCKS if device == "cpu" else EIGHT_BILLION, write_fp8)
-
-
-def awq(device: str, out: Path) -> Iterator[Result]:
-    """The same in AWQ, with a scale and a zero point for 128 numbers of 4 bits."""
-    yield from of_shape("awq", device, TINY_BLOCKS if device == "cpu" else EIGHT_BILLION, write_awq)
-
-
-def nvfp4(device: str, out: Path) -> Iterator[Result]:
-    """The same in NVFP4."""
-    yield from of_shape("nvfp4", device, TINY_BLOCKS if device == "cpu" else EIGHT_BILLION, write_nvfp4)
-
-
 def hybrid(device: str, out: Path) -> Iterator[Result]:
-    """The same of a Qwen3.5 of 27 billion, as many of its layers as take 14 GB with the head."""
-    shape = Qwen3_5TextConfig(**TINY | TINY_STATES) if device == "cpu" else HYBRID
-    yield from of_shape("hybrid", device, shape, write_hollow)
+    """The engine's times with a Qwen3.5 in it, and a prompt through layers that keep states."""
+    yield from of_shape("hybrid", device, out)
     from benchmarks.states import KINDS, measure
 
     for kind, shape in KINDS.items():
@@ -224,11 +223,62 @@ def hybrid(device: str, out: Path) -> Iterator[Result]:
         yield Result("hybrid", f"a prompt through the states of a layer of {kind}", True, text, found)
 
 
+def mixed(device: str, out: Path) -> Iterator[Result]:
+    """Requests of all lengths at once, and one alone, beside transformers' continuous batching."""
+    from benchmarks.mixed import ANSWER, PROMPT, Peer, rows
+
+    kind = device.partition(":")[0]
+    small, counts = kind == "cpu", MIXED[kind]
+    shapes = {"tiny": Qwen3Config(**TINY)} if small else {"0.6B": SHAPE, "8B": EIGHT_BILLION}
+    for name, shape in shapes.items():
+        with tempfile.TemporaryDirectory() as folder:
+            longest, card = PROMPT[1] + ANSWER[1] + 1, read_card(write_hollow(Path(folder), shape))
+            limits = {
+                "context_length": longest,
+                "max_sequences": max(counts),
+                "max_step_tokens": 8192 >> 3 * small,
+            }
+            spec = spec_of(device, **limits, kv_pages=max(counts) * pages_for(longest) // 2)
+            if reason := too_large(device, *planned(device, card, spec)):
+                yield Result("mixed", name, True, reason)
+                continue
+            runner = ModelRunner(spec, card)
+            loaded = runner.load(lambda fraction, message: None)
+        if not small:
+            fill(runner)
+        found = []
+        for count, requests, took in rows(runner, loaded, counts, small):
+            found.append((count, requests, took))
+            text = f"{took:.2f} s, {sum(each.answer for each in requests) / took:,.0f} tokens/s"
+            yield Result("mixed", f"{name}, {count} at once", True, text, {"seconds": took})
+        runner.close()
+        if not small:
+            torch.cuda.empty_cache()
+        peer = None
+        for count, requests, took in found:
+            beside, goal = f"{name}, {count} at once, transformers", f" (goal: {TWICE:.0f})" * (count > 1)
+            try:
+                peer = peer or Peer(shape, device, **PEER if small else {})
+                theirs = peer.serve(requests)
+            except Exception as error:  # of the peer, whatever it is: ours is measured
+                why = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+                yield Result("mixed", beside, True, f"not measured: {why}")
+                continue
+            text = f"{theirs:.2f} s: {theirs / took:.2f} times ours{goal}"
+            yield Result("mixed", beside, True, text, {"seconds": theirs, "ratio": theirs / took})
+        del peer
+        if not small:
+            torch.cuda.empty_cache()
+
+
 def waking(device: str, out: Path) -> Iterator[Result]:
     """From a model that is not there to its first token, beside what its bytes alone would take."""
     from benchmarks.waking import GOALS, rows
 
     small = device == "cpu"
+    if reason := too_large(device, 18 << 30, 0):
+        yield Result("waking", "model", True, reason)
+        return
     _, _, copy = measure_limits(device)
     for name, limit, taken in rows(device, Qwen3Config(**TINY) if small else EIGHT_BILLION, copy):
         parts = ", ".join(f"{part} {seconds:.3f}" for part, seconds in taken._asdict().items())
@@ -257,11 +307,9 @@ def ranks(device: str, out: Path) -> Iterator[Result]:
             yield share("ranks", name, limit, seconds, f"{rate}{floor}")
 
 
-def of_shape(
-    part: str, device: str, shape: PretrainedConfig, write: Callable[[Path, PretrainedConfig], Path]
-) -> Iterator[Result]:
-    """What a model of that shape takes; `write` makes its files, and returns what to read them by."""
-    kind = device.partition(":")[0]
+def of_shape(part: str, device: str, out: Path) -> Iterator[Result]:
+    """What a model of that part's shape takes, beside what the device can do at most."""
+    model, kind = MODELS[part], device.partition(":")[0]
     small, prompts, batches, context = kind == "cpu", PROMPTS[kind], BATCHES[kind], CONTEXT[kind]
     read, multiply, copy = measure_limits(device)
     if not small:
@@ -274,41 +322,31 @@ def of_shape(
         yield Result(part, f"limit: {name}", True, text, {"per_second": limit})
     pages = pages_for(context + len(batches) * 3 * STEPS[kind] + 1)
     with tempfile.TemporaryDirectory() as folder:
-        card = read_card(write(Path(folder), shape))
+        card = read_card(model.write(Path(folder), model.tiny if small else model.shape))
         [weights] = card.bytes_per_rank(1)
-        spec = WorkerSpec(
-            model="benchmark",
-            engine="transformer",
-            epoch=1,
-            rank=0,
-            world_size=1,
-            device=device,
-            threads=len(os.sched_getaffinity(0)),
+        spec = spec_of(
+            device,
             context_length=max(4096, *prompts) + 1,
             max_sequences=max(batches),
             max_step_tokens=max(*prompts, context),
             kv_pages=pages_for(max(prompts)) + max(batches) * pages,
-            reports=RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1),
-            heartbeat_fd=-1,
         )
+        expected, pool = planned(device, card, spec)
+        if reason := too_large(device, expected, pool):
+            yield Result(part, "model", True, reason)
+            return
         runner = ModelRunner(spec, card)
-        runtime = held(device) if small else UNMEASURED_BYTES[kind]  # builds of PyTorch differ
         began = time.perf_counter()
         loaded = runner.load(lambda fraction, message: None)
         took = time.perf_counter() - began
-    if write is write_hollow and not small:  # on a CPU they may be packed, and zeros do for a rehearsal
+    if model.write is write_hollow and not small:  # on a CPU they may be packed, and zeros do for a rehearsal
         fill(runner)
     yield share(part, "load", weights / copy, took, f"{weights / took / 1e9:.2f} GB/s of weights")
 
-    overhead = Overhead(
-        card.config, 2, 1, context_length=spec.context_length, in_blocks=bool(card.formats(1))
-    )
-    step = overhead.of_step(kind, spec.max_step_tokens, spec.max_sequences)
-    planned = runtime + step + weights
     measured = loaded.memory.total - loaded.memory.kv_pool
-    text = f"{measured / 1e6:.0f} MB measured, {planned / 1e6:.0f} MB planned"
-    figures = {"measured": measured, "planned": planned}
-    yield Result(part, "memory without its pool", measured <= PLAN_ERROR * planned, text, figures)
+    text = f"{measured / 1e6:.0f} MB measured, {expected / 1e6:.0f} MB planned"
+    figures = {"measured": measured, "planned": expected}
+    yield Result(part, "memory without its pool", measured <= PLAN_ERROR * expected, text, figures)
 
     driver = Driver(runner, pages)
     used, parameters = of_each_token(card, weights)
@@ -319,12 +357,15 @@ def of_shape(
         limit = max(products / multiply, active(card.config, used, tokens) / read)
         yield share(part, f"prefill {tokens}", limit, took, f"{tokens / took:,.0f} tokens/s")
     driver.begin(max(batches), context)
+    alone = limit_of_one = math.nan
     for count in batches:
         seen = count * (context * card.kv_bytes_per_token(1) + 2 * state_bytes(card.cache_groups(1)))
         limit = (active(card.config, used, count) + seen) / read
         goal = GOALS.get(part) if count == 1 else None
         took = driver.decode(count, STEPS[kind])
+        alone = took if count == 1 else alone
         rate = f"{count / took:,.0f} tokens/s"
+        limit_of_one = limit if count == 1 else limit_of_one
         found = share(part, f"decode {count} at once", limit, took, rate, goal)
         if (graph := driver.graph(count, STEPS[kind])) is not None:
             eager = driver.decode(count, STEPS[kind], eager=True)
@@ -333,75 +374,53 @@ def of_shape(
             )
             found.figures |= {"graph": graph, "gap": 1 - graph / took, "eager": eager}
         yield found
+    behind = max(prompts) - PAGE_SIZE + 1  # so that its last page has room for the steps
+    runner.empty()
+    driver.prompts([0], behind)
+    took, more = driver.decode(1, STEPS[kind]), (behind - context) * card.kv_bytes_per_token(1) / read
+    found = share(part, f"decode 1 behind {behind}", limit_of_one + more, took, f"{1 / took:,.0f} tokens/s")
+    found.value += f"; {took / (alone + more):.3f} of a short step and its bytes (goal: {GROWTH:.2f} at most)"
+    found.figures["growth"] = took / (alone + more)
+    yield found
     runner.close()
 
 
-TINY = {
-    "vocab_size": 1024,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "tie_word_embeddings": True,
-    "dtype": "bfloat16",
-}
-TINY_EXPERTS = {
-    "num_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "norm_topk_prob": True,
-}
-TINY_BLOCKS = Qwen3Config(  # whose columns are blocks of 256
-    **TINY | {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "tie_word_embeddings": False}
-)
-EIGHT_BILLION = Qwen3Config(
-    vocab_size=151_936,
-    hidden_size=4096,
-    intermediate_size=12_288,
-    num_hidden_layers=36,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    tie_word_embeddings=False,
-    dtype="bfloat16",
-)
-TINY_STATES = {
-    "num_hidden_layers": 4,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
-}
-TWENTY_SEVEN_BILLION = {
-    "vocab_size": 248_320,
-    "hidden_size": 5120,
-    "intermediate_size": 17_408,
-    "num_hidden_layers": 64,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "linear_num_key_heads": 16,
-    "linear_num_value_heads": 48,
-    "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-}
-HYBRID = Qwen3_5TextConfig(**TWENTY_SEVEN_BILLION | {"num_hidden_layers": 12})
-MIXTURE = Qwen3MoeConfig(  # with a vocabulary that leaves most of a step to the layers
-    vocab_size=32_768,
-    hidden_size=2048,
-    moe_intermediate_size=768,
-    num_hidden_layers=6,
-    num_attention_heads=32,
-    num_key_value_heads=4,
-    head_dim=128,
-    num_experts=128,
-    num_experts_per_tok=8,
-    norm_topk_prob=True,
-    tie_word_embeddings=True,
-    dtype="bfloat16",
-)
+def spec_of(device: str, **limits: int) -> WorkerSpec:
+    """A worker of one rank, whose rings are not there."""
+    return WorkerSpec(
+        model="benchmark",
+        engine="transformer",
+        epoch=1,
+        rank=0,
+        world_size=1,
+        device=device,
+        threads=len(os.sched_getaffinity(0)),
+        reports=RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1),
+        heartbeat_fd=-1,
+        **limits,
+    )
+
+
+def planned(device: str, card: ModelCard, spec: WorkerSpec) -> tuple[int, int]:
+    """Bytes of a model, its process and its largest step, as a neuron plans them, and those of its pool."""
+    kind = device.partition(":")[0]
+    runtime = held(device) if kind == "cpu" else UNMEASURED_BYTES[kind]  # builds of PyTorch differ
+    [weights] = card.bytes_per_rank(1)
+    overhead = Overhead(
+        card.config, 2, 1, context_length=spec.context_length, in_blocks=bool(card.formats(1))
+    )
+    step = overhead.of_step(kind, spec.max_step_tokens, spec.max_sequences)
+    return runtime + step + weights, spec.kv_pages * PAGE_SIZE * card.kv_bytes_per_token(1)
+
+
+def too_large(device: str, expected: int, pool: int) -> str:
+    """That a card has no room for so many bytes; empty where it has."""
+    if device == "cpu":
+        return ""
+    free, _ = torch.cuda.mem_get_info(device)
+    if expected + pool <= free:
+        return ""
+    return f"not measured: it takes {(expected + pool) / 1e9:.1f} GB, and {free / 1e9:.1f} are free"
 
 
 def of_each_token(card: ModelCard, weights: int) -> tuple[int, int]:
@@ -461,21 +480,22 @@ def median(function: Callable[[], object], device: str, rounds: int = 5) -> floa
 
 
 PARTS: dict[str, Callable[[str, Path], Iterator[Result]]] = {
-    "tests": tests,
+    **{name: partial(of_shape, name) for name in MODELS},
     "equalities": equalities,
-    "attention": partial(of_kernels, "attention"),
-    "products": partial(of_kernels, "products"),
-    "engine": engine,
-    "large": large,
-    "experts": experts,
-    "gguf": in_gguf,
-    "fp8": fp8,
-    "awq": awq,
-    "nvfp4": nvfp4,
     "hybrid": hybrid,
+    "mixed": mixed,
     "waking": waking,
+    "products": partial(of_kernels, "products"),
+    "attention": partial(of_kernels, "attention"),
+    "tests": tests,
     "ranks": ranks,
 }
+until = math.inf  # by `time.monotonic`, which all processes share: when this part is ended
+
+
+def _left() -> float:
+    """Seconds that this part may still take."""
+    return until - time.monotonic()
 
 
 # --- the run --------------------------------------------------------------------------------------------
@@ -538,12 +558,15 @@ def main() -> int:
     parser.add_argument("--device", default="cuda:0", help="cuda:N, or cpu to rehearse it over tiny shapes")
     parser.add_argument("--only", choices=PARTS, action="append", help="this part, as often as you like")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # be that part's process
+    parser.add_argument("--until", type=float, default=math.inf, help=argparse.SUPPRESS)  # and end by then
     arguments = parser.parse_args()
     device, out = arguments.device, arguments.out.resolve()
     if reason := absent(device):
         print(f"benchmarks.gpu: {reason}; --device cpu rehearses it", file=sys.stderr)
         return 2
     if arguments.part:
+        global until
+        until = arguments.until
         results = []
         for result in PARTS[arguments.part](device, out):
             results.append(result)
@@ -556,19 +579,26 @@ def main() -> int:
     if device != "cpu":
         facts["name"] = torch.cuda.get_device_name(device)
     results: list[Result] = []
-    for name in arguments.only or PARTS:
+    late: list[str] = []
+    for name in arguments.only or LIMITS:
         found = out / f"{name}.json"
         found.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "benchmarks.gpu", str(out), "--device", device, "--part", name]
-        left = SECONDS - (time.monotonic() - began)
-        print(f"{name} …", flush=True)
-        results += run_part(name, command, found, max(1.0, min(LIMITS[name], left)))
-    facts["seconds"] = f"{time.monotonic() - began:.0f}"
-    text = report(results, facts)
-    (out / "gpu.txt").write_text(text)
-    (out / "gpu.json").write_text(
-        json.dumps({"facts": facts, "results": msgspec.to_builtins(results)}, indent=1)
-    )
+        seconds = min(LIMITS[name], SECONDS - (time.monotonic() - began))
+        if seconds < LEAST:
+            late.append(name)
+        else:
+            print(f"{name} …", flush=True)
+            command = [sys.executable, "-m", "benchmarks.gpu", str(out), "--device", device, "--part", name]
+            command += ["--until", str(time.monotonic() + seconds)]
+            results += run_part(name, command, found, seconds)
+        facts["seconds"] = f"{time.monotonic() - began:.0f}"
+        if late:
+            facts["not reached"] = " ".join(("OUT", *(f"--only {each}" for each in late)))
+        text = report(results, facts)
+        (out / "gpu.txt").write_text(text)
+        (out / "gpu.json").write_text(
+            json.dumps({"facts": facts, "results": msgspec.to_builtins(results)}, indent=1)
+        )
     print(text)
     return 0 if all(result.ok for result in results) else 1
 

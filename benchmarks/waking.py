@@ -29,7 +29,8 @@ from transformers import PretrainedConfig
 
 from benchmarks.driver import Driver, write_hollow
 from benchmarks.engine import SHAPE
-from benchmarks.gpu import EIGHT_BILLION, measure_limits
+from benchmarks.gpu import measure_limits
+from benchmarks.shapes import EIGHT_BILLION
 from ipc import parked
 from ipc.worker_messages import RingHandle, WorkerSpec
 from workers.checkpoints.card import ModelCard

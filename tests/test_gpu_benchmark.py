@@ -2,28 +2,18 @@
 
 import json
 import sys
+import time
 from types import SimpleNamespace
 
 import msgspec
 import pytest
 import torch
-from transformers import Qwen3MoeConfig
 
-from benchmarks import gpu
+from benchmarks import gpu, mixed
 from benchmarks.driver import write_hollow
-from benchmarks.gpu import (
-    TINY,
-    TINY_BLOCKS,
-    TINY_EXPERTS,
-    Result,
-    active,
-    experts,
-    main,
-    of_each_token,
-    report,
-    run_part,
-)
+from benchmarks.gpu import Result, active, main, of_each_token, report, run_part
 from benchmarks.quantised_models import write_awq, write_fp8, write_gguf
+from benchmarks.shapes import MODELS, TINY_BLOCKS
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.reading import read_card
 
@@ -57,20 +47,93 @@ def test_it_can_be_rehearsed_on_a_cpu(benchmark, capsys, tmp_path):
         assert f"ok      {name} " in (tmp_path / "gpu.txt").read_text()
 
 
-@pytest.mark.parametrize("shape", [TINY_BLOCKS, Qwen3MoeConfig(**TINY | TINY_EXPERTS)])
+@pytest.mark.parametrize("shape", [MODELS[name].tiny for name in ("large", "experts", "mamba")])
 def test_a_large_model_needs_no_disk_for_its_weights(tmp_path, shape):
     card = read_card(write_hollow(tmp_path, shape))
     assert (tmp_path / "model.safetensors").stat().st_blocks * 512 < 65_536 < sum(card.bytes_per_rank(1))
 
 
-def test_a_large_model_can_be_rehearsed(tmp_path):
-    results = {result.name: result for result in gpu.large("cpu", tmp_path)}
+@pytest.mark.parametrize("part", ["large", "experts", "mamba", "hybrid"])
+def test_a_large_model_can_be_rehearsed(tmp_path, part):
+    results = {result.name: result for result in gpu.PARTS[part]("cpu", tmp_path)}
+    assert all(result.part == part for result in results.values())
     assert results["decode 8 at once"].figures["share"] > 0
+    assert results["decode 1 behind 33"].figures["growth"] > 0
 
 
-def test_so_can_its_hybrid(tmp_path):
-    results = {result.name: result for result in gpu.hybrid("cpu", tmp_path)}
-    assert results["decode 8 at once"].figures["share"] > 0
+def test_so_can_requests_of_all_lengths_beside_transformers(tmp_path):
+    results = {result.name: result for result in gpu.mixed("cpu", tmp_path)}
+    for count in (1, 8):
+        ours, theirs = (results[f"tiny, {count} at once{peer}"] for peer in ("", ", transformers"))
+        assert theirs.figures["ratio"] == pytest.approx(theirs.figures["seconds"] / ours.figures["seconds"])
+
+
+def test_a_peer_that_fails_leaves_what_is_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(mixed, "Peer", lambda *given, **settings: 1 / 0)
+    results = {result.name: result for result in gpu.mixed("cpu", tmp_path)}
+    assert results["tiny, 8 at once"].figures["seconds"] > 0
+    assert (
+        results["tiny, 8 at once, transformers"].value == "not measured: ZeroDivisionError: division by zero"
+    )
+
+
+def test_what_has_no_room_on_a_card_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "measure_limits", lambda device: (1.0, 1.0, 1.0))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (12 << 30, 12 << 30))
+    [*_, result] = gpu.PARTS["14b"]("cuda:0", tmp_path)
+    assert (result.ok, result.value[:22]) == (True, "not measured: it takes")
+    assert "12.9 are free" in result.value
+
+
+def test_parts_that_are_not_reached_are_named_and_those_before_are_kept(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "SECONDS", 100.0)
+    monkeypatch.setattr(gpu, "LEAST", 20.0)
+    clock = iter([0.0, 0.0, 0.0, 90.0, *[91.0] * 9])
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: next(clock))
+    seen = []
+
+    def run(name, command, found, seconds):
+        seen.append((name, seconds, command[-2:]))
+        return [Result(name, "load", True, "1 s")]
+
+    monkeypatch.setattr(gpu, "run_part", run)
+    assert benchmark(tmp_path, "--device", "cpu", "--only", "fp8", "--only", "tests", "--only", "awq") == 0
+    assert seen == [("fp8", 90.0, ["--until", "90.0"])]
+    facts = json.loads((tmp_path / "gpu.json").read_text())["facts"]
+    assert facts["not reached"] == "OUT --only tests --only awq"
+    assert "fp8         ok      load  1 s" in (tmp_path / "gpu.txt").read_text()
+
+
+def test_what_was_found_is_written_after_each_part(benchmark, tmp_path, monkeypatch):
+    def run(name, command, found, seconds):
+        if name == "awq":
+            raise KeyboardInterrupt
+        return [Result(name, "load", False, "ended with 1")]
+
+    monkeypatch.setattr(gpu, "run_part", run)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(tmp_path, "--device", "cpu", "--only", "fp8", "--only", "awq")
+    assert "FAILED fp8: load: ended with 1" in (tmp_path / "gpu.txt").read_text()
+
+
+def test_tests_that_are_cut_tell_what_they_found(tmp_path, monkeypatch):
+    script = (
+        "import signal, sys, time\n"
+        "print('began', flush=True)\n"
+        "try: time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        "    name = next(each for each in sys.argv if each.startswith('--junitxml=')).partition('=')[2]\n"
+        "    open(name, 'w').write('<s><testcase classname=\"a\" name=\"b\"/></s>')\n"
+    )
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "$SCRIPT" "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("SCRIPT", script)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(gpu, "until", time.monotonic() + gpu.LEAST + 2.0)
+    [result] = gpu.tests("cuda:0", tmp_path)
+    assert result.value == "1 passed, 0 skipped, 0 failed, cut there for want of time"
 
 
 def test_so_can_its_waking(tmp_path):
@@ -94,12 +157,6 @@ def test_with_one_gpu_what_wants_two_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     [result] = gpu.ranks("cuda:0", tmp_path)
     assert (result.ok, result.value) == (True, "not measured: it wants 2 GPUs, and here is 1")
-
-
-def test_so_can_its_mixture_of_experts(tmp_path):
-    results = {result.name: result for result in experts("cpu", tmp_path)}
-    assert all(result.part == "experts" for result in results.values())
-    assert results["decode 8 at once"].figures["share"] > 0
 
 
 @pytest.mark.parametrize(("part", "goal"), [("gguf", 0.5), ("fp8", 0.55), ("awq", 0.5), ("nvfp4", 0.5)])

@@ -50,7 +50,7 @@ def norms(dtype: torch.dtype) -> None:
 
 def choices() -> None:
     """As routers choose without Triton; of equal ones the first."""
-    for sigmoid, corrected, least, scale in ((False, False, None, 1.0), (True, True, 1e-20, 2.5)):
+    for sigmoid, corrected, least, scale in ((False, False, None, 1.0), (True, True, 0.25, 2.5)):
         logits, correction = torch.randn(3, 13), torch.randn(13) if corrected else None
         logits[2, 4], logits[2, 9] = float("nan"), 40.0
         weights, numbers = fused.choice(logits, correction, 5, sigmoid, least, scale)

@@ -139,7 +139,8 @@ CASES = (
     *("decode", "decode of 1 head a key head", "decode of 7 heads a key head", "decode with a window"),
     *("decode in chunks with sinks", "decode of latent vectors", "five tokens", "prompt"),
     *("prompt behind another", "prompt with a window", "prompt with sinks", "prompt of latent vectors"),
-    "prompt of heads of 512",
+    *("prompt of heads of 512", "decode over int8", "decode over fp8 with a window"),
+    *("five tokens over fp8 with sinks", "prompt over int8", "prompt over fp8"),
 )
 
 
