@@ -22,6 +22,7 @@ from ipc.messages.answers import Usage
 logger = logging.getLogger("gateway.access")
 
 LOOK_SECONDS = 1.0  # between two looks at the store; what was revoked is refused after that
+TURN_SECONDS = 0.5  # that usage waits to be written, and keys meanwhile to be read; later is as good
 
 NO_KEY = (
     "an API key is needed, as `Authorization: Bearer KEY` or as `x-api-key: KEY`; "
@@ -39,7 +40,7 @@ class Keyring:
     """
 
     def __init__(self, path: Path, anonymous: bool, local: bool = False) -> None:
-        self._store = KeyStore(path)
+        self._store = KeyStore(path, TURN_SECONDS)
         self._limits = Limits(path.with_name(f"{path.name}-limits"))
         self._anonymous, self._local = anonymous, local
         self._keys: dict[bytes, Key] = {}
@@ -129,6 +130,8 @@ class Keyring:
         self._looks += 1
         try:
             if not await self._store.exists():
+                if self._edition is not None:
+                    logger.warning("the store of keys, %s, is gone, and all keys with it", self._store.path)
                 self._keys, self._edition, self._has_admin = {}, None, False
             elif (edition := await self._store.read(key_store.edition)) != self._edition:
                 keys = await self._store.read(key_store.every)
@@ -139,7 +142,8 @@ class Keyring:
             if self._edition is None:  # somebody may be an administrator
                 self._has_admin = True
             if error.message != self._broken:
-                logger.error("%s; the keys that are known hold", one_line(error.message))
+                hold = "the keys that are known hold" if self._edition is not None else "no key is known"
+                logger.error("%s; %s", one_line(error.message), hold)
             self._broken = error.message
         else:
             if self._broken:

@@ -57,10 +57,14 @@ class Database:
     """The file at `path`, which is made, with its folder, when it is first needed.
 
     What root makes belongs to the folder's owner, which is the user of the service that uses it.
+
+    Args:
+        turn_seconds: that a writer waits for the others, and who reads after it, too; None: `TURN_SECONDS`.
     """
 
-    def __init__(self, path: str | Path, kind: Kind) -> None:
+    def __init__(self, path: str | Path, kind: Kind, turn_seconds: float | None = None) -> None:
         self.path, self._kind = Path(path).expanduser(), kind
+        self._turn_seconds = TURN_SECONDS if turn_seconds is None else turn_seconds
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._connection: sqlite3.Connection | None = None
         self._opened: tuple[int, int] | None = None  # which file the connection has
@@ -143,22 +147,22 @@ class Database:
         self._make()
         made = os.stat(self.path)
         connection = sqlite3.connect(
-            self.path, timeout=TURN_SECONDS, isolation_level=None, check_same_thread=False
+            self.path, timeout=self._turn_seconds, isolation_level=None, check_same_thread=False
         )
         try:
-            _log_ahead(connection)
+            _log_ahead(connection, self._turn_seconds)
             connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("BEGIN IMMEDIATE")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in self._kind.schema.split(";\n"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {self._kind.version}")
-            elif version != self._kind.version:
+            if not _version(connection):  # who only reads need not wait for whoever writes
+                connection.execute("BEGIN IMMEDIATE")
+                if not _version(connection):  # nobody else made it meanwhile
+                    for statement in self._kind.schema.split(";\n"):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version = {self._kind.version}")
+                connection.execute("COMMIT")
+            if (version := _version(connection)) != self._kind.version:
                 raise sqlite3.DatabaseError(
                     f"its format is {version}, and this version of cortex knows {self._kind.version}"
                 )
-            connection.execute("COMMIT")
         except BaseException:
             connection.close()
             raise
@@ -185,9 +189,15 @@ class Database:
         return CortexError(STORE_UNAVAILABLE, text, retry_after=RETRY_SECONDS if _is_busy(error) else None)
 
 
-def _log_ahead(connection: sqlite3.Connection) -> None:
+def _version(connection: sqlite3.Connection) -> int:
+    """Of the file's format; 0: it has none yet."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return version
+
+
+def _log_ahead(connection: sqlite3.Connection, turn_seconds: float) -> None:
     """Have writes go to a log first. Of two that turn to that at once, SQLite has one fail at once."""
-    end = time.monotonic() + TURN_SECONDS
+    end = time.monotonic() + turn_seconds
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")

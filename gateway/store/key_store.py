@@ -104,8 +104,8 @@ class UsageRow(NamedTuple):
 class KeyStore(Database):
     """The file at `path`."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, KEYS)
+    def __init__(self, path: Path, turn_seconds: float | None = None) -> None:
+        super().__init__(path, KEYS, turn_seconds)
 
 
 def add(

@@ -17,7 +17,7 @@ from gateway.access import api_key, keyring
 from gateway.access.keyring import Keyring, has_keys
 from gateway.access.principal import LEFTOVERS
 from gateway.refusals import INVALID_KEY, STORE_UNAVAILABLE
-from gateway.store import database, key_store
+from gateway.store import key_store
 from gateway.store.key_store import KeyStore, Terms
 from ipc.errors import CortexError
 from ipc.messages.answers import Usage
@@ -65,7 +65,7 @@ async def until(found: Callable[[], Awaitable[bool]]) -> None:
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
 def test_keys_of_a_file_that_took_anothers_place_count_and_its_own_no_longer(
-    tmp_path: Path, how: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     path, other = tmp_path / "keys.db", tmp_path / "other.db"
     old, new = make_key(path), make_key(other)
@@ -88,6 +88,40 @@ def test_keys_of_a_file_that_took_anothers_place_count_and_its_own_no_longer(
         await until(changed)
 
     beside(ring, work)
+    assert [record.getMessage().partition(", is")[2] for record in caplog.records] == (
+        [" gone, and all keys with it"] if how == "deleted" else []
+    )
+
+
+def test_keys_are_read_while_somebody_writes_and_takes_no_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys.db"
+    key, ring = make_key(path), Keyring(path, anonymous=False)
+
+    async def work() -> None:
+        assert await holds(ring, key)
+        assert not await holds(ring, "sk-cortex-another")
+
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        beside(ring, work)
+    assert not caplog.records
+
+
+def test_where_no_key_was_ever_read_none_is_said_to_hold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys.db"
+    path.write_bytes(b"no database" * 1000)
+    ring = Keyring(path, anonymous=False)
+
+    async def work() -> None:
+        with pytest.raises(CortexError, match="file is not a database"):
+            await ring.who([api_key.make().text], lambda: "")
+
+    beside(ring, work)
+    assert [record.getMessage().rpartition("; ")[2] for record in caplog.records] == ["no key is known"]
 
 
 def test_who_has_no_key_gets_what_those_with_one_leave(tmp_path: Path) -> None:
@@ -178,7 +212,7 @@ def test_a_store_that_cannot_be_written_is_one_line_and_what_was_used_is_written
 ) -> None:
     path = tmp_path / "keys.db"
     key = make_key(path)
-    monkeypatch.setattr(database, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(keyring, "TURN_SECONDS", 0.01)
     caplog.set_level(logging.INFO)
     ring = Keyring(path, anonymous=False)
 
