@@ -22,6 +22,7 @@ from ipc.messages.answers import Usage
 logger = logging.getLogger("gateway.access")
 
 LOOK_SECONDS = 1.0  # between two looks at the store; what was revoked is refused after that
+JUMP_SECONDS = 30.0  # of the wall clock beside the monotonic one, from a look to the next: it was set
 TURN_SECONDS = 0.5  # that usage waits to be written, and keys meanwhile to be read; later is as good
 
 NO_KEY = (
@@ -50,6 +51,7 @@ class Keyring:
         self._looking = asyncio.Lock()
         self._used: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
         self._keeping: asyncio.Task[None] | None = None
+        self._clock = _clock()
         self._broken = ""  # why the store could not be read last,
         self._unwritten = ""  # and why not written
 
@@ -118,12 +120,21 @@ class Keyring:
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
+            self._look_at_clock()
             try:
                 async with self._looking:
                     await self._look()
                 await self._flush()
             except Exception:  # or nobody would hear of a key that is revoked
                 logger.exception("keys cannot be followed")
+
+    def _look_at_clock(self) -> None:
+        before, self._clock = self._clock, _clock()
+        if abs(jump := self._clock - before) >= JUMP_SECONDS:
+            text = (
+                "the clock jumped by %+.0f s: keys expire by it, and limits by the minute and day begin anew"
+            )
+            logger.warning(text, jump)
 
     async def _look(self) -> None:
         """Read the keys where they have changed. Those that are known hold while the store cannot be read."""
@@ -171,6 +182,11 @@ class Keyring:
             if self._unwritten:
                 logger.info("what keys were used for is written again")
             self._unwritten = ""
+
+
+def _clock() -> float:
+    """By how much the clock that people set is ahead of the one that nobody does; seconds."""
+    return time.time() - time.monotonic()
 
 
 @lru_cache(2)

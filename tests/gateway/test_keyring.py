@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,27 @@ def test_where_no_key_was_ever_read_none_is_said_to_hold(
 
     beside(ring, work)
     assert [record.getMessage().rpartition("; ")[2] for record in caplog.records] == ["no key is known"]
+
+
+@pytest.mark.parametrize("jump", [86400.0, -86400.0, 2.0])
+def test_a_clock_that_jumps_is_told_once_and_one_that_is_put_right_a_little_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, jump: float
+) -> None:
+    ring, right = Keyring(tmp_path / "keys.db", anonymous=True), time.time
+
+    async def work() -> None:
+        monkeypatch.setattr(time, "time", lambda: right() + jump)
+        begun = ring._looks
+
+        async def looked() -> bool:
+            return ring._looks > begun + 3
+
+        await until(looked)
+
+    beside(ring, work)
+    monkeypatch.undo()
+    told = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert told == ([f"the clock jumped by {jump:+.0f} s"] if abs(jump) > 2 else [])
 
 
 def test_who_has_no_key_gets_what_those_with_one_leave(tmp_path: Path) -> None:
