@@ -8,7 +8,6 @@ and no reply of an earlier connection can be taken for one of this, since ids ar
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import struct
 from collections.abc import Iterable
@@ -26,7 +25,7 @@ from ipc.messages.framing import (
     PROTOCOL_MAJOR,
     SEVERAL_SINCE,
 )
-from ipc.messages.replies import AnyReply, Cancelled, Failed, Reply
+from ipc.messages.replies import AnyReply, Cancelled, Failed, Heartbeat, Progress, Reply
 from ipc.messages.requests import AnyRequest, Cancel
 from ipc.sockets import MAX_MESSAGE, NOBLOCK, Pump, configure, connection_events
 
@@ -39,6 +38,8 @@ TURNS = 4  # of the loop, at most, that a request waits for others to go with it
 ENOUGH = 4  # requests that go without that wait, where the neuron has no more of ours than wait
 
 _decode = msgspec.msgpack.Decoder(list[AnyReply]).decode
+# Types of replies of which none may be missed. A newer version may know more stages of `Progress`.
+_NEEDED = {each.__struct_config__.tag for each in AnyReply.__args__ if each not in (Progress, Heartbeat)}
 _NO_HANDSHAKE = (
     "the handshake failed: only one side uses keys, or its public key is another, or it is no neuron"
 )
@@ -47,6 +48,13 @@ _REFUSED = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: _NO_HANDSHAKE,
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: _NO_HANDSHAKE,
 }
+
+
+class _Head(msgspec.Struct):
+    """What each reply begins with."""
+
+    id: int
+    type: str
 
 
 class NeuronClient:
@@ -321,12 +329,19 @@ class NeuronClient:
         return True
 
     def _decode_known(self, body: memoryview) -> list[Reply]:
-        """The replies that we understand: a newer minor version may have more types."""
+        """The replies that we understand: a newer minor version may have more types. One that we know and
+        cannot read ends its call, which might wait for ever for what it said."""
         known: list[Reply] = []
         try:
             for raw in msgspec.msgpack.decode(body, type=list[msgspec.Raw]):
-                with contextlib.suppress(msgspec.ValidationError):
+                try:
                     known.append(msgspec.msgpack.decode(raw, type=AnyReply))
+                except (msgspec.ValidationError, UnicodeDecodeError) as error:
+                    head = msgspec.msgpack.decode(raw, type=_Head)
+                    if head.type in _NEEDED and head.id in self._calls:
+                        text = f"what the neuron at {self.endpoint} says cannot be read: {head.type}: {error}"
+                        known.append(Failed(id=head.id, code=Code.INTERNAL, message=text))
+                        self._send_cancel(head.id)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             logger.warning("message ignored endpoint=%s reason=%s", self.endpoint, error)
         return known

@@ -200,7 +200,11 @@ class Exchange:
             return []
         replies = await self._call.take(within)
         if (transcript := self._transcript) is not None:
-            replies = [each for each in replies if type(each) is not Delta or transcript.take(each)]
+            try:
+                replies = [each for each in replies if type(each) is not Delta or transcript.take(each)]
+            except CortexError as error:
+                self._give_up(error)
+                return []
         tokens = 0
         for reply in replies:
             kind = type(reply)
@@ -215,6 +219,12 @@ class Exchange:
                 reply.message = self._for_its_sender(reply.message)
                 self._waits_for, self._told = reply, monotonic()
             elif kind is Finished:
+                if not self._has_all_choices(reply):
+                    text = (
+                        f"the neuron ends other choices than the {_choices(self._request)} it was asked for"
+                    )
+                    self._give_up(CortexError(Code.INTERNAL, text))
+                    return []
                 self.receipt.finished = reply if self._pieces is None else self._pieces.join(reply)
                 self._neuron.served(self._request.model)
             elif kind is LogprobPiece or kind is VectorPiece:
@@ -340,6 +350,15 @@ class Exchange:
             self._moving = asyncio.create_task(self._move(error))
         else:
             self.receipt.fail(self._as_told(error))
+
+    def _give_up(self, error: CortexError) -> None:
+        """End a request whose neuron says what cannot be."""
+        self._call.cancel()
+        self._fail(Failed.of(0, error))
+
+    def _has_all_choices(self, finished: Finished) -> bool:
+        """Whether it ends the choices that were asked for, each once."""
+        return [choice.index for choice in finished.choices] == list(range(_choices(self._request)))
 
     def _note_whether_it_comes_back(self, error: CortexError) -> None:
         """Whether that neuron may be asked again, where no other takes the request."""

@@ -79,6 +79,7 @@ class Neuron:
         self._prefixes = prefixes if prefixes is not None else Prefixes()
         self._lost_at, self._lost_seconds = -inf, lost_seconds
         self._is_back = asyncio.Event()
+        self._overstates = False  # which prompts it holds, and the log says so
         self._other_eviction = ""  # that counts there, as was logged
         self._breakers: dict[str, Breaker] = {}  # of models that failed since they served somebody
 
@@ -198,7 +199,8 @@ class Neuron:
         for name, news in state.prefixes.items():
             if _epoch(self.models.get(name)) is None:  # no worker holds any
                 continue
-            if not self._prefixes.learn(self, name, news):
+            if not self._prefixes.learn(self, name, news) and not self._overstates:
+                self._overstates = True
                 logger.warning(
                     "neuron claims too many prefixes, none counts name=%s model=%s", self.name, name
                 )

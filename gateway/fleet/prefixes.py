@@ -33,6 +33,9 @@ class Prefixes(Generic[H]):
         Returns:
             False when it says that it holds more than any neuron would, which is not believed.
         """
+        if len(news) > 2 * MOST:  # it would take long to find out
+            self.forget(host, [model])
+            return False
         for digest, tokens in news.items():
             self._expected.pop((digest, host), None)
             if tokens:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ipc.errors import Code, CortexError
 from ipc.messages.answers import ToolCallDelta
 from ipc.messages.replies import Delta
 from ipc.messages.requests import MAX_WRITTEN
@@ -77,10 +78,14 @@ class Transcript:
         self._said = [Said() for _ in range(choices)]
 
     def take(self, delta: Delta) -> bool:
-        """Note a delta, and leave in it what is new; whether that is anything."""
+        """Note a delta, and leave in it what is new; whether that is anything.
+
+        Raises:
+            CortexError: it is of a choice that nobody asked for.
+        """
         if delta.index >= len(self._said):
             self.is_whole = False
-            return True
+            raise CortexError(Code.INTERNAL, f"the neuron answers choice {delta.index} of {len(self._said)}")
         said = self._said[delta.index]
         token_ids = delta.token_ids or []
         if len(token_ids) != delta.tokens:

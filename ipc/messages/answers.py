@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ipc.messages.conversation import ToolCall
-from ipc.messages.values import Plain
+from ipc.messages.values import Finite, Plain
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -20,9 +20,9 @@ class Usage(Plain):
 class Timings(Plain):
     """Seconds, measured in the neuron. `first_token` counts from the arrival of the request."""
 
-    queue: float = 0.0  # arrival to hand-over to the worker, loading included
-    first_token: float = 0.0
-    total: float = 0.0
+    queue: Finite = 0.0  # arrival to hand-over to the worker, loading included
+    first_token: Finite = 0.0
+    total: Finite = 0.0
 
 
 class ToolCallDelta(Plain):

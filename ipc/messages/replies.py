@@ -15,6 +15,7 @@ from ipc.messages.answers import Choice, Timings, TokenLogprob, ToolCallDelta, U
 from ipc.messages.catalogue import Appraisal
 from ipc.messages.requests import Eviction
 from ipc.messages.state import Device, ModelState, RankState
+from ipc.messages.values import Count, Digest, Finite
 
 
 class Reply(msgspec.Struct, tag_field="type", omit_defaults=True, kw_only=True):
@@ -33,8 +34,8 @@ class Progress(Reply, tag="progress"):
 
     stage: Literal["queued", "loading"]
     message: str = ""
-    fraction: float | None = None
-    seconds_left: float | None = None
+    fraction: Finite | None = None
+    seconds_left: Finite | None = None
     position: int | None = (
         None  # when "queued": of the request before its model, or of its model before memory
     )
@@ -48,7 +49,7 @@ class Delta(Reply, tag="delta"):
     """
 
     tokens: int
-    index: int = 0  # of the choice
+    index: Count = 0  # of the choice
     text: str = ""
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] = []
@@ -89,7 +90,7 @@ class Failed(Reply, tag="failed"):
     code: str
     message: str
     param: str | None = None
-    retry_after: float | None = None
+    retry_after: Finite | None = None
     tokens_sent: int = 0
     details: dict[str, Any] = {}
 
@@ -175,14 +176,14 @@ class Quoted(Reply, tag="quoted"):
 
     verdict: Literal["ready", "loading", "fits", "evicts", "waits", "refused"]
     # Until it could begin: as its last load took, else its bytes at the rate of others. None: not known.
-    seconds: float | None = None
+    seconds: Finite | None = None
     evicts: list[str] = []  # the models that would leave
     bytes: int = 0  # that it would book, or has booked
     queue: int = 0  # requests for it that have not begun
     ahead: int = 0  # models that wait for memory before it would
     code: str = ""
     message: str = ""
-    loss: float = 0.0  # seconds that whoever wants the evicted models next will wait for them, at a guess
+    loss: Finite = 0.0  # seconds that whoever wants the evicted models next will wait for them, at a guess
     parked: bool = False  # its weights are in the host's memory, which `seconds` reckons with
     # Its files are not here, and so much of them has to come from a hub before it loads; 0: not known yet.
     bytes_to_pull: int | None = None
@@ -224,7 +225,7 @@ class Discovery(Reply, tag="discovery"):
 
 
 class HealthReply(Reply, tag="health"):
-    uptime: float
+    uptime: Finite
     draining: bool
     devices: list[Device]
     models: list[ModelState]
@@ -254,7 +255,7 @@ class State(Reply, tag="state"):
     gone: list[str] = []
     # By model, the marks of prompts whose pages its worker holds, and how many tokens that is: those that are
     # new, and with 0 those of which it no longer holds all. An epoch begins with none.
-    prefixes: dict[str, dict[bytes, int]] = {}
+    prefixes: dict[str, dict[Digest, Count]] = {}
     text_memory: int = 0  # as of `health`, and these
     parked_memory: int = 0
     parking: int = 0

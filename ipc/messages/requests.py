@@ -16,7 +16,7 @@ from ipc.errors import Code, CortexError
 from ipc.messages.catalogue import FleetCatalogue
 from ipc.messages.conversation import MAX_TOOLS, Tools, Turns
 from ipc.messages.sampling import Sampling, Structured, Thinking
-from ipc.messages.values import MAX_TOKEN_IDS, ModelId, Name, Plain, Seconds, TokenIds
+from ipc.messages.values import MAX_TOKEN_IDS, Digest, ModelId, Name, Plain, Seconds, TokenIds
 
 MAX_MARKS = 8
 MAX_NEURONS = 64  # of which one is chosen
@@ -32,7 +32,7 @@ class Mark(Plain):
     `digest` is the client's own, the same for all prompts that are the same up to there.
     """
 
-    digest: Annotated[bytes, Meta(min_length=1, max_length=32)]
+    digest: Digest
     share: Annotated[float, Meta(ge=0, le=1)] = 1.0  # of the prompt, that comes before it
 
 

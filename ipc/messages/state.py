@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ipc.messages.values import Plain
+from ipc.messages.values import Finite, Plain
 
 # Waiting is for memory that others hold; draining: it takes nothing new, for others wait for its memory.
 ModelStatus = Literal[
@@ -24,8 +24,8 @@ class Device(Plain):
     compute_capability: str | None = None
     driver: str | None = None
     cores: int | None = None
-    utilization: float | None = None  # 0 to 1
-    temperature: float | None = None  # degrees Celsius
+    utilization: Finite | None = None  # 0 to 1
+    temperature: Finite | None = None  # degrees Celsius
 
 
 class RankState(Plain):
@@ -36,11 +36,11 @@ class RankState(Plain):
     device: str
     state: str
     step: int
-    age: float  # seconds since it last wrote
+    age: Finite  # seconds since it last wrote
     memory: int  # bytes it holds on its device
     collectives: int = 0  # that it took part in
     # In all of them. The others wait for the rank with the fewest seconds; the difference is the skew.
-    collective_seconds: float = 0.0
+    collective_seconds: Finite = 0.0
 
 
 class ModelState(Plain):
@@ -63,8 +63,8 @@ class ModelState(Plain):
     bytes_measured: int = 0  # what its ranks found that they hold
     pinned: bool = False
     priority: int = 100
-    progress: float | None = None  # of a load, 0 to 1
-    seconds_left: float | None = None  # of it, at the rate so far
+    progress: Finite | None = None  # of a load, 0 to 1
+    seconds_left: Finite | None = None  # of it, at the rate so far
     error: str | None = None  # why it failed last
     epoch: int = 0  # worker groups started so far
     restarts: int = 0
@@ -81,24 +81,23 @@ class ModelState(Plain):
     preemptions: int = 0
     out_of_memory: int = 0  # steps that ran out of memory
     collectives: int = 0  # between its ranks, since the load
-    collective_seconds: list[
-        float
-    ] = []  # by rank, in all of them: the others wait for the one with the least
+    # By rank, in all of them: the others wait for the one with the least.
+    collective_seconds: list[Finite] = []
     steps: int = 0
     created: int = 0  # Unix time of the checkpoint
-    load_seconds: float | None = None  # that its last load took, from the start of its processes
+    load_seconds: Finite | None = None  # that its last load took, from the start of its processes
     adapters: list[str] = []  # names; each is asked for as `ID:NAME`
     completion: bool = True  # it writes text
     embedding: bool = False  # it turns texts into vectors
     rerank: bool = False  # it scores documents for a query
     max_sequences: int = 0  # that it computes at once
-    request_seconds: float = 0.0  # that a request takes from its beginning, smoothed; 0: not measured yet
-    prefill_rate: float = 0.0  # tokens of prompts a second, lately at best; 0: not measured yet
+    request_seconds: Finite = 0.0  # that a request takes from its beginning, smoothed; 0: not measured yet
+    prefill_rate: Finite = 0.0  # tokens of prompts a second, lately at best; 0: not measured yet
     evictions: int = 0  # times that it left for another model
     bytes_parked: int = 0  # of its weights, in the host's memory, from where a load brings them back
     wakes: int = 0  # loads from there
-    wake_seconds: float | None = None  # that the last one took
-    keep_alive: float | None = None  # seconds without a request after which it is unloaded; None: never
+    wake_seconds: Finite | None = None  # that the last one took
+    keep_alive: Finite | None = None  # seconds without a request after which it is unloaded; None: never
     drained: bool = False  # it takes nothing new here until a `Resume`
     max_output: int = 0  # tokens of one answer, whatever a request wants; 0: what the context leaves
     adapters_loaded: list[str] = []  # names of those that are in memory now

@@ -21,5 +21,8 @@ MAX_FLOAT = sys.float_info.max
 
 Name = Annotated[str, Meta(max_length=MAX_NAME)]
 ModelId = Annotated[str, Meta(max_length=MAX_MODEL_ID)]
-Seconds = Annotated[float, Meta(ge=-MAX_FLOAT, le=MAX_FLOAT)]  # no NaN: in a timer it stops the others
+Finite = Annotated[float, Meta(ge=-MAX_FLOAT, le=MAX_FLOAT)]  # no NaN: JSON has none
+Seconds = Finite  # nor in a timer, where it stops the others
+Count = Annotated[int, Meta(ge=0)]
+Digest = Annotated[bytes, Meta(min_length=1, max_length=32)]  # of a beginning of a prompt
 TokenIds = Annotated[list[int], Meta(max_length=MAX_TOKEN_IDS)]

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from gateway.fleet.transcript import Transcript
+from ipc.errors import CortexError
 from ipc.messages.answers import ToolCallDelta
 from ipc.messages.replies import Delta
 from ipc.messages.requests import MAX_WRITTEN
@@ -88,6 +89,11 @@ def test_an_answer_with_tokens_that_nobody_named_is_not_whole() -> None:
     transcript = Transcript(1, with_ids=False)
     assert transcript.take(delta(tokens=1, text="a"))
     assert not transcript.is_whole
+
+
+def test_a_choice_that_nobody_asked_for_is_refused() -> None:
+    with pytest.raises(CortexError, match="answers choice 2 of 2"):
+        Transcript(2, with_ids=False).take(delta(tokens=1, index=2, text="a"))
 
 
 def test_an_answer_of_more_tokens_than_a_neuron_tells_again_is_not_whole() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections import Counter
 from functools import partial
+from math import inf, nan
 from pathlib import Path
 
 import msgspec
@@ -16,12 +18,13 @@ from gateway.config import NeuronSettings
 from gateway.fleet.breaker import FAILURES
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.neuron import SILENT_SECONDS, Neuron
+from gateway.fleet.prefixes import MOST
 from gateway.telemetry import metrics
 from ipc.errors import Code, CortexError
-from ipc.messages.answers import Usage
-from ipc.messages.replies import Quoted, State
+from ipc.messages.answers import Choice, Timings, Usage
+from ipc.messages.replies import Finished, Quoted, State
 from ipc.messages.requests import Eviction, Strategy
-from ipc.messages.state import ModelState
+from ipc.messages.state import Device, ModelState
 from tests.gateway.fake_neuron import FakeNeuron
 from tests.gateway.fleets import ask, count, eventually, fleet_of, generate, run
 
@@ -115,6 +118,75 @@ def test_a_neuron_that_lies_about_tokens_costs_no_request_its_account(
                 fleet.ended.write()
         (line,) = [text for text in caplog.messages if text.startswith("request ended")]
         assert f"prompt_tokens={counted} completion_tokens={counted}" in line
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"devices": [Device(id="cpu", kind="cpu", name="c", memory_total=1, memory_free=1, utilization=nan)]},
+        {"models": [ModelState(id="echo", status="ready", request_seconds=inf)]},
+        {"prefixes": {"echo": {b"x" * 33: 1}}},
+        {"prefixes": {"echo": {b"x": -1}}},
+    ],
+)
+def test_a_neuron_that_says_what_cannot_be_is_lost_in_one_line_and_others_serve(
+    lie: dict, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        liar, good = FakeNeuron(name="a", models=("echo",)), FakeNeuron(name="b", models=("echo",))
+        async with fleet_of(liar, good) as fleet:
+            honest, told = liar.state, Counter()
+
+            def state(number: int) -> State:
+                told["lies"] += 1
+                return msgspec.structs.replace(honest(number), **lie)
+
+            liar.state = state
+            liar._tell()
+            await eventually(lambda: not fleet.neurons[0].healthy)
+            assert await ask(fleet) == "one two"
+            await eventually(lambda: told["lies"] > 2)
+            liar.state = honest
+            await eventually(lambda: fleet.neurons[0].healthy)
+
+    run(scenario)
+    assert sum("cannot be read: state: " in text for text in caplog.messages) == 1
+
+
+def test_more_prefixes_than_any_neuron_holds_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        liar = FakeNeuron(name="a", models=("echo",))
+        async with fleet_of(liar) as fleet:
+            many = {number.to_bytes(4): 7 for number in range(2 * MOST + 1)}
+            for news in (many, dict(list(many.items())[: MOST + 1]), many):
+                fleet.neurons[0]._on_state(
+                    msgspec.structs.replace(liar.state(1), whole=False, prefixes={"echo": news})
+                )
+                assert not len(fleet.prefixes)
+
+    run(scenario)
+    assert sum("too many prefixes" in text for text in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("indices", [[], [1], [0, 0]])
+def test_an_end_of_other_choices_than_were_asked_for_fails_its_request(indices: list[int]) -> None:
+    async def scenario() -> None:
+        async with fleet_of(FakeNeuron()) as fleet:
+            exchange = Exchange(fleet, "r")
+            await exchange.send(generate("queued"))
+            ended = Finished(
+                id=1,
+                choices=[Choice(reason="stop", index=each) for each in indices],
+                usage=Usage(),
+                timings=Timings(),
+            )
+            exchange._call.push(ended)
+            with pytest.raises(CortexError, match="ends other choices than the 1 it was asked for") as caught:
+                await exchange.whole()
+            assert caught.value.code == Code.INTERNAL
+            exchange.close()
 
     run(scenario)
 

@@ -77,6 +77,38 @@ def test_a_reply_type_of_a_newer_minor_version_is_skipped():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"type": "finished"},
+        {"type": "delta", "tokens": 1, "index": -1},
+        {"type": "state", "neuron": "n", "instance": "1", "draining": False, "devices": [], "models": 5},
+        {"type": "done", "id": "a"},
+    ],
+)
+def test_a_reply_that_cannot_be_read_ends_its_call_and_no_other(reply):
+    async def main():
+        async with puppet() as (neuron, client):
+            call, other = client.open(Health(id=0)), client.open(Health(id=0))
+            for _ in range(2):
+                await neuron.request()
+            await neuron.reply(
+                {"id": call.id} | reply, {"type": "progress", "id": other.id, "stage": "a new one"}
+            )
+            await neuron.reply(Done(id=other.id))
+            assert await everything(other) == [Done(id=other.id)]
+            if "id" in reply:  # nobody knows whose it is
+                await neuron.reply(Done(id=call.id))
+                assert await everything(call) == [Done(id=call.id)]
+                return
+            (failed,) = await everything(call)
+            assert (failed.id, failed.code) == (call.id, Code.INTERNAL)
+            assert f"cannot be read: {reply['type']}: " in failed.message
+            assert (await neuron.request()) == {"verb": "cancel", "id": call.id}
+
+    asyncio.run(main())
+
+
 async def acquainted(neuron, client):
     """Return once the client has heard of the neuron's version."""
     call = client.open(Health(id=0))
