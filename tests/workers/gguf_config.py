@@ -23,6 +23,12 @@ def say(keys: Keys, config: PretrainedConfig, architecture: str) -> None:
         _lfm2_keys(keys, config)
     if hasattr(config, "linear_num_key_heads"):
         _delta_net_keys(keys, config)
+    if architecture == "granite_swa" and config.layer_rope_theta:
+        theta = next(each for each in config.layer_rope_theta if each)
+        keys(rope__freq_base=float(theta))
+        keys(attention__rope_pattern=[each != 0 for each in config.layer_rope_theta])
+    if architecture == "granitemoe":
+        keys(expert_shared_feed_forward_length=getattr(config, "shared_intermediate_size", None))
     if architecture == "granitehybrid":
         _space_keys(keys, config)
     if architecture.startswith("nemotron_h"):

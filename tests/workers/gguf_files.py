@@ -34,6 +34,10 @@ ARCHITECTURES = {
     "gemma4_text": ("gemma4", False),
     "phi3": ("phi3", False),
     "granite": ("granite", True),
+    "granitemoe": ("granitemoe", True),
+    "granitemoeshared": ("granitemoe", True),
+    "granite_swa": ("granite_swa", True),
+    "granitemoe_swa": ("granite_swa", True),
     "smollm3": ("smollm3", True),
     "mellum": ("mellum", False),
     "olmo2": ("olmo2", False),
@@ -80,6 +84,7 @@ NAMED_AS = {
     "mellum": "qwen3moe",
     "laguna": "dots1",
     "cohere2moe": "dots1",
+    "granite_swa": "mimo2",
 }  # which the package does not know, and its tensors
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab"]
 TYPES = [2, 3, 3, *[6] * 256, 1, 1, 1, 1]
@@ -219,13 +224,14 @@ def write(
         tensors = by_keys_and_values(tensors, config)
     if hasattr(config, "linear_num_key_heads"):
         tensors = by_states(tensors, config)
-    if architecture == "granitehybrid":
+    if architecture in ("granitehybrid", "granitemoe") or config.model_type == "granitemoe_swa":
         tensors = by_spaces(tensors, config)
     if architecture.startswith("nemotron_h"):
         tensors = by_spaces({nemotron_h.usual_name(name): each for name, each in tensors.items()}, config)
     if architecture == "falcon-h1":
         tensors = by_spaces(multiplied(tensors, config), config)
-    merged = tensors if architecture in ("gemma4", "mistral4", "granitehybrid") else _merged(tensors)
+    whole = ("gemma4", "mistral4", "granitehybrid", "granitemoe", "granite_swa")
+    merged = tensors if architecture in whole else _merged(tensors)
     for name, tensor in sorted(merged.items()):
         known = BY_HAND.get(re.sub(r"\.\d+\.", ".{}.", name)) or names.get_name(name, (".weight", ".bias"))
         known = known or names.get_name(name.removeprefix("model."), (".weight", ".bias"))
@@ -303,6 +309,7 @@ BY_HAND = {  # what converters rename by hand, and heads of an architecture that
     "model.layers.{}.experts.down_proj": "blk.{}.ffn_down_exps.weight",
     "model.layers.{}.mlp.experts.gate_up_proj": "blk.{}.ffn_gate_up_exps.weight",
     "model.layers.{}.mlp.experts.down_proj": "blk.{}.ffn_down_exps.weight",
+    "model.layers.{}.self_attn.sinks": "blk.{}.attn_sinks.weight",
     "model.layers.{}.self_attn.g_proj.weight": "blk.{}.attn_gate.weight",
     "model.layers.{}.attn_qkv.weight": "blk.{}.attn_qkv.weight",
     "model.layers.{}.attn_gate.weight": "blk.{}.attn_gate.weight",
@@ -369,7 +376,7 @@ def by_keys_and_values(tensors: dict[str, torch.Tensor], config: PretrainedConfi
 def by_spaces(tensors: dict[str, torch.Tensor], config: PretrainedConfig) -> dict[str, torch.Tensor]:
     """With what keeps a state, experts and MLPs as the converter of Granite 4 changes them."""
     beside = ".mlp.shared_experts." if getattr(config, "num_local_experts", 0) else ".mlp."
-    groups = getattr(config, "mamba_n_groups", None) or config.n_groups
+    groups = getattr(config, "mamba_n_groups", None) or getattr(config, "n_groups", 1)
     found: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         layer, _, part = name.partition(".mamba.")
@@ -382,7 +389,8 @@ def by_spaces(tensors: dict[str, torch.Tensor], config: PretrainedConfig) -> dic
                 tensor = tensor.squeeze(1)
             case "dt_bias":
                 name = f"{layer}.mamba.dt_proj.bias"
-        name = name.replace(".block_sparse_moe.router.layer.", ".mlp.gate.")
+        for own, usual in (("router.layer.", "gate."), ("router.", "gate."), ("experts.", "experts.")):
+            name = name.replace(f".block_sparse_moe.{own}", f".mlp.{usual}")
         name = re.sub(r"(layers\.\d+)\.norm\.", r"\1.input_layernorm.", name)
         name = name.replace("e_score_correction_bias", "e_score_correction.bias")
         for own, usual in ((".block_sparse_moe.", ".mlp.experts."), (".shared_mlp.", beside)):

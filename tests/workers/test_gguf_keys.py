@@ -78,6 +78,9 @@ def outcome(file: Gguf) -> dict[str, Any] | str:
         ("glm4_moe", "glm4moe.expert_gating_func", 1),
         ("glm4", "glm4.rope.dimension_sections", [8, 12, 12, 0]),
         ("youtu", "deepseek2.leading_dense_block_count", 1),
+        ("granite_biased", "granite.rope.scaling.finetuned", False),
+        ("granitemoe", "granitemoe.rope.scaling.finetuned", False),
+        ("granitemoe_swa", "granite_swa.expert_shared_feed_forward_length", 40),
     ],
 )
 def test_a_model_that_is_another_than_its_family_is_refused_by_its_key(tiny, tmp_path, name, key, value):
@@ -112,6 +115,12 @@ def test_a_factor_of_positions_is_linear_where_no_type_stands_there(tiny, tmp_pa
     none = more | {"qwen2.rope.scaling.type": "none"}
     rope = read_card(gguf_files.write(tmp_path / "none.gguf", folder, more=none)).config.rope
     assert rope.rope_type == "default"
+
+
+def test_a_granite_with_windows_says_in_which_layers_positions_turn(tiny, tmp_path):
+    more = {"granite_swa.attention.rope_pattern": [False, True, True], "granite_swa.rope.freq_base": 500.0}
+    card = read_card(gguf_files.write(tmp_path / "model.gguf", tiny("granite_swa").folder, more=more))
+    assert (card.config.unrotated, card.config.rope.rope_theta) == ((0,), 500.0)
 
 
 def test_a_ministral_3_says_how_its_positions_and_its_queries_grow(tiny, tmp_path):

@@ -176,6 +176,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "phi3": Architecture("Phi3ForCausalLM", dense.phi3, tensors=FUSED),
     "granite": Architecture("GraniteForCausalLM", dense.granite, halves_as_pairs=True),
+    "granitemoe": Architecture(
+        "GraniteMoeForCausalLM", experts.granite_moe, halves_as_pairs=True, tensors=SHARED_MLP
+    ),
+    "granite_swa": Architecture("GraniteSWAForCausalLM", experts.granite_swa, halves_as_pairs=True),
     "smollm3": Architecture("SmolLM3ForCausalLM", halves_as_pairs=True),
     "olmo2": Architecture("Olmo2ForCausalLM", dense.olmo2, tensors=AFTER),
     "glm4moe": Architecture(

@@ -28,7 +28,14 @@ def phi3(keys: Keys) -> Json:
 
 
 def granite(keys: Keys) -> Json:
-    """What it multiplies by."""
+    """Its positions turn, unless the file says otherwise."""
+    if not keys.get("rope.scaling.finetuned", True):
+        refuse(keys.path, f"{keys.file.architecture}.rope.scaling.finetuned False is not supported")
+    return granite_scales(keys)
+
+
+def granite_scales(keys: Keys) -> Json:
+    """What Granites multiply by."""
     return {
         "attention_multiplier": keys.number("attention.scale", keys.head_dim() ** -0.5),
         "embedding_multiplier": keys.number("embedding_scale", 1.0),

@@ -38,6 +38,38 @@ def llama(keys: Keys) -> Json:
     return {}
 
 
+def granite_moe(keys: Keys) -> Json:
+    """Every layer has experts, and maybe an MLP beside them."""
+    shared = keys.number("expert_shared_feed_forward_length", 0)
+    return dense.granite(keys) | {
+        "architectures": ["GraniteMoeSharedForCausalLM" if shared else "GraniteMoeForCausalLM"],
+        "num_local_experts": keys.number("expert_count"),
+        "num_experts_per_tok": keys.number("expert_used_count"),
+        "shared_intermediate_size": shared,
+    }
+
+
+def granite_swa(keys: Keys) -> Json:
+    """One with windows, and experts in every layer or none. Positions turn in the layers that it lists."""
+    if shared := keys.number("expert_shared_feed_forward_length", 0):
+        refuse(keys.path, f"granite_swa.expert_shared_feed_forward_length {shared} is not supported")
+    count = keys.number("expert_count", 0)
+    experts = {
+        "architectures": ["GraniteMoeSWAForCausalLM"],
+        "num_local_experts": count,
+        "num_experts_per_tok": keys.number("expert_used_count", 0),
+    }
+    theta, turns = keys.number("rope.freq_base", 10_000.0), keys.get("attention.rope_pattern")
+    if turns is not None and not isinstance(turns, list):
+        refuse(keys.path, f"attention.rope_pattern {turns!r} is no list with an entry for each layer")
+    return dense.granite_scales(keys) | {
+        **(experts if count else {}),
+        "sliding_window": keys.size(WINDOW),
+        "layer_types": pattern(keys, 4, first=True),
+        "layer_rope_theta": None if turns is None else [theta if each else 0 for each in turns],
+    }
+
+
 def qwen3_moe(keys: Keys) -> Json:
     """Weights of the experts that a token goes to add up to 1."""
     return {

@@ -30,7 +30,7 @@ def granite(keys: Keys) -> Json:
     heads = _of_layers(keys, "attention.head_count_kv")
     states = [number for number, each in enumerate(heads) if not each]
     turns = keys.get("rope.scaling.finetuned", True)
-    found = dense.granite(keys) | {
+    found = dense.granite_scales(keys) | {
         "num_key_value_heads": _the_one(keys, "attention.head_count_kv", heads),
         "layer_types": ["attention" if each else "mamba" for each in heads],
         "position_embedding_type": "rope" if turns else "nope",
