@@ -455,6 +455,7 @@ class Service:
             text_memory=self._preparation.memory,
             parked_memory=self._models.parking.held,
             parking=self._models.parking.budget,
+            catalogue=self._models.finder.catalogue_version,
         )
 
     # --- tasks and the end ------------------------------------------------------------------------------

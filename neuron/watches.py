@@ -91,7 +91,7 @@ def _news(before: State, now: State, prefixes: Mapping[str, dict[bytes, int]]) -
     """What is not as it was; None: nothing."""
     known = {model.id: model for model in before.models}
     models = [model for model in now.models if known.pop(model.id, None) != model]
-    same = (before.draining, before.devices) == (now.draining, now.devices)
+    same = all(getattr(before, name) == getattr(now, name) for name in ("draining", "devices", "catalogue"))
     if same and not models and not known and not prefixes:
         return None
     return replace(now, models=models, whole=False, gone=list(known), prefixes=prefixes)

@@ -147,6 +147,16 @@ class CatalogueAtNeuron:
         if self._telling is None or self._telling.done():
             self._telling = asyncio.create_task(self._tell(), name=f"catalogue to {self._name}")
 
+    @property
+    def is_passed_over(self) -> bool:
+        """Whether the neuron goes by the catalogue of another gateway."""
+        return self.reply is not None and self.reply.version != self._said().version
+
+    def counts(self, version: str) -> None:
+        """That catalogue counts there now: where it is another than the last time, ask whose it is."""
+        if version and self.reply is not None and version != self.reply.version:
+            self._tell_soon()
+
     def close(self) -> None:
         if self._telling is not None:
             self._telling.cancel()

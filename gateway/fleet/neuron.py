@@ -175,6 +175,8 @@ class Neuron:
         self.instance, self.draining = state.instance, state.draining
         self.devices, self.text_memory = state.devices, state.text_memory
         self.parked_memory, self.parking = state.parked_memory, state.parking
+        if self.catalogue is not None:
+            self.catalogue.counts(state.catalogue)
         before = self.models
         known = [] if state.whole else [model for model in self.own_models if model.id not in state.gone]
         own = {model.id: model for model in [*known, *state.models]}

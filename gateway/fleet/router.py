@@ -5,7 +5,7 @@ Where a model is loaded already, `gateway.fleet.score` decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from typing import Protocol, TypeVar
 
@@ -203,9 +203,18 @@ def absent(hosts: Sequence[Host], model: str, may_use: Callable[[str], bool] = a
     return CortexError(Code.MODEL_NOT_FOUND, text, param="model")
 
 
-def unservable(model: str, quotes: Mapping[str, Quoted | CortexError]) -> CortexError:
-    """What to say of a model that the catalogue has and none of these hosts can serve."""
+def unservable(
+    model: str, quotes: Mapping[str, Quoted | CortexError], elsewhere: Collection[str] = ()
+) -> CortexError:
+    """What to say of a model that the catalogue has and none of these hosts can serve.
+
+    Args:
+        elsewhere: hosts that go by the catalogue of another gateway.
+    """
     refusals = {name: each for name, each in quotes.items() if isinstance(each, CortexError)}
+    for name in elsewhere:
+        text = "it goes by the catalogue of another gateway, whose file is newer"
+        refusals[name] = CortexError(Code.MODEL_NOT_FOUND, text)
     text = f"the catalogue has the model {shown(model)}, and no neuron can serve it ({_told(refusals)})"
     return CortexError(Code.MODEL_NOT_FOUND, text, param="model")
 

@@ -269,7 +269,10 @@ class Fleet:
         """What to say of a model that none of these has."""
         error = router.absent(neurons, model, may_use)
         if error.code == Code.MODEL_NOT_FOUND and self.entry(model) is not None:
-            return router.unservable(model, quotes)
+            other = [
+                each.name for each in neurons if each.catalogue is not None and each.catalogue.is_passed_over
+            ]
+            return router.unservable(model, quotes, other)
         return error
 
     async def _agreed(self, model: str, equals: list[Neuron], others: list[Neuron]) -> Neuron | None:

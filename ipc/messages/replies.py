@@ -259,6 +259,7 @@ class State(Reply, tag="state"):
     text_memory: int = 0  # as of `health`, and these
     parked_memory: int = 0
     parking: int = 0
+    catalogue: str = ""  # the version of the one that counts; "": no gateway has said one
 
 
 class Heartbeat(Reply, tag="heartbeat"):

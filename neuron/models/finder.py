@@ -87,6 +87,11 @@ class Finder:
         self._scan_took = 0.0  # seconds
         self._opening: dict[str, asyncio.Future[ManagedModel]] = {}
 
+    @property
+    def catalogue_version(self) -> str:
+        """Of the gateways' catalogue that counts; "" before there is one."""
+        return self._fleet.current.version if self._fleet.current is not None else ""
+
     def known(self, model_id: str) -> ManagedModel | None:
         """A model that somebody asked for before, by its name or that of one of its adapters."""
         model = self._models.get(model_id) or self._models.get(self._catalogue.base(model_id))
@@ -156,6 +161,7 @@ class Finder:
                 "catalogue counts version=%s origin=%s models=%d", said.version, said.origin, len(said.models)
             )
             self._configured = False
+            self._changed()  # other gateways hear whose catalogue counts
         await asyncio.shield(asyncio.ensure_future(self._configure()))  # whoever said it may be gone by now
         counts = self._fleet.current
         unreadable = {m.id: self._refused[m.id].why for m in counts.models if m.id in self._refused}

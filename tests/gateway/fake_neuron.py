@@ -126,6 +126,7 @@ class FakeNeuron:
     catalogues: list[FleetCatalogue] = field(default_factory=list)  # that it was told
     checked: list[FleetCatalogue] = field(default_factory=list)  # the same, that it was to check
     appraisals: dict[str, Appraisal] = field(default_factory=dict)
+    catalogue: str = ""  # the version of the one that counts
     makes_of_catalogues: dict[str, object] = field(default_factory=dict)  # fields of its `CatalogueReply`
     ranks: dict[str, list[RankState]] = field(default_factory=dict)  # by model
     cancelled: int = 0
@@ -165,6 +166,7 @@ class FakeNeuron:
             instance=self.instance,
             draining=False,
             devices=[device],
+            catalogue=self.catalogue,
             models=[
                 ModelState(
                     id=model,

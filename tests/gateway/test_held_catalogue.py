@@ -181,6 +181,35 @@ def test_a_neuron_that_follows_another_gateway_or_its_own_file_is_told_of_in_one
     assert "own file counts neuron=b model=slow differs=ranks" in text
 
 
+def test_a_gateway_hears_that_the_catalogue_of_another_counts_by_now(write, caplog) -> None:
+    path = write({"id": "echo"}, {"id": "mine"})
+
+    async def scenario() -> None:
+        neuron = FakeNeuron(name="a", models=("echo",))
+        async with fleet_of(neuron, models_config=str(path)) as fleet:
+            at_a = fleet.neurons[0].catalogue
+            await eventually(lambda: at_a.reply)
+            told = len(neuron.catalogues)
+            neuron.catalogue = at_a.reply.version
+            neuron._tell()
+            assert await ask(fleet) == "one two"
+            assert len(neuron.catalogues) == told  # that it is ours is known
+            neuron.makes_of_catalogues = {"version": "9", "origin": "there:/m.yaml"}
+            neuron.catalogue = "9"
+            neuron._tell()
+            await eventually(lambda: at_a.reply.version == "9")
+            assert at_a.told()["origin"] == "there:/m.yaml"
+            with pytest.raises(CortexError, match="a: it goes by the catalogue of another gateway") as caught:
+                await ask(fleet, "mine")
+            assert caught.value.code == Code.MODEL_NOT_FOUND
+            neuron._tell()
+            assert await ask(fleet) == "one two"
+            assert len(neuron.catalogues) == told + 1
+
+    run(scenario)
+    assert sum("another gateway counts, whose file is newer" in text for text in caplog.messages) == 1
+
+
 def test_a_neuron_that_comes_back_is_told_again(write) -> None:
     path = write({"id": "echo"})
 

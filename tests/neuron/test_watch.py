@@ -14,6 +14,7 @@ from neuron import watches
 from neuron.config import NeuronConfig
 from neuron.memory.parking import Parking
 from neuron.memory.room import Room
+from neuron.models.finder import Finder
 from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
 from neuron.recent_log import RecentLog
@@ -30,6 +31,7 @@ class Models(ModelManager):
         self.room = create_autospec(Room, instance=True)
         self.room.devices.return_value = []
         self.parking = create_autospec(Parking, instance=True, held=0, budget=0)
+        self.finder = create_autospec(Finder, instance=True, catalogue_version="")
 
     def states(self) -> list[ModelState]:
         return [ModelState(id=name, status=status) for name, status in self.status.items()]
@@ -84,6 +86,12 @@ def test_a_watch_is_told_all_once_then_what_changed_a_status_at_once_and_nothing
         watched.handle(second, Watch(id=2))
         assert second.told() == [(True, {"a": "unloaded", "c": "unloaded"}, [])]
         assert first.told() == [(False, {"a": "unloaded"}, [])]
+        second.told()
+        models.finder.catalogue_version = "2"
+        watched.changed(True)
+        await turn()
+        assert [each.catalogue for each in first.sent] == ["2"]
+        assert first.told() == [(False, {}, [])]
         await watched.close(0.0)
 
     asyncio.run(main())
