@@ -25,14 +25,15 @@ class HttpAnswer:
         closes: nothing follows it on its connection.
 
     Attributes:
+        closes: as it was told; also where it begins before the request is all there.
         has_begun: its status is known.
         is_complete: its last byte was sent.
     """
 
-    __slots__ = ("_closes", "_connection", "_has_body", "_is_chunked", "has_begun", "is_complete")
+    __slots__ = ("_connection", "_has_body", "_is_chunked", "closes", "has_begun", "is_complete")
 
     def __init__(self, connection: protocol.ASGIProtocol, closes: bool) -> None:
-        self._connection, self._closes = connection, closes
+        self._connection, self.closes = connection, closes
         self.has_begun = self.is_complete = False
         self._has_body, self._is_chunked = True, False
 
@@ -62,6 +63,7 @@ class HttpAnswer:
         """
         self._has_body = status not in BODILESS
         self._is_chunked = self._has_body and b"content-length" not in dict(headers)
+        self.closes = self.closes or self._connection.lacks_body()
         fields = b"\r\n".join([*map(b": ".join, headers), b""])
         if not fields.count(b"\n") == fields.count(b"\r") == len(headers):
             raise InvalidResponseHeader("a line end")
@@ -72,7 +74,7 @@ class HttpAnswer:
                 b"transfer-encoding: chunked\r\n" if self._is_chunked else b"",
                 protocol._CACHED_SERVER_HEADER,
                 protocol._get_cached_date_header(),
-                b"Connection: close\r\n" if self._closes else b"",
+                b"Connection: close\r\n" if self.closes else b"",
                 b"\r\n",
             )
         )

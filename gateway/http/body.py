@@ -1,8 +1,9 @@
-"""Reading bodies: no larger, and no more at once, than they may be. `connections` keeps the time."""
+"""Reading bodies: no larger, and no more at once, than they may be. `connections` keeps the time, and takes
+what still comes of one that is refused.
+"""
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from typing import Any
 
@@ -12,7 +13,6 @@ import falcon.asgi
 from gateway.http.aside import SentAside, is_dear
 from gateway.refusals import shown
 
-DISCARD_SECONDS = 10.0
 CHUNK = 1 << 16  # bytes
 
 HELD = "cortex.body"  # in a request's ASGI scope: whose it is, and bytes of its body that are held
@@ -47,13 +47,11 @@ class Bodies:
             SentAside: it is dear to read.
         """
         req.scope[HELD] = req.context.principal.account, 0
-        is_coming = not _expects_word(req)
         try:
             _check_headers(req)
             length = req.content_length
             if length is not None and length > self._limit:
                 raise self._too_large()
-            is_coming = True
             chunk = await req.stream.read(CHUNK)
             self.hold(req.scope, len(chunk))
             if len(chunk) < CHUNK and len(chunk) <= self._limit:
@@ -62,8 +60,6 @@ class Bodies:
             return await self._read_on(req, chunk)
         except falcon.HTTPError:
             self.release(req.scope)
-            if is_coming:
-                await _discard(req, self._limit)
             raise
 
     async def _read_on(self, req: falcon.asgi.Request, chunk: bytes) -> bytearray:
@@ -139,18 +135,3 @@ def _check_length(req: falcon.asgi.Request, length: int) -> None:
     if length < (req.content_length or 0):
         text = f"the body ended after {length} of {req.content_length} bytes or paused"
         raise falcon.HTTPError(falcon.HTTP_408, description=text)
-
-
-def _expects_word(req: falcon.asgi.Request) -> bool:
-    """Whether the client sends no body before it is told to go on, which comes of reading it."""
-    return (req.get_header("expect") or "").strip().lower() == "100-continue"
-
-
-async def _discard(req: falcon.asgi.Request, most: int) -> None:
-    """Take some of what still comes: a client that is busy sending would not see the answer."""
-    try:
-        async with asyncio.timeout(DISCARD_SECONDS):
-            while most > 0 and (chunk := await req.stream.read(CHUNK)):
-                most -= len(chunk)
-    except TimeoutError:
-        return

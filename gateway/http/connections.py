@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from gateway.http.browsers import Browsers
 
 HEADERS = 4  # a whole header is at most so many times as long as one field of it may be
-LINGER_SECONDS = 2.0  # that a refused client has to stop sending and to read why
+LINGER_SECONDS = 2.0  # that a refused client has to stop sending and to read why,
+UPLOAD_SECONDS = 10.0  # and one that is in the middle of a body
+SLICE = 8 << 10  # bytes that are parsed in one go: in chunks of a byte each they take some milliseconds
 LOOK_AGAIN_SECONDS = 0.1
 # That a connection stays where the process is to end, and after its last answer: a client that was not told
 # may send one more request, and is told in its answer.
@@ -44,6 +46,7 @@ class Worker(gasgi.ASGIWorker):
         is_ending: it takes no further ones, and no further requests after these.
         header_seconds: until a header has to be there.
         header_limit: bytes of a whole one.
+        body_limit: bytes of a body.
         body_seconds: until a body has to be there, after its header; and that a client may take nothing of
             what waits for it.
     """
@@ -56,7 +59,7 @@ class Worker(gasgi.ASGIWorker):
         self._origins, self._hosts = ours.cors_origins, ours.hosts
         self.header_seconds = ours.header_seconds
         self.header_limit = HEADERS * ours.header_limit
-        self.body_seconds = ours.body_seconds
+        self.body_limit, self.body_seconds = ours.body_limit, ours.body_seconds
 
     @cached_property
     def browsers(self) -> Browsers:
@@ -137,6 +140,9 @@ class Connection(ASGIProtocol):
         self._timer: Any = None  # runs while a header or a body is waited for, but on an idle connection
         self._unread: Any = None  # a timer that runs while the client does not take what waits for it
         self._header_bytes = 0  # that came, of one that is not complete
+        self._body_bytes = 0  # that came, of the last request
+        self._chunks: list[bytes] = []  # that came in this turn
+        self._unparsed = bytearray()  # what came, but for what the parser has
         self._idle_since = 0.0  # by the loop's clock
         self._answering = False  # whether the answer to the last request has begun
         self._refused = False
@@ -171,8 +177,28 @@ class Connection(ASGIProtocol):
             self._unread = None
 
     def data_received(self, data: bytes) -> None:
-        if not self._refused:
+        """Parse it, a little in each turn of the loop; what comes after the end goes nowhere."""
+        if self._unparsed:
+            self._unparsed += data
+        elif not self._closed:
             super().data_received(data)
+
+    def _put_off(self, data: bytes) -> None:
+        """Have it parsed in the next turn of the loop, and no more read before that."""
+        if not self._unparsed:
+            self.worker.loop.call_soon(self._parse_on)
+        self._unparsed[:0] = data
+        self._pause_reading()
+
+    def _parse_on(self) -> None:
+        data = bytes(self._unparsed)
+        self._unparsed.clear()
+        self.data_received(data)
+        self._maybe_resume_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._unparsed:
+            super()._resume_reading()
 
     def end_if_idle(self, seconds: float = 0.0) -> None:
         """Close it where it has been idle for so long: it has no request, and none is on its way."""
@@ -181,13 +207,15 @@ class Connection(ASGIProtocol):
             self._request_ready.set()
 
     def _is_idle(self) -> bool:
-        return self._is_between_requests() and not self._header_bytes and not self._has_unread()
+        is_between = self._is_between_requests() and not self._header_bytes and not self._unparsed
+        return is_between and not self._has_unread()
 
     def _is_between_requests(self) -> bool:
         ready = self._request_ready  # None: it speaks something else than HTTP/1
         return ready is not None and not ready.is_set() and not self._closed
 
-    def _lacks_body(self) -> bool:
+    def lacks_body(self) -> bool:
+        """Whether some of the body of the last request is still to come."""
         receiver = self._body_receiver
         return receiver is not None and not receiver._complete and not self._closed
 
@@ -231,8 +259,7 @@ class Connection(ASGIProtocol):
         if self._is_watched or request.version != VERSION or request.method == "HEAD":
             return await self._handle_http_request(request, sockname, peername)
         await asyncio.sleep(0)  # who was told in this turn that a neuron is lost says so first
-        closes = self._will_close(request, False)
-        answer = HttpAnswer(self, closes)
+        answer = HttpAnswer(self, self._will_close(request, False))
         scope = self._build_http_scope(request, sockname, peername)
         try:
             await self.app(scope, Reading(self._body_receiver).receive, answer.send)
@@ -240,13 +267,16 @@ class Connection(ASGIProtocol):
             return False
         except Exception:
             self.log.exception("request failed")
-            closes = True
+            answer.closes = True
         if not answer.has_begun:
             self._send_error_response(500, BUG)
-        return answer.is_complete and not closes and self.worker.alive
+        return answer.is_complete and not answer.closes and self.worker.alive
 
     def _feed_callback_parser(self, data: bytes) -> bool:
         """Parse what came, now or while the last request was answered; False: the connection is over."""
+        if len(data) > SLICE and not self._callback_parser.is_plain_body:
+            self._put_off(data[SLICE:])
+            data = data[:SLICE]
         if not super()._feed_callback_parser(data):
             return False
         if self._is_between_requests():
@@ -257,18 +287,34 @@ class Connection(ASGIProtocol):
             if self._timer is None:
                 self._cancel_keepalive_timer()
                 self._await_header()
-        elif self._timer is None and self._lacks_body():
-            self._timer = self.worker.loop.call_later(self.worker.body_seconds, self._on_body_timeout)
+        elif self.lacks_body():
+            self._hand_over()
+            if self._body_bytes + self._callback_parser.chunk_to_come > self.worker.body_limit:
+                self._refuse(413, f"the body is larger than {self.worker.body_limit} bytes")
+                return False
+            if self._timer is None:
+                self._timer = self.worker.loop.call_later(self.worker.body_seconds, self._on_body_timeout)
         return True
 
     def _on_headers_complete(self) -> Any:
         self._stop_timer()
-        self._header_bytes = 0
+        self._header_bytes = self._body_bytes = 0
         self._answering = False
         return super()._on_headers_complete()
 
+    def _on_body(self, chunk: bytes) -> None:
+        self._body_bytes += len(chunk)
+        self._chunks.append(chunk)
+
+    def _hand_over(self) -> None:
+        """Let the application have what came: many small chunks as one."""
+        if self._chunks:
+            super()._on_body(b"".join(self._chunks))
+            self._chunks.clear()
+
     def _on_message_complete(self) -> None:
         self._stop_timer()
+        self._hand_over()
         super()._on_message_complete()
 
     def _arm_keepalive_timer(self) -> None:
@@ -309,9 +355,12 @@ class Connection(ASGIProtocol):
             return
         self._refused = True
         # The master has this module, too, and what counts must not be there before its directory is.
-        from gateway.dialects.registry import default_refuse
+        from gateway.dialects import no_header
+        from gateway.dialects.registry import refuse_shape
 
-        status, body = default_refuse(Refusal.of_http(status, message))
+        parser = self._callback_parser
+        header = parser.header if isinstance(parser, Parser) else no_header
+        status, body = refuse_shape(header)(Refusal.of_http(status, message))
         headers = {
             "content-type": "application/json",
             "content-length": str(len(body)),
@@ -327,20 +376,22 @@ class Connection(ASGIProtocol):
         parser, address = self._callback_parser, self.transport.get_extra_info("sockname")
         if not isinstance(parser, Parser) or not isinstance(address, tuple):
             return []
-        return self.worker.browsers.of_refusal(parser.header(b"origin"), parser.header(b"host"), address[0])
+        return self.worker.browsers.of_refusal(parser.header("origin"), parser.header("host"), address[0])
 
     def _close_transport(self) -> None:
-        """After a refusal, stay until the client had time to read it: a socket that is closed while more
-        comes is reset, and takes what was said with it."""
-        if self._closed or not self._refused:
+        """Where more may come, stay until the client had time to read what it was told: a socket that is
+        closed while more comes is reset, and takes what was said with it."""
+        is_early = self.lacks_body()
+        if self._closed or not (self._refused or is_early):
             super()._close_transport()
             return
         self._closed = True
+        self._unparsed.clear()
         self._stop_timer()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._resume_reading()
-        self.worker.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self.worker.loop.call_later(UPLOAD_SECONDS if is_early else LINGER_SECONDS, self.transport.close)
         if self._body_receiver is not None:
             self._body_receiver.signal_disconnect()
         self._request_ready.set()

@@ -31,6 +31,7 @@ _request_line = re.compile(rb"([A-Z]{3,20}) (/[\x21-\x7e]*) HTTP/1\.1\r\n").matc
 _fields = re.compile(rb"^(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n", re.MULTILINE).findall
 # An address in full, as a client has it that takes us for a proxy: RFC 9112, 3.2.2.
 _whole_address = re.compile(rb"https?://([^/?#@]+)([/?#].*)?", re.IGNORECASE).fullmatch
+_is_host = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*", re.ASCII).fullmatch
 _compressed = re.compile(rb"\b(?:x-)?(?:gzip|deflate|compress)\b", re.IGNORECASE).search
 # What gunicorn says only the offending word of.
 _WRONG: dict[type[ParseError], str] = {
@@ -39,6 +40,7 @@ _WRONG: dict[type[ParseError], str] = {
     InvalidHeaderName: "{} cannot be the name of a header",
     UnsupportedTransferCoding: "the transfer coding {} is not supported, chunked is",
 }
+TLS = 0x16  # the first byte of what a client says that speaks it
 MOST_DIGITS = 18  # of a length
 MOST_SEARCHED = 1 << 18  # bytes of a request that is refused
 _VERSION = (1, 1)
@@ -56,6 +58,8 @@ class Parser(PythonProtocol):
             raise type(error)(_WRONG[type(error)].format(shown(str(error)))) from None
 
     def _parse_request_line(self) -> bool:
+        if self._buffer[0] == TLS:
+            raise InvalidRequestLine("this is TLS, and HTTP is spoken here without it")
         line = _request_line(self._buffer)
         if line is None or 0 < self._limit_request_line < line.end() - 2:
             return super()._parse_request_line()
@@ -82,22 +86,35 @@ class Parser(PythonProtocol):
         self._finalize_headers()
         return True
 
-    def header(self, name: bytes) -> str | None:
+    @property
+    def is_plain_body(self) -> bool:
+        """Whether what comes next is of a body of known length."""
+        return self._state == "body"
+
+    @property
+    def chunk_to_come(self) -> int:
+        """Bytes of the body that are announced by a chunk's size, and are not there."""
+        return self._chunk_remaining
+
+    def header(self, name: str) -> str | None:
         """The value of a header, as far as the request came; of one that is refused, too."""
         fields = self._headers_list
         if self._state in ("request_line", "headers"):
             fields = [*fields, *_fields(self._buffer, 0, MOST_SEARCHED)]
-        return next((value.strip().decode("latin-1") for key, value in fields if key.lower() == name), None)
+        wanted = name.encode()
+        return next((value.strip().decode("latin-1") for key, value in fields if key.lower() == wanted), None)
 
     def _finalize_headers(self) -> None:
-        has_host = False
+        hosts: list[bytes] = []
         for name, value in self._headers_list:
             if name == b"host":
-                has_host = True
+                hosts.append(value)
             elif len(value) > MOST_DIGITS and name == b"content-length":  # Python takes no thousands of them
                 raise InvalidHeader("Invalid Content-Length value")
-        if not has_host and self.http_version == _VERSION:
+        if not hosts and self.http_version == _VERSION:
             raise InvalidHeader("there is no Host header, which HTTP/1.1 asks for")
+        if len(hosts) == 1 and not _is_host(hosts[0]):  # the base refuses several
+            raise InvalidHeader(f"{shown(hosts[0].decode('latin-1'))} is no host")
         if b"://" in self.path and not self.path.startswith(b"/"):
             self._take_whole_address()
         super()._finalize_headers()

@@ -17,12 +17,18 @@ from typing import Any
 
 import pytest
 
-from gateway.http.connections import LAST_SECONDS, Connection, Reading, Worker
+from gateway.http.connections import LAST_SECONDS, SLICE, Connection, Reading, Worker
+from gateway.http.parser import Parser
 from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, eventually
 
 BODY = json.dumps({"model": "echo", "prompt": "one two"}).encode()
 POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
 GET = b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n"
+# Ways to have a proxy and a server disagree on where a request ends.
+BAD_SIZES = b"-1", b"+5", b"1_0", b"0x5", b"5 ", b" 5", b"", b"5;a\x00", b"5;a\nb", b"5\n"
+BAD_LENGTHS = b"+2", b"-2", b"1_0", b"0x2", b"2, 2", b"2 2", b"", b"\xb2", b"9" * 5000, b"0" * 5000 + b"2"
+BAD_FIELDS = b"x : y", b" x: y", b"x: y\r\n z", b"x: a\x00b", b"x: a\rb", b"x: a\nb: c", b": y", b"x\x00: y"
 SECONDS = 2.5  # of each limit below
 SILENCE = 5.0  # seconds, after which either side gives up the other
 KEPT = 3  # seconds that an idle connection stays
@@ -334,8 +340,24 @@ def test_the_application_ends_what_it_has_open_however_a_process_is_stopped(at_o
         (b"GET /ready HTTP/1.1\r\nhost: x\r\nno colon\r\n\r\n", 400, "http_error"),
         (b"GET /ready HTTP/1.1\r\nhost: x\r\ncontent-length: one\r\n\r\n", 400, "http_error"),
         (POST + b"transfer-encoding: gzip\r\n\r\n", 400, "http_error"),
-        (POST + b"transfer-encoding: chunked\r\n\r\nhello\r\n", 400, "http_error"),
-        (POST + b"transfer-encoding: chunked\r\n\r\n2\r\n{}2\r\n", 400, "http_error"),
+        (CHUNKED + b"hello\r\n", 400, "http_error"),
+        (CHUNKED + b"2\r\n{}2\r\n", 400, "http_error"),
+        *[(CHUNKED + size + b"\r\n{", 400, "http_error") for size in BAD_SIZES],
+        (CHUNKED + b"0" * 1_000_000, 400, "http_error"),
+        (CHUNKED + b"5;a=" + b"b" * 1_000_000, 400, "http_error"),
+        (CHUNKED + b"%x\r\n{" % (1 << 72), 413, "request_too_large"),
+        (CHUNKED + b"3ffff\r\n" + b" " * 0x3FFFF + b"\r\n1fffff\r\n", 413, "request_too_large"),
+        (CHUNKED + b"2\r\n{}\r\n0\r\n" + b"x: y\r\n" * 200, 431, "header_too_large"),
+        (CHUNKED + b"2\r\n{}\r\n0\r\nx: " + b"y" * 20_000, 431, "header_too_large"),
+        (CHUNKED + b"2\r\n{}\r\n0\r\ncontent-length: 5\r\n\r\n", 400, "http_error"),
+        *[(POST + b"content-length: " + length + b"\r\n\r\n{}", 400, "http_error") for length in BAD_LENGTHS],
+        (POST + b"content-length: 2\r\ncontent-length: 2\r\n\r\n{}", 400, "http_error"),
+        (POST + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{}", 400, "http_error"),
+        (POST + b"content-length: 300000\r\n\r\n{", 413, "request_too_large"),
+        *[(GET[:-2] + field + b"\r\n\r\n", 400, "http_error") for field in BAD_FIELDS],
+        *[(GET.replace(b" x", b" " + host), 400, "http_error") for host in (b"a b", b"a, b", b"a@b", b"a/b")],
+        (GET.replace(b"\r\n", b"\n"), 400, "http_error"),
+        (b"\x16\x03\x01\0\xa5\x01\0\0\xa1\x03\x03" + bytes(32), 400, "http_error"),  # TLS
     ],
 )
 @pytest.mark.parametrize("more", [0, 1 << 20])
@@ -348,6 +370,48 @@ def test_what_is_no_http_is_refused_in_the_envelope_and_closed_cleanly(
             assert answer(client)[0] == 200
         client.sendall(sent + b"x" * more)
         refused(client, status, code)
+
+
+def test_what_is_no_http_is_refused_in_the_words_of_who_asks(gateway: GatewayProcess) -> None:
+    asked = CHUNKED.replace(b"\r\n", b"\r\nanthropic-version: 2023-06-01\r\n", 1) + b"7fffffff\r\n"
+    with connected(gateway, asked) as client:
+        status, _, body = answer(client)
+        assert (status, body["type"], body["error"]["type"]) == (413, "error", "request_too_large")
+
+
+def test_a_body_in_very_small_chunks_is_read_and_what_follows_it_too(gateway: GatewayProcess) -> None:
+    body = BODY + b" " * 100_000
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    with connected(gateway, (CHUNKED + chunks) * 2 + GET) as client:
+        assert [answer(client)[0] for _ in range(3)] == [200] * 3
+
+
+def test_a_turn_of_the_loop_parses_little_of_what_is_in_chunks() -> None:
+    fed: list[int] = []
+
+    class Recorder(Parser):
+        def feed(self, data: bytes) -> None:
+            fed.append(len(data))
+            super().feed(data)
+
+    async def scenario() -> None:
+        cfg, log = SimpleNamespace(pre_request=None), SimpleNamespace(access_log_enabled=False)
+        loop, limit = asyncio.get_running_loop(), 1 << 20
+        worker = SimpleNamespace(cfg=cfg, log=log, asgi=None, loop=loop, body_limit=limit, body_seconds=60)
+        connection = Connection(worker)
+        connection._callback_parser = Recorder(on_body=connection._on_body)
+        connection._request_ready = asyncio.Event()
+        connection._request_ready.set()
+        connection.data_received(CHUNKED + b"1\r\n{\r\n" * 40_000)
+        turns = 0
+        while connection._unparsed:
+            assert len(fed) == turns + 1
+            await asyncio.sleep(0)
+            turns += 1
+
+    asyncio.run(scenario())
+    assert sum(fed) == len(CHUNKED) + 240_000
+    assert max(fed) == SLICE
 
 
 def test_a_refused_client_may_go_on_sending_and_reads_why(gateway: GatewayProcess) -> None:
