@@ -319,6 +319,14 @@ SCHEMES: dict[str, tuple[dict[str, Any], Writer]] = {
     "mxfp4": (compressed("mxfp4-pack-quantized", type="float", group_size=32), mxfp4),
     "nvfp4": (MODELOPT | {"quant_algo": "NVFP4"}, nvfp4),
     "fp8_modelopt": (MODELOPT | {"quant_algo": "FP8"}, fp8_whole),
+    "modelopt_mixed": (
+        MODELOPT
+        | {
+            "quant_algo": "MIXED_PRECISION",
+            "quantized_layers": {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "NVFP4", "group_size": 16}},
+        },
+        lambda weight: (nvfp4 if weight.shape[0] > weight.shape[1] else fp8_whole)(weight),
+    ),
     "nf4": (BNB4 | {"bnb_4bit_quant_type": "nf4"}, bnb4),
     "nf4_nested": (
         BNB4 | {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},

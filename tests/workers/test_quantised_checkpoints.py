@@ -305,6 +305,16 @@ GROUP = {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 128}}
         ({"quant_method": "gptq", "bits": 4, "dynamic": {"-:down": {}}}, "dynamic is not supported"),
         ({"quant_method": "bitsandbytes"}, "neither load_in_4bit nor load_in_8bit"),
         ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quant_algo W4A8_AWQ is not supported"),
+        ({"quant_method": "modelopt", "quantization": {"quant_algo": "INT4_AWQ"}}, "quant_algo INT4_AWQ is"),
+        ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "has no quantized_layers"),
+        (
+            {
+                "quant_method": "modelopt",
+                "quant_algo": "MIXED_PRECISION",
+                "quantized_layers": {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "FP8_PB_WO"}},
+            },
+            "quant_algo FP8_PB_WO is not supported",
+        ),
         ({"quant_method": "compressed-tensors"}, "config_groups"),
         (
             {"quant_method": "compressed-tensors", "format": "marlin-24", "config_groups": {"a": GROUP}},

@@ -6,6 +6,7 @@ a token that goes to another expert for it has other logits. What the rounded we
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -159,6 +160,34 @@ def test_a_hybrid_that_is_stored_in_blocks_of_fp8_has_the_logits_of_what_they_me
         if "qwen" in name
         else {".weight"}
     )
+    prompt = [(7 * i + 3) % 128 for i in range(40)]
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([prompt])).logits[0, -1]
+    for size in (1, 2):
+        ranks = Ranks(tmp_path, size, monkeypatch, **LIMITS)
+        _, logits = answered(ranks, [request(1, prompt, 1)])
+        torch.testing.assert_close(logits[-1], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scheme", ["fp8_modelopt", "nvfp4"])
+def test_a_hybrid_as_modelopt_published_it_has_the_logits_of_what_it_means(tmp_path, monkeypatch, scheme):
+    """How it is quantised stands in a file beside `config.json`, which lists what is not, by its own names.
+    The cache of its keys and values has scales, which nobody needs who keeps them whole."""
+    oracle = quantised.write(scheme, tmp_path, MAKERS["nemotron_h"])
+    given = json.loads((tmp_path / "config.json").read_text())
+    algorithm = given.pop("quantization_config")["quant_algo"]
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    said = {
+        "quant_algo": algorithm,
+        "kv_cache_quant_algo": "FP8",
+        "group_size": 16 if scheme == "nvfp4" else None,
+        "exclude_modules": ["lm_head", "backbone.layers.0.mixer.conv1d", "backbone.layers.1.mixer.gate"],
+    }
+    about = {"producer": {"name": "modelopt", "version": "0.29.0"}, "quantization": said}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(about))
+    tensors = load_file(tmp_path / "model.safetensors")
+    scales = {f"backbone.layers.2.mixer.{part}_proj.{part}_scale": torch.ones(()) for part in "kv"}
+    save_file(tensors | scales, tmp_path / "model.safetensors")
     prompt = [(7 * i + 3) % 128 for i in range(40)]
     with torch.inference_mode():
         expected = oracle(torch.tensor([prompt])).logits[0, -1]

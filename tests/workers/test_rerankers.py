@@ -45,6 +45,14 @@ def test_scores_are_what_the_config_says_and_else_between_0_and_1(tmp_path):
     assert "the activation torch.nn.Tanh of scores is not supported" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["bert", "modernbert", "gte", "eurobert"])
+def test_what_is_said_of_scores_is_no_obstacle_to_an_encoder_that_makes_none(tmp_path, name):
+    write(name, tmp_path)
+    configure(tmp_path, sbert_ce_default_activation_function=IDENTITY)
+    card = read_card(tmp_path)
+    assert (card.reranker, card.embedding) == (None, True)
+
+
 def test_what_sorts_into_classes_does_not_rank(tmp_path):
     write("bert_classifier", tmp_path)
     configure(tmp_path, id2label={"0": "no", "1": "neither", "2": "yes"})

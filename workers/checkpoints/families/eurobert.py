@@ -20,7 +20,9 @@ class EuroBertFile(ConfigFile, kw_only=True):
 
     is_causal: Literal[False] | None = None
     is_decoder: Literal[False] | None = None
-    sentence_transformers: Any = None  # read by whoever makes scores
+    # read by whoever makes scores
+    sentence_transformers: Any = None
+    sbert_ce_default_activation_function: Any = None
 
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:

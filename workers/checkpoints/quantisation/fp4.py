@@ -13,25 +13,39 @@ from typing import Any
 
 from workers.checkpoints.files import refuse
 from workers.checkpoints.quantisation import fp8
-from workers.checkpoints.quantisation.scheme import Parts, Scheme, Stored, strings
+from workers.checkpoints.quantisation.scheme import Find, Parts, Scheme, Stored, strings
 
 NV, MX = 16, 32  # elements of a block
+WITHIN, MIXED = "quantization", "MIXED_PRECISION"
 
 
 def read_modelopt(path: Path, given: Mapping[str, Any]) -> Scheme:
-    """The scheme of ModelOpt's `quantization_config`."""
-    kind = given.get("quant_algo")
+    """The scheme of ModelOpt's `quantization_config`, or of the file that it writes beside, where all of it
+    stands in an object of its own."""
+    if isinstance(inner := given.get(WITHIN), dict):
+        given = {**given, **inner}
     skipped = (
         *strings(path, "ignore", given.get("ignore")),
         *strings(path, "exclude_modules", given.get("exclude_modules")),
     )
-    if kind == "FP8":
-        return Scheme("FP8, with one scale", fp8.in_rows, skipped, fp8.BESIDE)
-    if kind != "NVFP4":
-        refuse(path, f"quantization_config.quant_algo {kind} is not supported; there are FP8, NVFP4")
-    if given.get("group_size") not in (None, NV):
-        refuse(path, f"quantization_config.group_size {given['group_size']} is not supported; {NV} is")
-    return Scheme("NVFP4", _modelopt, skipped, fp8.BESIDE)
+    if (kind := given.get("quant_algo")) != MIXED:
+        return Scheme(*_algorithm(path, given), skipped, fp8.BESIDE)
+    layers = given.get("quantized_layers")
+    if not isinstance(layers, dict) or not all(isinstance(each, dict) for each in layers.values()):
+        refuse(path, f"quantization_config.quant_algo {kind} has no quantized_layers, an object for each")
+    titles = {title for title, _ in (_algorithm(path, each) for each in layers.values())}
+    return Scheme(" and ".join(sorted(titles)), _either, skipped, fp8.BESIDE)
+
+
+def _algorithm(path: Path, given: Mapping[str, Any]) -> tuple[str, Find]:
+    """What an algorithm of ModelOpt makes of weights. CortexError: it is another than there are."""
+    kind, size = given.get("quant_algo"), given.get("group_size")
+    if not isinstance(kind, str) or kind not in ALGORITHMS:
+        known = ", ".join(ALGORITHMS)
+        refuse(path, f"quantization_config.quant_algo {kind} is not supported; there are {known}")
+    if "NVFP4" in kind and size not in (None, NV):
+        refuse(path, f"quantization_config.group_size {size} is not supported; {NV} is")
+    return ALGORITHMS[kind]
 
 
 def read_mxfp4(path: Path, given: Mapping[str, Any]) -> Scheme:
@@ -40,8 +54,24 @@ def read_mxfp4(path: Path, given: Mapping[str, Any]) -> Scheme:
     return Scheme("MXFP4", mxfp4, strings(path, key, given.get(key)))
 
 
+def _either(stored: Stored, module: str, shape: tuple[int, int]) -> Parts:
+    """Of a checkpoint with weights in both: FP4 has two numbers in a byte."""
+    weight = stored.find(f"{module}.weight")
+    find = _modelopt if weight is not None and weight.dtype == "U8" else fp8.in_rows
+    return find(stored, module, shape)
+
+
 def _modelopt(stored: Stored, module: str, shape: tuple[int, int]) -> Parts:
     return nvfp4(stored, module, shape, "weight", "weight_scale_2", "nvfp4")
+
+
+# Some quantise activations as well, or say how scales of these are found.
+ALGORITHMS: dict[str, tuple[str, Find]] = {
+    "FP8": ("FP8, with one scale", fp8.in_rows),
+    "FP8_PER_CHANNEL_PER_TOKEN": ("FP8, with a scale a row", fp8.in_rows),
+    "NVFP4": ("NVFP4", _modelopt),
+    "W4A16_NVFP4": ("NVFP4", _modelopt),
+}
 
 
 def nvfp4(
