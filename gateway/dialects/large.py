@@ -48,8 +48,8 @@ def pieces(value: object) -> list[bytes]:
         found.append(each)
         return _HOLE
 
-    around = encode(value, enc_hook=leave_out).split(_HOLE)
-    return list(_gathered(_filled(around, found)))
+    whole = encode(value, enc_hook=leave_out)
+    return list(_gathered(_filled(whole.split(_HOLE), found))) if found else [whole]
 
 
 def written(value: object) -> Body:

@@ -82,7 +82,7 @@ class ChatRenderer(Writer):
         self._tools = tools
 
     @cached_property
-    def _texts(self) -> Body:  # by choice
+    def _texts(self) -> list[bytes]:  # by choice
         return [start + b'"delta":{"content":' for start in self._opens]
 
     @cached_property

@@ -134,7 +134,7 @@ class CompletionRenderer(Writer):
         self._of_prompt = fields.prompt_logprobs is not None
 
     @cached_property
-    def _texts(self) -> Body:  # by choice
+    def _texts(self) -> list[bytes]:  # by choice
         return [start + b'"text":' for start in self._opens]
 
     def whole(self, started: Started, finished: Finished) -> Body:
