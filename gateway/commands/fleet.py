@@ -93,14 +93,17 @@ def evict(
 ) -> None:
     """Make room for a model: unload those that would leave for it, where that is done soonest."""
     quotes = _post("evict", endpoint, "/admin/models/quote", _body(model, neuron))["quotes"]
+    best = min((quote for quote in quotes if "error" not in quote), key=_order, default=None)
+    is_refused = best is None or best["verdict"] == "refused"
     if dry_run:
         if as_json:
             typer.echo(json.dumps(quotes))
         else:
             _show_quotes(quotes)
+        if is_refused:
+            raise typer.Exit(1)
         return
-    best = min((quote for quote in quotes if "error" not in quote), key=_order, default=None)
-    if best is None or best["verdict"] == "refused":
+    if is_refused:
         reasons = "; ".join(f"{quote['neuron']}: {_reason(quote)}" for quote in quotes)
         fail("evict", f"no neuron can make room for {model} ({reasons})")
     done = []

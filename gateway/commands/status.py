@@ -24,6 +24,7 @@ class NeuronHealth(Struct):
     version: str
     devices: list[Device]
     models: list[ModelState]
+    avoided: list[str] = []  # models that failed here, and that requests are kept away from for a while
     text_memory: int = 0  # bytes
     parked_memory: int = 0  # the same
     parking: int = 0  # that it may come to
@@ -96,7 +97,7 @@ def show(fleet: FleetHealth, console: Console) -> None:
                 models,
                 model.id,
                 neuron.name,
-                _status(model),
+                _status(model) + (", avoided" if model.id in neuron.avoided else ""),
                 _memory(model),
                 " ".join(model.devices),
                 _context(model),

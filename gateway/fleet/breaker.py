@@ -37,12 +37,25 @@ class Breaker:
         if self._until is not None and now >= self._until:
             self._until, self._is_tried = now + TRIAL_SECONDS, True
 
-    def failed(self, now: float) -> None:
-        """A request ended with one of `FAULTS`. Those that were open when it opened change nothing more."""
+    def failed(self, now: float) -> float | None:
+        """A request ended with one of `FAULTS`. Those that were open when it opened change nothing more.
+
+        Returns:
+            The seconds for which it opens; None where it does not, or is open as it was.
+        """
         if self._is_tried:
             self._seconds = min(2 * self._seconds, MAX_SECONDS)
-            self._until, self._is_tried = now + self._seconds, False
-        elif not self.is_open(now):
+            self._is_tried = False
+        elif self.is_open(now):
+            return None
+        else:
             self._failures += 1
-            if self._failures >= FAILURES:
-                self._until = now + self._seconds
+            if self._failures < FAILURES:
+                return None
+        self._until = now + self._seconds
+        return self._seconds
+
+    @property
+    def has_opened(self) -> bool:
+        """Whether it did since it was made."""
+        return self._until is not None

@@ -20,6 +20,7 @@ from gateway.fleet.breaker import Breaker
 from gateway.fleet.directory import Directory
 from gateway.fleet.held_catalogue import CatalogueAtNeuron
 from gateway.fleet.prefixes import Prefixes
+from gateway.telemetry import metrics
 from ipc.client import NeuronClient
 from ipc.errors import Code, CortexError
 from ipc.keys import load_public
@@ -159,12 +160,29 @@ class Neuron:
 
     def failed(self, model: str) -> None:
         """It did not serve one, for no fault of that one's own."""
-        if model in self.models:
-            self._breakers.setdefault(model, Breaker()).failed(monotonic())
+        if model not in self.models:
+            return
+        seconds = self._breakers.setdefault(model, Breaker()).failed(monotonic())
+        if seconds is not None:
+            metrics.avoided(model, self.name).inc(1)
+            logger.warning(
+                "model is avoided here, for it failed neuron=%s model=%s seconds=%g",
+                self.name,
+                model,
+                seconds,
+            )
 
     def served(self, model: str) -> None:
         """It served one to its end."""
-        self._breakers.pop(model, None)
+        breaker = self._breakers.pop(model, None)
+        if breaker is not None and breaker.has_opened:
+            logger.info("model is avoided no longer neuron=%s model=%s", self.name, model)
+
+    @property
+    def avoided(self) -> list[str]:
+        """Models that requests are kept away from here, as long as they can go elsewhere."""
+        now = monotonic()
+        return sorted(model for model, breaker in self._breakers.items() if breaker.is_open(now))
 
     def _on_state(self, state: State) -> None:
         takes = self.healthy and not self.draining

@@ -199,8 +199,23 @@ def absent(hosts: Sequence[Host], model: str, may_use: Callable[[str], bool] = a
             + ("no other can serve it" if model in known else f"of the others there is {some}"),
             retry_after=RETRY_SECONDS,
         )
-    text = f"the model {shown(model)} does not exist; there is {some}"
+    text = (
+        _without_adapter(hosts, model, may_use) or f"the model {shown(model)} does not exist; there is {some}"
+    )
     return CortexError(Code.MODEL_NOT_FOUND, text, param="model")
+
+
+def _without_adapter(hosts: Sequence[Host], name: str, may_use: Callable[[str], bool]) -> str:
+    """What to say of a name such as BASE:ADAPTER where only the base is known; "": neither is."""
+    base, _, adapter = name.rpartition(":")
+    having = [host.models[base] for host in hosts if host.healthy and base in host.models]
+    if not having or not may_use(base):
+        return ""
+    there = sorted({each for state in having for each in state.adapters if may_use(f"{base}:{each}")})
+    why = next((f" ({state.error})" for state in having if state.status == "failed" and state.error), "")
+    return (
+        f"the model {shown(base)} has no adapter {shown(adapter)}; it has {', '.join(there) or 'none'}{why}"
+    )
 
 
 def unservable(

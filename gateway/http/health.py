@@ -51,6 +51,7 @@ class HealthResource:
                 "healthy": neuron.healthy,
                 "reason": neuron.reason,
                 "draining": neuron.draining,
+                "avoided": neuron.avoided if neuron.healthy else [],
                 "version": neuron.version,
                 "instance": neuron.instance,
                 "devices": neuron.devices if neuron.healthy else [],

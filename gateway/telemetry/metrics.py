@@ -103,6 +103,11 @@ _retries = Counter(
 _resumes = Counter(
     "cortex_resumes", "Of these, answers that had begun, with which the further neuron went on.", _BOTH
 )
+_avoided = Counter(
+    "cortex_model_avoided",
+    "Times that a gateway process began to keep requests away from a model on a neuron where it had failed.",
+    _BOTH,
+)
 _spent_prompt = Counter("cortex_spend_prompt_tokens", "Tokens of prompts, by API key.", ("key", "account"))
 _spent_completion = Counter(
     "cortex_spend_completion_tokens", "Tokens of answers, by API key.", ("key", "account")
@@ -212,6 +217,12 @@ def rejected(model: str, neuron: str, reason: str) -> Number:
 def retried(model: str, neuron: str, reason: str) -> Number:
     """The counter of requests that this neuron was handed after such an error of another."""
     return _number(_retries, model, neuron, reason)
+
+
+@cache
+def avoided(model: str, neuron: str) -> Number:
+    """The counter of times that a model was begun to be avoided there."""
+    return _number(_avoided, model, neuron)
 
 
 class SpendMetrics:

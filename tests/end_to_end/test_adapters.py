@@ -97,7 +97,7 @@ def test_an_adapter_that_is_not_there_is_not_found_and_the_others_are_named(endp
     with pytest.raises(CortexError) as caught:
         with_fleet(endpoint, scenario)
     assert caught.value.code == Code.MODEL_NOT_FOUND
-    assert "demo:pirate" in caught.value.message
+    assert "it has broken, pilot, pirate, poet" in caught.value.message
 
 
 def health(neuron):

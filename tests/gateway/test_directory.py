@@ -71,14 +71,17 @@ def test_a_model_that_was_asked_for_is_coming_before_its_host_says_so() -> None:
 def test_a_breaker_opens_after_failures_in_a_row_lets_one_through_and_opens_for_longer() -> None:
     breaker = Breaker()
     for _ in range(FAILURES - 1):
-        breaker.failed(0.0)
+        assert breaker.failed(0.0) is None
     assert not breaker.is_open(0.0)
-    breaker.failed(0.0)
+    assert not breaker.has_opened
+    assert breaker.failed(0.0) == SECONDS
+    assert breaker.failed(0.0) is None  # it is open as it was
+    assert breaker.has_opened
     assert breaker.is_open(SECONDS - 0.1)
     assert not breaker.is_open(SECONDS)
     breaker.began(SECONDS)  # the trial
     assert breaker.is_open(SECONDS + TRIAL_SECONDS - 0.1)
-    breaker.failed(10.0)
+    assert breaker.failed(10.0) == 2 * SECONDS
     assert breaker.is_open(10.0 + 2 * SECONDS - 0.1)
     assert not breaker.is_open(10.0 + 2 * SECONDS)
     now = 10.0

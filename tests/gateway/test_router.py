@@ -250,6 +250,24 @@ def test_nothing_is_unknown_while_no_neuron_answers() -> None:
     assert absent([Host("a", healthy=False)], "m").code == Code.NEURON_LOST
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("m:c", "the model 'm' has no adapter 'c'; it has a, b"),
+        ("n:c", "the model 'n' has no adapter 'c'; it has none (its folder is gone)"),
+        ("o:c", "the model 'o:c' does not exist; there is m, n"),
+    ],
+)
+def test_of_an_adapters_name_it_is_said_which_part_is_unknown(name: str, told: str) -> None:
+    a, b = Host("a"), Host("b")
+    for host, adapters in ((a, ["b"]), (b, ["a"])):
+        host.models = {"m": ModelState(id="m", status="ready", adapters=adapters)}
+    a.models["n"] = ModelState(id="n", status="failed", error="its folder is gone")
+    error = absent([a, b], name)
+    assert (error.code, error.message) == (Code.MODEL_NOT_FOUND, told)
+    assert "'m'" not in absent([a, b], "m:c", lambda model: model == "n").message
+
+
 def test_of_two_that_would_evict_the_one_goes_whose_model_is_wanted_least() -> None:
     hosts = [host("a", "unloaded"), host("b", "unloaded")]
     often = quote("evicts", 2.0, evicts=["x"], loss=1.5)

@@ -216,7 +216,11 @@ def test_a_request_that_ends_while_the_fleet_stops_or_after_has_its_line(
     assert [line.split()[2] for line in lines] == ["request_id=early", "request_id=late"]
 
 
-def test_a_model_whose_worker_dies_again_and_again_on_a_host_is_left_alone_there() -> None:
+def test_a_model_whose_worker_dies_again_and_again_on_a_host_is_left_alone_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
     async def scenario() -> None:
         bad = FakeNeuron(name="a", models=("echo",), refuses={"echo": Code.WORKER_DIED})
         good = FakeNeuron(name="b", models=("echo",))
@@ -225,12 +229,22 @@ def test_a_model_whose_worker_dies_again_and_again_on_a_host_is_left_alone_there
             for _ in range(30):
                 assert await ask(fleet) == "one two"
             assert (len(bad.served), len(good.served)) == (FAILURES, 30)
+            assert [each.avoided for each in fleet.neurons] == [["echo"], []]
             fleet.neurons[1].lose("the test says so")
             with pytest.raises(CortexError):  # where nobody else can, it is asked all the same
                 await ask(fleet)
             assert len(bad.served) == FAILURES + 1
+            del bad.refuses["echo"]
+            assert await ask(fleet) == "one two"
+            assert fleet.neurons[0].avoided == []
 
+    before = metrics.avoided("echo", "a").get()
     run(scenario)
+    assert metrics.avoided("echo", "a").get() == before + 1
+    assert [text for text in caplog.messages if "avoided" in text] == [
+        "model is avoided here, for it failed neuron=a model=echo seconds=5",
+        "model is avoided no longer neuron=a model=echo",
+    ]
 
 
 def test_what_needs_no_worker_says_nothing_of_how_a_host_serves_a_model() -> None:

@@ -203,7 +203,8 @@ function neuronCard({ name }) {
     pill(state, word, { lost: "bad", draining: "busy", serving: "good" }[word]);
     const busy = neuron.models.reduce((sum, model) => sum + (model.running ?? 0), 0);
     say(facts, [neuron.endpoint, neuron.version, `${busy} running`].filter(Boolean).map(whole).join(" · "));
-    say(error, neuron.healthy ? "" : neuron.reason);
+    const avoided = neuron.avoided?.length ? `avoided, for they failed: ${neuron.avoided.join(", ")}` : "";
+    say(error, neuron.healthy ? avoided : neuron.reason);
     fill(devices, neuron.devices.map((device) => [device.id, device]), deviceBar);
     drain.hidden = !admin || word !== "serving";
     resume.hidden = !admin || word !== "draining";
