@@ -100,9 +100,8 @@ def evict(
             typer.echo(json.dumps(quotes))
         else:
             _show_quotes(quotes)
-        if is_refused:
-            raise typer.Exit(1)
-        return
+        if not is_refused:
+            return
     if is_refused:
         reasons = "; ".join(f"{quote['neuron']}: {_reason(quote)}" for quote in quotes)
         fail("evict", f"no neuron can make room for {model} ({reasons})")

@@ -109,7 +109,8 @@ def test_who_would_leave_is_told_and_leaves_when_asked(services: Services) -> No
     assert "beast has room for two without one" in cortex(services, "evict", "two")
     wait_until(lambda: status(services, "one") == "unloaded", "it left")
     assert cortex(services, "evict", "two", "--json") == [{"neuron": "beast", "evicted": []}]
-    assert "no neuron can make room for huge" in cortex(services, "evict", "huge", code=1)
+    for options in ((), ("--dry-run",), ("--dry-run", "--json")):
+        assert "no neuron can make room for huge" in cortex(services, "evict", "huge", *options, code=1)
 
 
 def test_a_drained_neuron_takes_nothing_until_it_is_resumed(services: Services) -> None:
