@@ -21,7 +21,7 @@ def replayed(folder: str) -> tuple[list[list[int]], list[list[int]], int, int]:
     """What a model answers by steps that are computed as they come and by recorded ones; how many recordings
     there are, and how often they are replayed."""
     from tests.workers.engines import make_runner, request, serve
-    from tests.workers.recorded import LIMITS, Recorder
+    from tests.workers.recorded import LIMITS, Recorder, record_launches
     from workers.execution import model_runner
 
     prompts = [[5, i, 7] * 9 + [i] for i in range(3)]  # which answers soon take into another state
@@ -30,6 +30,7 @@ def replayed(folder: str) -> tuple[list[list[int]], list[list[int]], int, int]:
     ]
     with pytest.MonkeyPatch.context() as patch:
         recorder = Recorder()
+        record_launches(patch)
         patch.setattr(model_runner, "graph_device", lambda device: recorder)
         runner = make_runner(folder, **LIMITS)
         runner._measure = lambda weights: MemoryUse(weights=weights)  # two more steps, that take the longest

@@ -10,7 +10,11 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _get_current_dispatch_mode,
+)
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ipc.worker_messages import PAGE_SIZE
@@ -45,10 +49,9 @@ class Recorder:
         self.fails = False
 
     def capture(self, launches: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        tape, run = Tape(), Launcher.__call__
+        tape = Tape()
         try:
-            with tape, pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Launcher, "__call__", lambda *given, **how: tape.launch(run, *given, **how))
+            with tape:
                 result = launches()
                 if self.fails:
                     raise RuntimeError("operation not permitted when stream is capturing\nand so on")
@@ -127,6 +130,21 @@ class Tape(TorchDispatchMode):
                 tensor.copy_(now[id(tensor)])
 
 
+def launch(run: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Call what no operation of torch is; it is on the tape that this thread records, if it records one."""
+    tape = _get_current_dispatch_mode()
+    if isinstance(tape, Tape):
+        tape.launch(run, *args, **kwargs)
+    else:
+        run(*args, **kwargs)
+
+
+def record_launches(patch: pytest.MonkeyPatch) -> None:
+    """Have kernels of Triton, which are interpreted, on tapes."""
+    run = Launcher.__call__
+    patch.setattr(Launcher, "__call__", lambda *given, **how: launch(run, *given, **how))
+
+
 class FixedAttention:
     """Attention over all pages that a sequence may ever have, so that shapes say nothing of contexts.
     Implements `workers.attention.backend.AttentionBackend`.
@@ -199,6 +217,7 @@ def record_steps(patch: pytest.MonkeyPatch) -> Recorder:
         What records them.
     """
     recorder = Recorder()
+    record_launches(patch)
     patch.setattr(model_runner, "graph_device", lambda device: recorder)
     patch.setattr(model_runner, "attention_over", FixedAttention)
     return recorder

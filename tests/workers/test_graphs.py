@@ -251,6 +251,16 @@ def test_nothing_is_recorded_where_attention_cannot_be(tiny, monkeypatch):
     runner.close()
 
 
+def test_what_is_met_once_is_computed_and_recorded_when_it_comes_again():
+    recorder = Recorder()
+    graphs, x = Graphs(recorder, 4), torch.zeros(1)
+    seen = []
+    for _ in range(3):
+        graphs.run(Kind(4, 0), lambda: x.add_(1))
+        seen.append((recorder.captured, recorder.replayed, int(x)))
+    assert seen == [(0, 0, 1), (1, 1, 2), (1, 2, 3)]
+
+
 def test_recordings_go_with_the_engine(tiny, recorder):
     runner = make_runner(tiny("qwen3_tied").folder, **LIMITS)
     runner.load(lambda fraction, message: None)

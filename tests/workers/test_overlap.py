@@ -15,6 +15,7 @@ from tests.workers import equalities
 from tests.workers.engines import GPU, Session, make_runner, request, serve
 from tests.workers.oracle import fill
 from tests.workers.recorded import LIMITS, record_steps, requests
+from tests.workers.thread_ranks import Ranks
 from tests.workers.tiny_models import qwen3
 from workers.process.loop import Flight
 from workers.step.engine import OutOfDeviceMemory
@@ -61,6 +62,34 @@ def test_answers_do_not_depend_on_steps_in_flight(runner, most_in_flight):
     assert max(most_in_flight) == 1
     assert serve(runner, requests(), **LIMITS) == expected
     assert max(most_in_flight) == 2
+
+
+def test_what_a_step_is_padded_with_is_nobody_s_newest_token(runner, most_in_flight):
+    """Three sequences of plain settings, which are drawn within the step, and padded to four."""
+    submits = [request(i, [5 + i] * 8, 12, temperature=1.0, seed=i) for i in range(3)]
+    expected = one_after_the_other(runner, submits, max_sequences=3)
+    assert serve(runner, submits, **LIMITS | {"max_sequences": 3}) == expected
+    assert max(most_in_flight) == 2
+
+
+def test_ranks_feed_what_rank_0_chose_while_its_step_runs(tiny, monkeypatch, most_in_flight):
+    """As on GPUs: collectives are in recorded steps, and tokens go from rank 0 to the others with no host
+    between. Where a step is replayed, they count as if it were not."""
+    recorder = record_steps(monkeypatch)
+    ranks = Ranks(tiny("qwen3_untied_biased").folder, 2, monkeypatch, **LIMITS)
+    found, counted = [], []
+    for ranks.in_flight, paused in ((0, True), (1, True), (1, False)):
+        for each in ranks.ranks:
+            each.graphs.paused = paused
+        before = ranks.ranks[1].collectives()[0]
+        most_in_flight.clear()
+        found.append(serve(ranks, requests(6), **LIMITS))
+        assert max(most_in_flight) == 1 + ranks.in_flight
+        counted.append(ranks.ranks[1].collectives()[0] - before)
+    assert found[1:] == found[:1] * 2
+    assert counted[1] == counted[2]
+    assert recorder.replayed > recorder.captured > 0
+    ranks.close()
 
 
 def test_nor_do_they_when_sequences_come_leave_or_are_preempted(runner):

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 import pytest
+import torch
+import torch.distributed as dist
 
 from tests.workers import ranks
+from tests.workers.engines import make_spec
 from tests.workers.harness import Workers
 from tests.workers.oracle import greedy
+from tests.workers.thread_ranks import Meeting, ThreadGroup
 from workers.checkpoints.reading import read_card
 from workers.parallel import RankGroup
+
+T = TypeVar("T")
 
 # Four processes take their time on two cores. Among these are fewer key heads than ranks, and as many; all
 # families answer on two ranks in `test_model.py`, which are threads there.
@@ -60,3 +70,32 @@ def test_every_rank_has_the_key_heads_of_its_query_heads(heads, size):
         group = RankGroup(rank, size)
         needed = {query * heads // queries for query in group.share(queries)}
         assert set(group.share_kv(heads)) == needed
+
+
+def in_threads(size: int, what: Callable[[int], T]) -> list[T]:
+    with ThreadPoolExecutor(size) as threads:
+        return [*threads.map(what, range(size))]
+
+
+def test_exact_sums_are_rounded_once_and_in_the_order_of_ranks():
+    parts, meeting = [256.0, 1.0, 1.0, 1.0], Meeting(4)
+
+    def summed(rank: int) -> float:
+        group = ThreadGroup(rank, 4, meeting, exact=True)
+        return float(group.all_reduce(torch.tensor([parts[rank]], dtype=torch.bfloat16)))
+
+    assert in_threads(4, summed) == [260.0] * 4  # one after the other in bfloat16: 256
+
+
+@pytest.mark.parametrize(
+    "names", [["RTX 5090", "RTX 5090"], ["RTX 3060", "RTX 3090"], ["RTX 3090", "RTX 3060"]]
+)
+def test_ranks_on_unlike_cards_know_it(monkeypatch, names):
+    meeting = Meeting(2)
+    monkeypatch.setattr(dist, "TCPStore", lambda *given, **how: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda *given, **how: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index])
+    monkeypatch.setattr(RankGroup, "least", lambda group, value: min(meeting(group.rank, value)))
+    specs = [make_spec(rank=rank, world_size=2, device=f"cuda:{rank}", store_port=1) for rank in range(2)]
+    groups = in_threads(2, lambda rank: RankGroup.join(specs[rank]))
+    assert [group.alike for group in groups] == [len(set(names)) == 1] * 2

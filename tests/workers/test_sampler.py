@@ -278,6 +278,14 @@ def test_a_minimum_of_tokens_yields_to_a_grammar_that_is_at_its_end():
     assert choose(SPREAD.repeat(2, 1), params, bitmask=mask) == [31, 9]
 
 
+@pytest.mark.parametrize("written", range(4))
+def test_an_answer_may_end_as_soon_as_it_has_its_minimum_and_no_sooner(written):
+    row, params = SPREAD.clone(), SamplingParams(0.0, min_tokens=2, stop_ids=[5])
+    row[5] = 9.0
+    [token] = choose(row[None], [params], [[1]], [[7] * written])
+    assert (token == 5) == (written >= 2)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}])
 def test_where_nothing_can_be_chosen_there_is_no_token_and_others_have_theirs(temperature, settings):
@@ -293,12 +301,21 @@ def test_where_nothing_can_be_chosen_there_is_no_token_and_others_have_theirs(te
 
 
 @LOOKS
-def test_logprobs_are_the_model_s_own_whatever_was_changed(looks):
+@pytest.mark.parametrize("changed", ["bias", "grammar", "penalty", "a grammar of another"])
+def test_logprobs_are_the_model_s_own_whatever_was_changed(looks, changed):
     sampler = Sampler(VOCABULARY)
     sampler.looks = looks
-    sampler.add(0, SamplingParams(0.0, logit_bias={5: 100.0}, logprobs=3), [1])
+    others = [token for token in range(VOCABULARY) if token != 5]
+    settings = {
+        "bias": {"logit_bias": {5: 100.0}},
+        "penalty": {"presence_penalty": 100.0},
+        "a grammar of another": {"allowed_token_ids": [5]},
+    }
+    sampler.add(0, SamplingParams(0.0, logprobs=3, **settings.get(changed, {})), [1], others)
     sampler.add(1, SamplingParams(0.0), [1])
-    sampled = sampler.sample(SPREAD.repeat(2, 1), [0, 1])
+    allowed = {"grammar": [[5], others], "a grammar of another": [range(VOCABULARY), others]}.get(changed)
+    mask = None if allowed is None else bits(allowed, VOCABULARY)
+    sampled = sampler.sample(SPREAD.repeat(2, 1), [0, 1], mask)
     expected = SPREAD.double().log_softmax(-1)
     assert list(sampled.logprobs) == [0]
     told = sampled.logprobs[0]
