@@ -5,6 +5,8 @@ bfloat16 is left to devices: the interpreter does not round to the nearest.
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,7 +52,7 @@ def norms(dtype: torch.dtype) -> None:
 
 def choices() -> None:
     """As routers choose without Triton; of equal ones the first."""
-    for sigmoid, corrected, least, scale in ((False, False, None, 1.0), (True, True, 0.25, 2.5)):
+    for sigmoid, corrected, least, scale in product(*((False, True),) * 2, (None, 0.0, 0.25), (1.0, 2.5)):
         logits, correction = torch.randn(3, 13), torch.randn(13) if corrected else None
         logits[2, 4], logits[2, 9] = float("nan"), 40.0
         weights, numbers = fused.choice(logits, correction, 5, sigmoid, least, scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.workers.cards import card_of
 from tests.workers.engines import DEVICES, GPU
 from workers.parallel import RankGroup
 from workers.weights import parking
-from workers.weights.lanes import CudaTransfers, Lane, release_pinned, run
+from workers.weights.lanes import THREADS, CudaTransfers, Lane, release_pinned, run
 from workers.weights.loader import Shard, Slice, WeightFiles
 
 
@@ -164,6 +165,24 @@ def test_the_first_failure_is_raised_and_all_threads_end(fails):
         run(jobs, torch.device("cpu"), 16 * len(jobs), lambda fraction: fail("progress"))
     assert not jobs
     assert threading.active_count() == before
+
+
+def test_where_one_of_many_fails_the_others_are_not_begun():
+    failed, done = threading.Event(), []
+
+    def fails(lane: Lane) -> int:
+        failed.set()
+        raise InterruptedError("the first")
+
+    def job(lane: Lane) -> int:
+        failed.wait()
+        time.sleep(0.05)  # in which the failure is seen
+        done.append(lane)
+        return 16
+
+    with pytest.raises(InterruptedError, match="the first"):
+        run(deque([fails] + [job] * 60), torch.device("cpu"), 16 * 61, lambda fraction: None)
+    assert len(done) <= 2 * THREADS
 
 
 def test_nothing_travels_any_more_once_a_failure_is_raised(late, monkeypatch):
