@@ -13,7 +13,7 @@ import torch
 from ipc.worker_messages import Submit
 from tests.demo import DEMO
 from tests.workers import ranks
-from tests.workers.engines import Answer, Session, make_runner, request
+from tests.workers.engines import DEVICES, GPU, Answer, Session, make_runner, request
 from tests.workers.equalities import VOCABULARY, Observed
 from tests.workers.oracle import fill
 from tests.workers.ranks import Job
@@ -50,12 +50,12 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4], ids="{}_ranks".format)
+@pytest.fixture(scope="module", params=[1, 2, 4, pytest.param("cuda", marks=GPU)])
 def seen(request, folder) -> Observed:
-    every = 3 if request.param < 4 else 5  # four processes take their time on two cores
-    [result] = ranks.run(
-        [Job(str(folder), "observe", dtype="bfloat16", exact=True, every=every)], request.param
-    )
+    every = 5 if request.param == 4 else 3  # four processes take their time on two cores
+    device, size = ("cuda", 1) if request.param == "cuda" else ("cpu", request.param)
+    job = Job(str(folder), "observe", device, dtype="bfloat16", exact=True, every=every)
+    [result] = ranks.run([job], size)
     return result.observed
 
 
@@ -82,14 +82,15 @@ ROUTED = {
 }
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ROUTED)
-def test_experts_latents_and_states_change_no_bit_either(tmp_path, name):
+def test_experts_latents_and_states_change_no_bit_either(tmp_path, name, device):
     torch.manual_seed(12)
     model = ROUTED[name]()
     fill(model, std=0.1)
     model.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")  # nobody reads a text here
-    runner = make_runner(tmp_path, dtype="bfloat16", exact=True, max_step_tokens=256)
+    runner = make_runner(tmp_path, device=device, dtype="bfloat16", exact=True, max_step_tokens=256)
     runner.load(lambda fraction, message: None)
     submits = [request(n, [*range(n, 9 * n)], 6, temperature=1.0, seed=n, logprobs=3) for n in range(1, 8)]
     alone = [answer for submit in submits for answer in answers(runner, [submit])]
