@@ -7,6 +7,7 @@ import fnmatch
 import json
 from types import SimpleNamespace
 
+import falcon.asgi
 import msgspec
 import pytest
 
@@ -128,9 +129,10 @@ def test_a_list_of_many_models_costs_each_of_them_a_few_looks(
         )
         names = (*MODELS, *(f"{kind.__name__}/{number:04}" for number in range(count)))
         async with fleet_of(kind(name="a", models=names)) as fleet:
-            response = SimpleNamespace()
+            response = falcon.asgi.Response()
             await ModelsResource(fleet).on_get(request, response)
-            assert len(json.loads(response.data)["data"]) == count
+            body = response.data or b"".join([piece async for piece in response.stream])
+            assert len(json.loads(body)["data"]) == count
         assert translated == [f"{kind.__name__}/*"]
         # Whether it is listed, and each other that a model's error speaks of.
         assert len(looks) <= len(names) + len(MODELS) * count
