@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -16,7 +17,8 @@ from neuron.config import ModelSettings
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.fit import Need
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, kernels_of, packs_head
-from neuron.text.frontend import TextFiles, TextFrontEnd
+from neuron.text.frontend import TextFiles
+from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.adapter import AdapterCard, read_adapter
 from workers.checkpoints.card import DTYPE_BYTES, ModelCard
 from workers.checkpoints.families.llama import EMBEDDING
@@ -122,17 +124,22 @@ class ModelDescription:
         return max(wanted, settings.max_sequences, self.context_length if self.whole else 0)
 
 
-def describe(settings: ModelSettings, folder: Path) -> ModelDescription:
+def describe(settings: ModelSettings, folder: Path, card: ModelCard | None = None) -> ModelDescription:
     """What `settings` describe. Reads headers and small files only.
 
     Args:
         folder: the checkpoint; for a simulated model the one that lends its tokenizer and template.
+        card: what is known of that already, where no settings ask for more of it; None: it is read.
 
     Raises:
         CortexError: MODEL_LOAD_FAILED naming what is wrong with the checkpoint.
     """
-    card = read_card(folder, mtp=settings.speculation == "mtp")
-    return _simulated(settings, card) if settings.simulated is not None else described(settings, card)
+    if settings.simulated is not None:
+        return _simulated(settings, _lent(folder))
+    with_mtp = settings.speculation == "mtp"
+    if card is None or with_mtp:
+        card = read_card(folder, mtp=with_mtp)
+    return described(settings, card)
 
 
 def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
@@ -232,9 +239,23 @@ def _defaults(checkpoint: GenerationDefaults, settings: ModelSettings) -> Genera
     return msgspec.structs.replace(checkpoint, **said)
 
 
-def _simulated(settings: ModelSettings, lender: ModelCard) -> ModelDescription:
-    plan = settings.simulated
-    text = TextFrontEnd.load(lender, settings.tool_format)
+class _Lent(NamedTuple):
+    """What simulated models have of another one, which comes with this package."""
+
+    card: ModelCard
+    answer: list[int]  # what all of them say
+
+
+@cache
+def _lent(folder: Path) -> _Lent:
+    """It is read once: hundreds of simulated models may have it."""
+    card = read_card(folder)
+    tokenizer = TextTokenizer(card.tokenizer_file, card.config.vocab_size, shown=())
+    return _Lent(card, tokenizer.encode(SIMULATED_TEXT, special=False))
+
+
+def _simulated(settings: ModelSettings, lent: _Lent) -> ModelDescription:
+    plan, lender = settings.simulated, lent.card
     return ModelDescription(
         id=settings.id,
         engine="simulated",
@@ -264,7 +285,7 @@ def _simulated(settings: ModelSettings, lender: ModelCard) -> ModelDescription:
             prefill_tokens_per_second=plan.prefill_tokens_per_second,
             load_seconds=plan.load_seconds,
             memory_bytes=plan.memory,
-            answer=text.encode(SIMULATED_TEXT, special=False),
+            answer=lent.answer,
             failure=plan.failure,
         ),
         max_output=settings.max_output,

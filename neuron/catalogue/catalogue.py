@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
+from time import monotonic
 
 from msgspec.structs import replace
 
@@ -16,9 +19,12 @@ from neuron.catalogue.hosting import NotHere, hosted
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.pulling import unchecked
 from neuron.pulling.hub import unset_empty
+from workers.checkpoints.card import ModelCard
 from workers.checkpoints.gguf.splits import by_label, files_in, name_of
 from workers.checkpoints.presence import gguf_files, is_checkpoint, is_whole
-from workers.checkpoints.reading import refusal
+from workers.checkpoints.reading import read_card
+
+log = logging.getLogger("neuron.catalogue")
 
 DEMO = "demo"  # the id of the model that comes with the package
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
@@ -43,8 +49,10 @@ class Catalogue:
         self._devices = devices
         self._pinned: dict[str, bool] = {}  # models of which somebody said so while we run
         self._looked_at: dict[Path, tuple[Signature, str | None]] = {}  # by the last scan: why it is no model
+        self._cards: dict[Path, ModelCard] = {}  # that the last scan read
         self.refused: dict[str, str] = {}  # what the last scan found and cannot load, and why
         self.away: dict[str, ModelSettings] = {}  # whose files it did not find, and which may be pulled
+        self.unread = 0  # that it found and had no time for
         self.configure(config)
 
     def configure(self, config: NeuronConfig, fleet: FleetCatalogue | None = None) -> None:
@@ -156,12 +164,17 @@ class Catalogue:
         """Every id that can be loaded: configured, bundled, in the model folders, in the cache."""
         return list(self.scan())
 
-    def scan(self) -> dict[str, Signature]:
+    def scan(self, seconds: float = inf) -> dict[str, Signature]:
         """The same, with what changes as soon as a file of theirs does.
 
         Of folders that did not change only names, sizes and times are read: it may be done every few seconds.
+
+        Args:
+            seconds: of reading after which no other one is read; the next scan goes on with those.
         """
+        spent = 0.0
         found, self.away = {}, {}
+        self._cards, self.unread = {}, 0
         for model_id, settings in self._configured.items():
             signature = self._configured_signature(model_id)
             if settings.pull and not self.is_here(model_id):
@@ -187,13 +200,33 @@ class Catalogue:
             signature = _signature(path)
             before, reason = looked_at.get(path, (None, None))
             if signature != before:
-                reason = refusal(path)
+                if spent > seconds:
+                    self.unread += 1
+                    continue
+                began = monotonic()
+                reason = self._read(path)
+                spent += monotonic() - began
             self._looked_at[path] = (signature, reason)
             if reason is None:
                 found[model_id] = signature
             elif is_checkpoint(path):
                 self.refused[model_id] = reason
         return found
+
+    def _read(self, path: Path) -> str | None:
+        """Why what is at `path` is no model; None where it is one, whose card is kept for a moment."""
+        try:
+            self._cards[path] = read_card(path)
+        except CortexError as error:
+            return error.message
+        except Exception as error:  # whatever is in its files costs no other model
+            log.exception("model cannot be read path=%s", path)
+            return f"{path} cannot be read: {type(error).__name__}: {error}; the log has more"
+        return None
+
+    def take_card(self, path: Path) -> ModelCard | None:
+        """What the last scan read there, once."""
+        return self._cards.pop(path, None)
 
     def _configured_signature(self, model_id: str) -> Signature | None:
         """None where nothing of it is there."""

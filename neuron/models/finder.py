@@ -25,6 +25,7 @@ log = logging.getLogger("neuron.models.finder")
 SCAN_SECONDS = 2.0  # between two looks for models that came or went
 SCAN_SHARE = 20.0  # times as long as one look takes, at least, but no longer than
 MOST_SCAN_SECONDS = 30.0
+READ_SECONDS = 0.5  # for which new models are read before those are known; longer by so much each time
 
 
 class Refused(NamedTuple):
@@ -140,7 +141,7 @@ class Finder:
     def _inspect(self, settings: ModelSettings) -> ModelDescription:
         folder = self._catalogue.folder(settings)
         try:
-            return describe(settings, folder)
+            return describe(settings, folder, self._catalogue.take_card(folder))
         except CortexError:
             raise
         except Exception as error:  # whatever is in its files costs no other model
@@ -199,9 +200,17 @@ class Finder:
             await self._find_all()
 
     async def _find_all(self) -> dict[str, Signature]:
-        """The same; what was found."""
+        """The same; what was found. It is known part by part, where there is much to read."""
+        found = await self._find_some(seconds := READ_SECONDS)
+        while self._catalogue.unread:
+            found = await self._find_some(seconds := seconds + READ_SECONDS)
+        self._looked()
+        return found
+
+    async def _find_some(self, seconds: float) -> dict[str, Signature]:
+        """What was found, but for what could not be read in that time."""
         began = monotonic()
-        found = await asyncio.to_thread(self._catalogue.scan)
+        found = await asyncio.to_thread(self._catalogue.scan, seconds)
         self._scan_took = monotonic() - began  # without what it takes to inspect what is new, once
         for model_id in [*{**self._seen, **self._models, **self.broken}]:
             as_it_was = model_id in found and self._seen.get(model_id) in (None, found[model_id])
@@ -222,7 +231,6 @@ class Finder:
                     signature, self._catalogue.settings(model_id), error.message
                 )
                 log.warning("model cannot be used model=%s reason=%s", model_id, error)
-        self._looked()
         return found
 
     async def _renew(self, model: ManagedModel, signature: Signature) -> None:

@@ -13,6 +13,7 @@ from ipc.messages.state import Device
 from neuron.catalogue.catalogue import Catalogue
 from neuron.config import ModelSettings, NeuronConfig
 from tests.neuron.folders import write_checkpoint
+from workers.checkpoints.reading import read_card
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -274,8 +275,36 @@ def test_what_did_not_change_is_not_read_again(places, monkeypatch):
     catalogue, shelf, _ = places
     write_checkpoint(shelf / "plain")
     catalogue.scan()
-    monkeypatch.setattr(neuron.catalogue.catalogue, "refusal", None)
+    monkeypatch.setattr(neuron.catalogue.catalogue, "read_card", None)
     assert set(catalogue.scan()) == {"demo", "plain"}
+
+
+def test_a_scan_with_little_time_reads_one_model_and_the_next_one_another(places):
+    catalogue, shelf, _ = places
+    for name in "abc":
+        write_checkpoint(shelf / name)
+    for known in (["demo"], ["demo", "a"], ["demo", "a", "b"], ["demo", "a", "b", "c"]):
+        assert list(catalogue.scan(seconds=0.0)) == known
+        assert catalogue.unread == 4 - len(known)
+    (shelf / "a" / "generation_config.json").write_text("{}")
+    (shelf / "c" / "generation_config.json").write_text("{}")
+    assert list(catalogue.scan(seconds=0.0)) == ["demo", "a", "b"]
+    assert list(catalogue.scan(seconds=0.0)) == ["demo", "a", "b", "c"]
+
+
+def test_a_fault_of_ours_in_reading_one_model_costs_no_other_one(places, monkeypatch):
+    catalogue, shelf, _ = places
+    for name in "abc":
+        write_checkpoint(shelf / name)
+
+    def faulty(path):
+        if path.name == "b":
+            raise ZeroDivisionError("of b")
+        return read_card(path)
+
+    monkeypatch.setattr(neuron.catalogue.catalogue, "read_card", faulty)
+    assert list(catalogue.scan()) == ["demo", "a", "c"]
+    assert "ZeroDivisionError: of b; the log has more" in catalogue.refused["b"]
 
 
 def test_the_cache_is_where_hugging_face_tools_keep_it(tmp_path):

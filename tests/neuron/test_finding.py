@@ -6,13 +6,16 @@ import shutil
 import time
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
+import neuron.catalogue.catalogue
+import neuron.description
 import neuron.models.finder
 import neuron.models.manager
 from ipc.errors import Code, CortexError
 from neuron.catalogue.catalogue import Catalogue
-from neuron.config import NeuronConfig
+from neuron.config import ModelSettings, NeuronConfig
 from neuron.description import describe
 from neuron.memory.devices import Inventory
 from neuron.memory.parking import Parking
@@ -20,10 +23,11 @@ from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
 from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import PATIENCE
+from workers.checkpoints.reading import read_card
 
 
 @asynccontextmanager
-async def managing(folder, **settings):
+async def managing(folder, start=True, **settings):
     """All models in a folder, looked for without a pause."""
     config = NeuronConfig(
         devices=["cpu"],
@@ -34,7 +38,8 @@ async def managing(folder, **settings):
     )
     preparation = Preparation("INFO")
     models = ModelManager(config, Inventory(config), lambda now=False: None, preparation)
-    await models.start()
+    if start:
+        await models.start()
     try:
         yield models
     finally:
@@ -58,10 +63,10 @@ def test_a_fault_of_ours_in_reading_one_model_is_its_own_failure(tmp_path, monke
     for name in "abc":
         write_checkpoint(tmp_path / name)
 
-    def faulty(settings, folder):
+    def faulty(settings, folder, card):
         if settings.id == "b":
             raise ZeroDivisionError("of b")
-        return describe(settings, folder)
+        return describe(settings, folder, card)
 
     async def scenario():
         async with managing(tmp_path) as models:
@@ -77,16 +82,63 @@ def test_a_fault_of_ours_in_reading_one_model_is_its_own_failure(tmp_path, monke
     assert "model cannot be inspected model=b" in caplog.text
 
 
+def test_each_of_many_models_is_read_once_and_known_before_the_last_one_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(neuron.models.finder, "READ_SECONDS", 0.0)
+    names = [f"m{number}" for number in range(6)]
+    for name in names:
+        write_checkpoint(tmp_path / name)
+    read, known = [], []
+
+    def counted(path, **more):
+        read.append(path.name)
+        known.append(sorted(models.finder.known(name).id for name in names if models.finder.known(name)))
+        return read_card(path, **more)
+
+    async def scenario():
+        nonlocal models
+        async with managing(tmp_path, start=False) as models:
+            await models.start()
+            assert list(status(models)) == names
+            await models.finder.find_all()
+
+    models = None
+    monkeypatch.setattr(neuron.catalogue.catalogue, "read_card", counted)
+    monkeypatch.setattr(neuron.description, "read_card", counted)
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+    assert read == ["demo", *names]
+    assert known == [[], *(names[:number] for number in range(6))]
+
+
+def test_what_simulated_models_have_of_another_one_is_read_once(tmp_path, monkeypatch):
+    read = []
+
+    def counted(path, **more):
+        read.append(path.name)
+        return read_card(path, **more)
+
+    async def scenario():
+        plans = [{"id": f"s{number}", "simulated": {}} for number in range(20)]
+        async with managing(
+            tmp_path, models=msgspec.convert(plans, list[ModelSettings]), only_configured=True
+        ) as models:
+            assert len(status(models)) == 20
+
+    neuron.description._lent.cache_clear()
+    monkeypatch.setattr(neuron.description, "read_card", counted)
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+    assert read == ["demo"]
+
+
 @pytest.mark.parametrize("fault", [RuntimeError("once"), OSError("once")])
 def test_a_look_that_fails_is_followed_by_others(tmp_path, monkeypatch, caplog, fault):
     monkeypatch.setattr(neuron.models.finder, "SCAN_SECONDS", 0.0)
     monkeypatch.setattr(neuron.models.finder, "SCAN_SHARE", 0.1)
     scan, faults = Catalogue.scan, [fault, fault, fault]
 
-    def faulty(self):
+    def faulty(self, seconds):
         if faults:
             raise faults.pop()
-        return scan(self)
+        return scan(self, seconds)
 
     async def scenario():
         async with managing(tmp_path) as models:
@@ -104,9 +156,9 @@ def test_a_model_that_took_long_to_inspect_is_forgotten_soon_after_it_went(tmp_p
     monkeypatch.setattr(neuron.models.finder, "SCAN_SECONDS", 0.0)
     monkeypatch.setattr(neuron.models.finder, "SCAN_SHARE", PATIENCE)
 
-    def slow(settings, folder):
+    def slow(settings, folder, card):
         time.sleep(1.0)
-        return describe(settings, folder)
+        return describe(settings, folder, card)
 
     async def scenario():
         async with managing(tmp_path) as models:

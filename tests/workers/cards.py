@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import torch
 
+from ipc.errors import CortexError
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.family import TensorSpec
+from workers.checkpoints.reading import read_card
 from workers.checkpoints.safetensors import read_tensors
 from workers.checkpoints.stored_tensors import StoredTensor, WeightFile
 from workers.models.registry import MODELS
@@ -58,3 +60,12 @@ def assert_asks_for_what_is_declared(card: ModelCard, variant: str, size: int) -
             assert held[name] == size * spec.elements_on_rank(card.config, size), name
             continue
         assert held[name] == copies * math.prod(tensor.shape), name
+
+
+def refusal(path: Path) -> str | None:
+    """Why `read_card` would refuse what is at `path`; None where it would not."""
+    try:
+        read_card(path)
+    except CortexError as error:
+        return error.message
+    return None

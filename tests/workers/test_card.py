@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from ipc.errors import Code, CortexError
 from tests.neuron.folders import CONFIG, TEMPLATE, header, shapes, write_checkpoint, write_safetensors
+from tests.workers.cards import refusal as why_not
+from workers.checkpoints import text
 from workers.checkpoints.card import ModelCard
+from workers.checkpoints.files import read_json
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.presence import is_checkpoint
 from workers.checkpoints.reading import read_card
-from workers.checkpoints.reading import refusal as why_not
 from workers.checkpoints.safetensors import HEADER_LIMIT, read_header
 
 NAMES = list(shapes(CONFIG))
@@ -220,6 +222,43 @@ def test_a_missing_file_is_named(tmp_path, name):
     write_checkpoint(tmp_path)
     (tmp_path / name).unlink()
     assert name in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_tokenizer_that_is_still_copied_makes_no_model(tmp_path, indent):
+    path = write_checkpoint(tmp_path) / "tokenizer.json"
+    whole = json.dumps(json.loads(path.read_text()), indent=indent, ensure_ascii=False).encode()
+    for size in [0, *range(1, len(whole), 97), len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        assert str(path) in refusal(tmp_path), size
+    for end in (b"", b"\n"):
+        path.write_bytes(whole + end)
+        assert read_card(tmp_path).eos_ids == [5, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "whole"),
+    [({}, False), ({"normalizer": "before them"}, True), ({"added_tokens": "thousands"}, True)],
+)
+def test_of_a_tokenizer_no_more_is_read_than_where_its_added_tokens_stand(
+    tmp_path, monkeypatch, changes, whole
+):
+    path = write_checkpoint(tmp_path) / "tokenizer.json"
+    said = json.loads(path.read_text())
+    if "normalizer" in changes:
+        said = {"normalizer": said.pop("normalizer"), **said}
+    if "added_tokens" in changes:
+        said["added_tokens"] += [{"id": 400 + n, "content": f"<{n}>" + "x" * 100} for n in range(1000)]
+    write_json(path, said)
+    read = []
+
+    def counted(file, *more):
+        read.append(file.name)
+        return read_json(file, *more)
+
+    monkeypatch.setattr(text, "read_json", counted)
+    assert read_card(tmp_path).eos_ids == [5, 0]
+    assert ("tokenizer.json" in read) is whole
 
 
 def test_a_missing_shard_is_named(tmp_path):

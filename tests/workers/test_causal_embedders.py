@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from ipc.worker_messages import Submit
 from tests.workers import checkpoints
+from tests.workers.cards import refusal
 from tests.workers.encoders import write_modules
 from tests.workers.engines import Session, make_runner
-from workers.checkpoints.reading import read_card, refusal
+from workers.checkpoints.reading import read_card
 
 LAST = ("Pooling", "1_Pooling", {"word_embedding_dimension": 48, "pooling_mode_lasttoken": True})
 

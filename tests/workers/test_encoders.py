@@ -13,12 +13,12 @@ from torch import nn
 from ipc.errors import CortexError
 from ipc.worker_messages import Submit
 from tests.workers import encoders, nomic_experts
-from tests.workers.cards import assert_asks_for_what_is_declared
+from tests.workers.cards import assert_asks_for_what_is_declared, refusal
 from tests.workers.encoders import ENCODERS, hidden, load, texts, vectors, write, write_modules
 from tests.workers.harness import Answer, Workers
 from workers.attention import whole
 from workers.checkpoints.adapter import read_adapter
-from workers.checkpoints.reading import read_card, refusal
+from workers.checkpoints.reading import read_card
 
 NORMALIZE = ("Normalize", "2_Normalize", None)
 

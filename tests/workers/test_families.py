@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from ipc.errors import CortexError
 from tests.neuron.folders import CONFIG, write_checkpoint
 from tests.workers import encoders
-from tests.workers.cards import assert_asks_for_what_is_declared
+from tests.workers.cards import assert_asks_for_what_is_declared, refusal
 from tests.workers.checkpoints import VARIANTS
-from workers.checkpoints.reading import read_card, refusal
+from workers.checkpoints.reading import read_card
 from workers.checkpoints.registry import ARCHITECTURES, FAMILIES
 from workers.models.decoder import Decoder
 from workers.models.registry import MODELS

@@ -12,11 +12,11 @@ import torch
 
 from ipc.errors import Code, CortexError
 from tests.workers import gguf_files
+from tests.workers.cards import refusal as why_not
 from tests.workers.gguf_files import file
 from workers.checkpoints.gguf.architectures import ARCHITECTURES
 from workers.checkpoints.gguf.header import Gguf, read_header
 from workers.checkpoints.reading import read_card
-from workers.checkpoints.reading import refusal as why_not
 
 SIZES = {"context_length": 512, "embedding_length": 32, "block_count": 1, "feed_forward_length": 32}
 SIZES |= {"attention.head_count": 2, "rope.freq_base": 1e4, "attention.layer_norm_rms_epsilon": 1e-5}

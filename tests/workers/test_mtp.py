@@ -18,6 +18,7 @@ from ipc.worker_messages import SamplingParams, Submit
 from neuron.description import describe
 from neuron.tenancy.launcher import parked_identity
 from tests.workers import seeing
+from tests.workers.cards import refusal
 from tests.workers.engines import Session, make_runner, prompt_of, request
 from tests.workers.equalities import WORDS, assert_equal
 from tests.workers.guessing import SIZES, answers_of, of_all_kinds, replace_id
@@ -26,7 +27,6 @@ from tests.workers.predicting import Head, following
 from tests.workers.recorded import record_steps
 from tests.workers.thread_ranks import Ranks
 from tests.workers.tiny_models import deepseek_v3, glm4_moe, qwen3_5, qwen3_5_moe, qwen3_next
-from workers.checkpoints.reading import refusal
 from workers.step.plan import MOST_AHEAD
 
 MODELS = {

@@ -12,11 +12,11 @@ import torch
 
 from ipc.errors import Code, CortexError
 from tests.neuron.folders import write_checkpoint
+from tests.workers.cards import refusal
 from tests.workers.checkpoints import VARIANTS
 from tests.workers.tiny_models import LLAMA3, YARN, cwm, llama
 from workers.checkpoints import registry, rope
 from workers.checkpoints.config import ModelConfig
-from workers.checkpoints.reading import refusal
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 

@@ -10,9 +10,10 @@ import torch
 
 from ipc.worker_messages import Submit
 from tests.workers import checkpoints
+from tests.workers.cards import refusal
 from tests.workers.encoders import CLASSIFIERS, load, score, texts, vectors, write, write_modules
 from tests.workers.engines import Session, make_runner
-from workers.checkpoints.reading import read_card, refusal
+from workers.checkpoints.reading import read_card
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 

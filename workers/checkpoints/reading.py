@@ -84,15 +84,6 @@ def read_card(path: Path | str, *, mtp: bool = False) -> ModelCard:
     return _of_folder(Path(path), mtp) if file is None else _of_gguf(file, mtp)
 
 
-def refusal(path: Path) -> str | None:
-    """Why `read_card` would refuse what is at `path`; None where it would not."""
-    try:
-        read_card(path)
-    except CortexError as error:
-        return error.message
-    return None
-
-
 def _gguf_file(path: Path) -> Path | None:
     """The GGUF file that `path` is, or has and nothing else; None: it is a folder of Hugging Face's."""
     if path.suffix == SUFFIX and not path.is_dir():

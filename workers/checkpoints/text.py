@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from workers.checkpoints.files import open_file, read_json, read_text
+from workers.checkpoints.files import open_file, read_json, read_text, refuse
 
 TOKENIZER = "tokenizer.json"
+BEGINNING = 64 << 10  # bytes of it in which its added tokens stand, if there are not thousands,
+BEHIND_ADDED = b'"normalizer"'  # before this, as the library of its kind writes it
+ENDS = (b"\n}", b"}}")  # of all of it, written with indents and without
+END = 64  # bytes in which that is, whatever space follows
 MORE_TEMPLATES = "additional_chat_templates"  # a folder: one file a template, which has its name
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -49,6 +54,10 @@ class _Tokenizer(msgspec.Struct):
     added_tokens: list[_AddedToken] = []
 
 
+class _Beginning(msgspec.Struct):
+    added_tokens: list[_AddedToken]
+
+
 class _TemplateFile(msgspec.Struct):
     chat_template: str | list[_NamedTemplate]
 
@@ -59,11 +68,11 @@ def read(folder: Path) -> TextFormat:
     Raises:
         CortexError: MODEL_LOAD_FAILED, there is no tokenizer, or a file is damaged.
     """
-    open_file(folder / TOKENIZER).close()
+    beginning = _whole_beginning(folder / TOKENIZER)
     path = folder / "tokenizer_config.json"
     tokens = read_json(path, _TokenizerConfig) if path.exists() else _TokenizerConfig()
     special = {name: _content(token) for name in SPECIAL if (token := getattr(tokens, name)) is not None}
-    return TextFormat(_templates(folder, tokens), special, _end_ids(folder, tokens, special))
+    return TextFormat(_templates(folder, tokens), special, _end_ids(folder, beginning, tokens, special))
 
 
 def added(folder: Path) -> dict[str, int]:
@@ -73,15 +82,48 @@ def added(folder: Path) -> dict[str, int]:
     return {token.content: token.id for token in tokens if token.content}
 
 
-def _end_ids(folder: Path, tokens: _TokenizerConfig, special: Mapping[str, str]) -> list[int]:
+def _whole_beginning(path: Path) -> bytes:
+    """The first part of a `tokenizer.json`, which may have many megabytes, once it is seen that all of it is
+    there: while it is copied, it ends in the middle of what is written.
+
+    Raises:
+        CortexError: MODEL_LOAD_FAILED, it is missing or cut short.
+    """
+    with open_file(path) as file:
+        try:
+            beginning = file.read(BEGINNING)
+            file.seek(max(0, os.fstat(file.fileno()).st_size - END))
+            end = file.read(END).rstrip()
+        except OSError as error:
+            refuse(path, f"cannot be read: {error.strerror}")
+    if not end.endswith(ENDS):
+        read_json(path, _Tokenizer)  # nobody writes it like that, but for us
+    return beginning
+
+
+def _end_ids(
+    folder: Path, beginning: bytes, tokens: _TokenizerConfig, special: Mapping[str, str]
+) -> list[int]:
     if (end := special.get("eos_token")) is None:
         return []
     ids = [number for number, token in tokens.added_tokens_decoder.items() if token.content == end]
     if ids:
         return ids
-    # a file of many megabytes, for what the small one does not say
-    added = read_json(folder / TOKENIZER, _Tokenizer).added_tokens
+    added = _added_in(beginning)
+    if added is None:  # a file of many megabytes, for what the small one does not say
+        added = read_json(folder / TOKENIZER, _Tokenizer).added_tokens
     return [token.id for token in added if token.content == end]
+
+
+def _added_in(beginning: bytes) -> list[_AddedToken] | None:
+    """The added tokens in the first part of a `tokenizer.json`; None where not all of them stand there."""
+    before, behind, _ = beginning.partition(BEHIND_ADDED)
+    if not behind:
+        return None
+    try:
+        return msgspec.json.decode(before.rstrip(b" \t\r\n,") + b"}", type=_Beginning).added_tokens
+    except msgspec.MsgspecError:
+        return None
 
 
 def _templates(folder: Path, tokens: _TokenizerConfig) -> dict[str, str]:
