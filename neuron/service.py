@@ -357,6 +357,7 @@ class Service:
     def _hello(self, peer: Peer, request: Hello) -> None:
         if request.eviction is not None and self._eviction.take(request.eviction):
             self._models.room.eviction = request.eviction
+            self.changed()  # other gateways hear that theirs counts no longer
         log.info("client says hello client=%s eviction=%s", request.client, request.eviction)
         peer.send(
             HelloReply(
@@ -456,6 +457,7 @@ class Service:
             parked_memory=self._models.parking.held,
             parking=self._models.parking.budget,
             catalogue=self._models.finder.catalogue_version,
+            eviction=self._eviction.current,
         )
 
     # --- tasks and the end ------------------------------------------------------------------------------

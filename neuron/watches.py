@@ -13,6 +13,7 @@ from ipc.messages.replies import Failed, State
 from ipc.server import Peer
 from neuron.models.manager import ModelManager
 
+_TOLD = ("draining", "devices", "catalogue", "eviction")  # of a `State`, when they change
 STATE_INTERVAL = 0.1  # seconds between two `State` of one watch, at least
 
 
@@ -91,7 +92,7 @@ def _news(before: State, now: State, prefixes: Mapping[str, dict[bytes, int]]) -
     """What is not as it was; None: nothing."""
     known = {model.id: model for model in before.models}
     models = [model for model in now.models if known.pop(model.id, None) != model]
-    same = all(getattr(before, name) == getattr(now, name) for name in ("draining", "devices", "catalogue"))
+    same = all(getattr(before, name) == getattr(now, name) for name in _TOLD)
     if same and not models and not known and not prefixes:
         return None
     return replace(now, models=models, whole=False, gone=list(known), prefixes=prefixes)

@@ -81,17 +81,19 @@ class Neuron:
         self._lost_at, self._lost_seconds = -inf, lost_seconds
         self._is_back = asyncio.Event()
         self._overstates = False  # which prompts it holds, and the log says so
+        self._eviction: Eviction | None = None  # as we said it
         self._other_eviction = ""  # that counts there, as was logged
         self._breakers: dict[str, Breaker] = {}  # of models that failed since they served somebody
 
     async def watch(self, eviction: Eviction) -> None:
         """Follow its state until this task is cancelled."""
         name = f"gateway {socket.gethostname()} {os.getpid()}"
+        self._eviction = eviction
         while True:
             try:
                 hello = await self.client.ask(Hello(id=0, client=name, eviction=eviction), HELLO_SECONDS)
                 self.version = hello.version
-                self._compare(eviction, hello.eviction)
+                self._compare(hello.eviction)
                 self.heard &= hello.instance == self.instance  # a new one may have other models
                 if self.catalogue is not None:  # first, or it would say that it has not what stands there
                     await self.catalogue.greet(HELLO_SECONDS)
@@ -104,9 +106,10 @@ class Neuron:
                 self._on_lost(error.message)
             await asyncio.sleep(RETRY_SECONDS)
 
-    def _compare(self, ours: Eviction, counts: Eviction | None) -> None:
+    def _compare(self, counts: Eviction | None) -> None:
         """Say it once where the neuron makes room as another gateway wants it."""
-        if counts is None or counts.version == ours.version:
+        ours = self._eviction
+        if counts is None or ours is None or counts.version == ours.version:
             self._other_eviction = ""
         elif counts.version != self._other_eviction:
             self._other_eviction = counts.version
@@ -193,6 +196,7 @@ class Neuron:
         self.instance, self.draining = state.instance, state.draining
         self.devices, self.text_memory = state.devices, state.text_memory
         self.parked_memory, self.parking = state.parked_memory, state.parking
+        self._compare(state.eviction)
         if self.catalogue is not None:
             self.catalogue.counts(state.catalogue)
         before = self.models

@@ -260,6 +260,7 @@ class State(Reply, tag="state"):
     parked_memory: int = 0
     parking: int = 0
     catalogue: str = ""  # the version of the one that counts; "": no gateway has said one
+    eviction: Eviction | None = None  # that counts; None: no gateway has said how
 
 
 class Heartbeat(Reply, tag="heartbeat"):

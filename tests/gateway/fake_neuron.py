@@ -167,6 +167,7 @@ class FakeNeuron:
             draining=False,
             devices=[device],
             catalogue=self.catalogue,
+            eviction=self.other_eviction,
             models=[
                 ModelState(
                     id=model,

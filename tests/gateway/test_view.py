@@ -59,6 +59,22 @@ def test_a_gateway_says_in_one_line_that_another_ones_eviction_counts(
     run(scenario)
 
 
+def test_a_gateway_hears_that_anothers_eviction_counts_by_now(caplog: pytest.LogCaptureFixture) -> None:
+    def lines() -> list[str]:
+        return [text for text in caplog.messages if text.startswith("eviction of another gateway counts")]
+
+    async def scenario() -> None:
+        async with fleet_of(neuron := FakeNeuron()):
+            assert not lines()
+            neuron.other_eviction = Eviction(strategy="lru", defrag_after_cycles=7, origin="b:/c.yaml")
+            for _ in range(2):
+                neuron._tell()
+                await eventually(lines)
+            assert len(lines()) == 1
+
+    run(scenario)
+
+
 def test_a_neuron_is_told_of_which_file_a_policy_is_and_its_date_as_it_was_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import sys
 from unittest.mock import create_autospec
 
 from ipc.messages.replies import State
-from ipc.messages.requests import Watch
+from ipc.messages.requests import Eviction, Hello, Watch
 from ipc.messages.state import ModelState
 from ipc.server import Peer
 from neuron import watches
@@ -91,6 +91,11 @@ def test_a_watch_is_told_all_once_then_what_changed_a_status_at_once_and_nothing
         watched.changed(True)
         await turn()
         assert [each.catalogue for each in first.sent] == ["2"]
+        assert first.told() == [(False, {}, [])]
+        watched.handle(second, Hello(id=3, client="c", eviction=Eviction(strategy="lru", modified=5.0)))
+        watched.changed(True)
+        await turn()
+        assert [each.eviction.strategy for each in first.sent] == ["lru"]
         assert first.told() == [(False, {}, [])]
         await watched.close(0.0)
 
