@@ -148,6 +148,21 @@ def same_weights(ours: ModelCard, theirs: ModelCard) -> None:
                 torch.testing.assert_close(mine.into, other.into, rtol=0, atol=2e-7, msg=mine.name)
 
 
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("qwen2_tied", "qwen2vl"), ("qwen3_yarn", "qwen3vl"), ("qwen3_moe", "qwen3vlmoe")],
+)
+def test_the_language_model_of_a_qwen_that_sees_is_that_qwen(tiny, tmp_path, monkeypatch, name, architecture):
+    folder = tiny(name).folder
+    theirs = read_card(folder)
+    monkeypatch.setitem(gguf_files.ARCHITECTURES, theirs.family, (architecture, False))
+    more = {"rope.dimension_sections": [2, 3, 3, 0], "n_deepstack_layers": 3}
+    more = {f"{architecture}.{key}": value for key, value in more.items()}
+    ours = read_card(gguf_files.write(tmp_path / "model.gguf", folder, more=more))
+    assert (ours.family, differing(ours, theirs)) == (theirs.family, set())
+    same_weights(ours, theirs)
+
+
 RELEASED = {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1}  # which no file says
 
 

@@ -18,13 +18,17 @@ from transformers import (
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
 )
 
 from ipc.errors import CortexError
 from tests.workers.checkpoints import mistral4 as small_mistral4
 from tests.workers.engines import make_runner, request, serve
 from tests.workers.oracle import fill, greedy
-from tests.workers.tiny_models import SIZES, YARN
+from tests.workers.tiny_models import NO_HEAD_DIM, SIZES, YARN
 from workers.checkpoints.reading import read_card
 
 PROMPT = [(7 * i + 3) % 131 for i in range(40)]
@@ -86,6 +90,22 @@ def llama4() -> PreTrainedModel:
     return Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=eye))
 
 
+def qwen2_5() -> PreTrainedModel:
+    eye = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 48}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**qwen_text(), vision_config=eye))
+
+
+def qwen2() -> PreTrainedModel:
+    eye = {"depth": 1, "embed_dim": 16, "num_heads": 2, "mlp_ratio": 1, "hidden_size": 48}
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(**qwen_text(), vision_config=eye))
+
+
+def qwen_text() -> dict:
+    turning = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2]}
+    text = NO_HEAD_DIM | {"rope_parameters": turning, "tie_word_embeddings": False}
+    return {"text_config": text, "image_token_id": 125, "video_token_id": 126, "tie_word_embeddings": False}
+
+
 def rename_as_before_transformers_5(folder: Path) -> None:
     """Tensors of the language model below `language_model`, its head among them."""
     tensors = load_file(folder / "model.safetensors")
@@ -101,7 +121,7 @@ def rename_as_before_transformers_5(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
-@pytest.mark.parametrize("make", [gemma, gemma4, mistral, ministral, mistral4, llama4])
+@pytest.mark.parametrize("make", [gemma, gemma4, mistral, ministral, mistral4, llama4, qwen2, qwen2_5])
 def test_text_is_answered_as_by_the_whole(tmp_path, make, old):
     torch.manual_seed(1)
     oracle = make()
@@ -113,6 +133,29 @@ def test_text_is_answered_as_by_the_whole(tmp_path, make, old):
     card = read_card(tmp_path)
     assert any("language model alone" in note for note in card.notes)
     assert not any("vision" in name for name in card.tensors)
+    runner = make_runner(tmp_path)
+    runner.load(lambda fraction, message: None)
+    [output] = serve(runner, [request(1, PROMPT, 30)])
+    assert output == greedy(oracle, PROMPT, output)
+
+
+@pytest.mark.parametrize("make", [qwen2, qwen2_5])
+def test_a_qwen_of_before_transformers_5_says_all_in_one(tmp_path, make):
+    torch.manual_seed(1)
+    oracle = make()
+    fill(oracle)
+    oracle.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    given = json.loads((tmp_path / "config.json").read_text())
+    text = given.pop("text_config")
+    turning = {"type": "mrope", "mrope_section": text.pop("rope_parameters")["mrope_section"]}
+    whole = text | given | {"rope_theta": 1e4, "rope_scaling": turning, "vision_start_token_id": 124}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    tensors = load_file(tmp_path / "model.safetensors")
+    before = {"model.language_model.": "model.", "model.visual.": "visual."}
+    for new, old in before.items():
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     runner = make_runner(tmp_path)
     runner.load(lambda fraction, message: None)
     [output] = serve(runner, [request(1, PROMPT, 30)])

@@ -126,6 +126,18 @@ def sections(path: Path, given: dict[str, Any]) -> tuple[int, int, int] | None:
     return tuple(found)
 
 
+def of_text(given: dict[str, Any]) -> dict[str, Any]:
+    """A `config.json` without how the parts of a position are dealt out, for a model that is shown text."""
+    found = dict(given)
+    for key in KEYS:
+        if isinstance(turning := given.get(key), dict) and "mrope_section" in turning:
+            found[key] = {name: value for name, value in turning.items() if name != "mrope_section"}
+            for kind in ("type", "rope_type"):
+                if found[key].get(kind) == "mrope":
+                    found[key][kind] = "default"
+    return found
+
+
 def read(path: Path, file: RopeKeys, rotary_dim: int, *, partial: bool) -> tuple[Rope, int, int]:
     """The rotary settings, from wherever they stand; the context they give, and the longest they allow.
 

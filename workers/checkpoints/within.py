@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 TEXT = "text_config"
 SHARED = ("tie_word_embeddings", "dtype", "torch_dtype", "eos_token_id")  # may stand outside
+OF_SIGHT = ("vision_", "image_", "video_")  # what keys begin with that say nothing of the language model
 # Prefixes of its tensors, before transformers 5 and since, and what the same are called of the model alone.
 PREFIXES = {"language_model.": "", "model.language_model.": "model."}
 NOTE = "of a model that sees, the language model alone is served: it takes text"
@@ -30,8 +31,11 @@ def config(path: Path, given: Mapping[str, Any], model_types: tuple[str, ...]) -
         CortexError: it is another, or none.
     """
     inner = given.get(TEXT)
+    if inner is None and given.get("model_type") in model_types:  # one object for both, as some began
+        inner = given
     if not isinstance(inner, dict):
         refuse(path, f"{TEXT} is missing: the config of the language model")
+    inner = {key: value for key, value in inner.items() if not key.startswith(OF_SIGHT)}
     if (found := inner.get("model_type", model_types[0])) not in model_types:
         refuse(path, f"{TEXT}.model_type {found} is not supported; there are {', '.join(model_types)}")
     return {key: given[key] for key in SHARED if given.get(key) is not None} | inner | {"architectures": []}

@@ -1,4 +1,5 @@
-"""Qwen2 and Qwen2.5: a Llama with biases on queries, keys and values, and perhaps windows further up."""
+"""Qwen2 and Qwen2.5: a Llama with biases on queries, keys and values, and perhaps windows further up; and
+the same within Qwen2-VL and Qwen2.5-VL, whose files say in one what is its own and what sees."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from workers.checkpoints import config
+from workers.checkpoints import config, rope
 from workers.checkpoints.config import DUAL_CHUNKS, ConfigFile
 from workers.checkpoints.families import qwen3
 from workers.checkpoints.families.ernie4_5 import AHEAD
@@ -19,6 +20,7 @@ from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.rope import Size
 
 DEFAULTS = {"num_key_value_heads": 32, "sliding_window": 4096}
+VL, VL_2_5 = "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"
 
 
 class DualChunks(msgspec.Struct, frozen=True):
@@ -38,7 +40,8 @@ class Qwen2File(ConfigFile, kw_only=True):
 
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
-    """The biases are there, whatever the file says."""
+    """The biases are there, whatever the file says. Of text, all parts of a position are the same."""
+    given = rope.of_text(dict(given))
     file = config.read(path, DEFAULTS | dict(given), Qwen2File)
     if (chunks := file.chunks) is not None:
         config.refuse_unknown(path, given[DUAL_CHUNKS], DualChunks, f"{DUAL_CHUNKS}.")
@@ -57,5 +60,6 @@ QWEN2 = Family(
     ("Qwen2ForCausalLM", "MiMoForCausalLM"),
     read,
     dense_tensors,
+    within={VL: ("qwen2_vl_text", "qwen2_vl"), VL_2_5: ("qwen2_5_vl_text", "qwen2_5_vl")},
     beside={"model.mtp_layers.": AHEAD},
 )

@@ -79,7 +79,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("LlamaForCausalLM", experts.llama, halves_as_pairs=True),
     "mistral3": Architecture("MistralForCausalLM", dense.mistral3, halves_as_pairs=True),
     "qwen2": Architecture("Qwen2ForCausalLM"),
+    "qwen2vl": Architecture("Qwen2ForCausalLM", dense.seeing),
     "qwen3": Architecture("Qwen3ForCausalLM"),
+    "qwen3vl": Architecture("Qwen3ForCausalLM", dense.seeing),
+    "qwen3vlmoe": Architecture("Qwen3MoeForCausalLM", experts.qwen3_vl),
     "qwen3moe": Architecture("Qwen3MoeForCausalLM", experts.qwen3_moe),
     "mellum": Architecture("MellumForCausalLM", experts.mellum),
     "qwen2moe": Architecture(

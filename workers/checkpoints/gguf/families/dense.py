@@ -27,6 +27,12 @@ def phi3(keys: Keys) -> Json:
     return given
 
 
+def seeing(keys: Keys) -> Json:
+    """A Qwen that sees: text has the same in all parts of a position, and nothing that layers are shown."""
+    keys.asked |= {"rope.dimension_sections", "n_deepstack_layers"}
+    return {}
+
+
 def granite(keys: Keys) -> Json:
     """Its positions turn, unless the file says otherwise."""
     if not keys.get("rope.scaling.finetuned", True):

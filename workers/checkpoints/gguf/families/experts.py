@@ -80,6 +80,11 @@ def qwen3_moe(keys: Keys) -> Json:
     }
 
 
+def qwen3_vl(keys: Keys) -> Json:
+    """The same of one that sees."""
+    return qwen3_moe(keys) | dense.seeing(keys)
+
+
 def mellum(keys: Keys) -> Json:
     """Layers with a window do not stretch their positions."""
     windows = {"sliding_window": keys.get(WINDOW) or None, "layer_types": pattern(keys, 4)}
