@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from math import inf
 from typing import Generic, TypeVar
 
 from ipc.errors import Code, CortexError
@@ -73,6 +74,11 @@ class Bounds(Generic[T]):
         self._of_account[account] = of_account + 1
         self._bytes += size
         self._arrivals[item] = self._now(), account, size
+
+    def arrived(self, item: T) -> float:
+        """When `item` came, on the clock `now`; inf: it waits no more."""
+        arrival, *_ = self._arrivals.get(item, (inf,))
+        return arrival
 
     def leave(self, item: T) -> None:
         """`item` has begun, or waits no more. Nothing happens when it is not there."""

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Collection
+from math import inf
 
 from ipc.errors import Code, CortexError
 from neuron.admission.bounds import Bounds
@@ -256,6 +257,27 @@ class RequestQueue:
         """End every request, waiting or running."""
         for request in list(self._requests):
             request.fail(error)
+
+    # --- without memory -----------------------------------------------------------------------------------
+
+    def waits_since(self, adapter: int = 0) -> float:
+        """When the request came that has waited longest and has not begun, of all or of those for an adapter;
+        -inf: there is none; inf: only such as have begun."""
+        return min(map(self._not_begun.arrived, self._waiting_for(adapter)), default=-inf)
+
+    def refuse(self, since: float, error: CortexError, adapter: int = 0) -> bool:
+        """Have those fail that came until then and have not begun, unless these are all. Returns whether
+        there are others."""
+        waiting = self._waiting_for(adapter)
+        late = [request for request in waiting if self._not_begun.arrived(request) <= since]
+        if len(late) == len(waiting):
+            return False
+        for request in late:
+            request.fail(error)
+        return True
+
+    def _waiting_for(self, adapter: int) -> list[OpenRequest]:
+        return self.with_adapter(adapter, "waiting") if adapter else list(self._requests)
 
     # --- turns --------------------------------------------------------------------------------------------
 

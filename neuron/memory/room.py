@@ -4,6 +4,10 @@ A wish is granted as soon as its memory is free. Wishes are looked at as they ca
 so much shorter that it would be over before: what loads in ten seconds lets pass what loads in two and comes
 within eight. So most waits are shorter, and nobody waits for who comes later than its own load takes.
 
+A wish stands for as long as a request waits for its model, each of which has its own bound. Whoever is
+refused is told to come back a while before the turn of the model, which keeps its place until then: where
+turns come later than anybody waits, each model has its own all the same.
+
 Idle models leave for a wish at once. A busy one is asked to leave when it has had its turn: it takes nothing
 new, finishes what runs, and ends; whoever asks for it meanwhile makes a wish of its own. What takes so long
 that the wish would be refused is interrupted, and goes on when its model is back: a wish for answers that
@@ -14,6 +18,7 @@ longer than its turn and a bound, and those that fit only one at a time take tur
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +48,8 @@ LOOK_SECONDS = 0.5  # between looks while somebody waits: other programs come an
 GROWTH = 1 / 8  # of what a pool lacks, that it takes at least: less is not worth a pause between two steps
 FINISHING_SHARE = 3 / 4  # of the time that a wish may wait, after which a holder is interrupted
 PASSED_SHARE = 1 / 4  # of the time that a wish may wait, in which others may pass it
+SOONEST_SECONDS = 5.0  # after which one that was refused may come again,
+RETURN_SHARE = 1 / 2  # and of the time that it may wait, so much before its turn
 SETTLE_SECONDS = 2.0  # until a driver has given back what a process held that ended
 
 
@@ -106,6 +113,9 @@ class Room:
         self._texts = texts
         self._tenants: dict[str, Tenant] = {}  # who hold memory
         self._wishes: dict[str, Wish] = {}  # by model
+        # Since when those wait that left the line, by model, and until when that counts if they come back; of
+        # who had its memory it counts for a load that was short of it.
+        self._left: dict[str, tuple[float, float]] = {}
         self._asked: set[str] = set()  # tenants that were asked to leave
         self._runtime = dict(UNMEASURED_BYTES)  # of a process without a model, by kind of device
         self._measured = False  # whether a process on a CPU said what that is
@@ -129,22 +139,30 @@ class Room:
 
         Raises:
             CortexError: MODEL_TOO_LARGE, at once; INSUFFICIENT_MEMORY, at once where nobody who could leave
-                makes it fit, else after `wait_seconds`, unless answers have begun that wait for it.
+                makes it fit, else after `wait_seconds`, unless requests wait for it that came later, or whose
+                answers have begun.
         """
         if reuse:
             await self._measure_process(tenant)
         granted = asyncio.get_running_loop().create_future()
         now, longest = time.monotonic(), self._settings.wait_seconds
-        turn = now + min(tenant.reload_seconds, PASSED_SHARE * longest)
-        patience = now + FINISHING_SHARE * longest
-        wish = self._wishes[tenant.id] = Wish(
-            tenant, reuse, spare, tell, now + longest, patience, turn, granted
-        )
+        since, until = self._left.pop(tenant.id, (now, now))
+        if until <= now and not spare:
+            since = now
+        turn = since + min(tenant.reload_seconds, PASSED_SHARE * longest)
+        patience = since + FINISHING_SHARE * longest
+        wish = self._wishes[tenant.id] = Wish(tenant, reuse, spare, tell, now, since, patience, turn, granted)
         if spare:
             wish.leaving = self._one_more(self._need(wish))
         self.look()
         try:
-            return await granted
+            fit = await granted
+        except BaseException:
+            self._left[tenant.id] = since, max(wish.keeps, time.monotonic() + longest)
+            raise
+        else:
+            self._left[tenant.id] = since, 0.0
+            return fit
         finally:
             self._wishes.pop(tenant.id, None)
             self.look()
@@ -278,7 +296,7 @@ class Room:
         now = time.monotonic()
         moments = [now + LOOK_SECONDS]
         for wish in self._wishes.values():
-            moments += [wish.deadline, wish.patience]
+            moments += [self._deadline(wish), wish.patience]
         moments += [tenant.turn_ends or 0.0 for tenant in self._tenants.values()]
         moments += map(self._settles_at, self._tenants.values())
         return min(moment for moment in moments if moment > now) - now
@@ -291,9 +309,8 @@ class Room:
         for wish in self._line():
             if wish.granted.done():
                 continue
-            late = time.monotonic() >= wish.deadline and not wish.tenant.owes_answers
-            if late and wish.looked_at:
-                wish.granted.set_exception(self._late(wish))
+            late = time.monotonic() >= self._deadline(wish)
+            if late and wish.looked_at and self._refuse(wish):
                 continue
             wish.looked_at = True
             need = self._need(wish)
@@ -305,8 +322,8 @@ class Room:
             victims = prospect.fit.victims if prospect.fit is not None else ()
             # who left while another wish was granted; a look that follows sees that
             victims = tuple(name for name in victims if name in self._tenants)
-            if late:
-                wish.granted.set_exception(self._late(wish))
+            if late and self._refuse(wish):
+                pass
             elif self._changing():
                 claimed.update(victims)  # what there is to have is known in a moment
                 self._tell(wish, Place(waiting, victims))
@@ -438,14 +455,37 @@ class Room:
         alone = self._outlook().add(need, self.eviction.strategy, wish.leaving)
         return alone.refusal is not None and time.monotonic() >= wish.settles
 
-    def _late(self, wish: Wish) -> CortexError:
+    def _deadline(self, wish: Wish) -> float:
+        """Until when the request may wait, monotonic, that has waited longest."""
+        return max(wish.made, wish.tenant.waits_since) + self._settings.wait_seconds
+
+    def _refuse(self, wish: Wish) -> bool:
+        """Refuse those who have waited for too long. Returns whether nobody is left who waits."""
+        longest, now = self._settings.wait_seconds, time.monotonic()
         holders = ", ".join(wish.place.holders) if wish.place is not None else ""
-        return CortexError(
+        error = CortexError(
             Code.INSUFFICIENT_MEMORY,
-            f"{wish.tenant.id} waited {self._settings.wait_seconds:g} s (memory.wait_seconds) for memory "
+            f"{wish.tenant.id} waited {longest:g} s (memory.wait_seconds) for memory "
             + (f"that {holders} had not finished with" if holders else "that others waited for before it"),
-            retry_after=5.0,
+            retry_after=max(SOONEST_SECONDS, self._seconds_until(wish) - RETURN_SHARE * longest),
         )
+        wish.keeps = now + error.retry_after + longest
+        if wish.tenant.refuse(now - longest, error):
+            return False
+        wish.granted.set_exception(error)
+        return True
+
+    def _seconds_until(self, wish: Wish) -> float:
+        """Until its turn, at a guess: who holds its memory leaves, each before it loads and has its own."""
+        need = self._need(wish)
+        fit = self._outlook().add(need, self.eviction.strategy, wish.leaving).fit
+        victims = [self._tenants[name] for name in fit.victims] if fit is not None else []
+        seconds = max((victim.turn_left for victim in victims), default=0.0)
+        for other in itertools.takewhile(lambda other: other is not wish, self._line()):
+            theirs = self._need(other).devices
+            if not need.devices or not theirs or set(need.devices) & set(theirs):
+                seconds += other.tenant.reload_seconds + other.tenant.turn_seconds
+        return seconds
 
     def _need(self, wish: Wish) -> Need:
         need = wish.tenant.need(self._runtime)

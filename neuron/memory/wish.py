@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from ipc.errors import CortexError
 from neuron.memory.eviction import Holder
 from neuron.memory.fit import Fit, Need
 
@@ -32,8 +33,24 @@ class Tenant(Protocol):
         ...
 
     @property
-    def owes_answers(self) -> bool:
-        """Whether answers wait for it that have begun: they are not refused, however long that takes."""
+    def turn_seconds(self) -> float:
+        """How long it serves, at least, before it may be asked to leave."""
+        ...
+
+    @property
+    def waits_since(self) -> float:
+        """When the request came, monotonic, that has waited longest and has not begun; -inf: none waits; inf:
+        only such as have begun."""
+        ...
+
+    def refuse(self, since: float, error: CortexError) -> bool:
+        """Have those requests fail that have waited since then and have not begun, where others wait, too.
+        Returns whether there are others; else all of the wish is refused."""
+        ...
+
+    @property
+    def turn_left(self) -> float:
+        """How long it takes until its turn is over, with what is left of its load, at a guess."""
         ...
 
     @property
@@ -76,9 +93,10 @@ class Wish:
     reuse: bool  # it takes over the waiting processes on its devices
     spare: int  # bytes on each rank over what was planned
     tell: Callable[[Place], None]
-    deadline: float
+    made: float  # monotonic
+    since: float  # the same, of the first one since its model had memory
     patience: float  # until when those that leave for it may finish what runs, monotonic
-    turn: float  # when it was made and what its load takes: its place in the line
+    turn: float  # since when it waits and what its load takes: its place in the line
     granted: asyncio.Future[Fit]
     leaving: tuple[str, ...] = ()  # who leaves for it in any case
     looked_at: bool = False  # once it is, however late that comes
@@ -86,3 +104,4 @@ class Wish:
     victims: tuple[str, ...] = ()  # as the log has it last
     wanted_pages: int = 0  # that it would have taken, had others not shrunk their pools for it
     settles: float = 0.0  # until then memory may come back that was given up for it
+    keeps: float = 0.0  # until when its model keeps its place, as those may come back who were refused

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from ipc.errors import CortexError
 from ipc.messages.state import ModelStatus
 from neuron.admission.request_queue import RequestQueue
 from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse
@@ -119,18 +120,29 @@ class ModelTenant:
     def turn_ends(self) -> float | None:
         if self._status() not in ("ready", "draining"):
             return None
-        return self.ready_at + max(self._turn_seconds, RESIDENCY_SHARE * self.reload_seconds)
+        return self.ready_at + self.turn_seconds
 
     @property
-    def owes_answers(self) -> bool:
-        return self._requests.running > 0
+    def turn_seconds(self) -> float:
+        return max(self._turn_seconds, RESIDENCY_SHARE * self.reload_seconds)
+
+    @property
+    def waits_since(self) -> float:
+        return self._requests.waits_since()
+
+    def refuse(self, since: float, error: CortexError) -> bool:
+        return self._requests.refuse(since, error)
+
+    @property
+    def turn_left(self) -> float:
+        if (ends := self.turn_ends) is not None:
+            return max(0.0, ends - time.monotonic())
+        left = self._news.progress.seconds_left
+        return (self.reload_seconds if left is None else left) + self.turn_seconds
 
     @property
     def seconds_to_leave(self) -> float:
-        if self._requests.idle:
-            return 0.0
-        turn = max(0.0, (self.turn_ends or time.monotonic()) - time.monotonic())
-        return turn + self._requests.seconds_in_worker + (self._news.progress.seconds_left or 0.0)
+        return 0.0 if self._requests.idle else self.turn_left + self._requests.seconds_in_worker
 
     def give_way(self) -> None:
         self._leave()

@@ -38,6 +38,14 @@ class Line(Protocol):
 
     def with_adapter(self, number: int, *phases: str) -> Sequence[OpenRequest]: ...
 
+    def waits_since(self, adapter: int) -> float:
+        """When the request for it came that has waited longest, as `neuron.memory.wish.Tenant` has it."""
+        ...
+
+    def refuse(self, since: float, error: CortexError, adapter: int) -> bool:
+        """Have those for it fail that have waited since then, as `neuron.memory.wish.Tenant` has it."""
+        ...
+
     def interrupt_adapter(self, number: int) -> None:
         """Have all that uses it in the worker wait for it, to go on where it was."""
         ...
@@ -118,17 +126,28 @@ class Adapter:
     def turn_ends(self) -> float | None:
         if self.status not in ("ready", "leaving"):
             return None
-        return self.ready_at + max(self._turn_seconds, RESIDENCY_SHARE * self.reload_seconds)
+        return self.ready_at + self.turn_seconds
 
     @property
-    def owes_answers(self) -> bool:
-        return any(request.output_tokens for request in self._line.with_adapter(self.number, "waiting"))
+    def turn_seconds(self) -> float:
+        return max(self._turn_seconds, RESIDENCY_SHARE * self.reload_seconds)
+
+    @property
+    def waits_since(self) -> float:
+        return self._line.waits_since(self.number)
+
+    def refuse(self, since: float, error: CortexError) -> bool:
+        return self._line.refuse(since, error, self.number)
+
+    @property
+    def turn_left(self) -> float:
+        if (ends := self.turn_ends) is not None:
+            return max(0.0, ends - time.monotonic())
+        return self.reload_seconds + self.turn_seconds
 
     @property
     def seconds_to_leave(self) -> float:
-        if not self.in_use:
-            return 0.0
-        return max(0.0, (self.turn_ends or 0.0) - time.monotonic())
+        return self.turn_left if self.in_use else 0.0
 
     def give_way(self) -> None:
         if self.status == "ready":

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import selectors
 import types
+from math import inf
 
 from msgspec.structs import replace
 
@@ -92,8 +93,10 @@ class Model:
         self.status = "unloaded"
         self.last_used = 0.0
         self.reload_seconds = LOAD
-        self.open = self.running = self.begun = 0  # requests
-        self.ready_at = 0.0
+        self.open = self.running = 0  # requests
+        self.asking = {}  # those that wait: when they came; inf: they have begun
+        self.refused = {}
+        self.granted_at = self.ready_at = 0.0
         self.loads = 0
         self.changed = asyncio.Event()
         self.interrupted = asyncio.Event()
@@ -138,8 +141,26 @@ class Model:
         return self.ready_at + TURN if self.status in ("ready", "draining") else None
 
     @property
-    def owes_answers(self):
-        return self.begun > 0
+    def turn_seconds(self):
+        return TURN
+
+    @property
+    def turn_left(self):
+        now = asyncio.get_running_loop().time()
+        ready = self.ready_at if self.turn_ends else self.granted_at + self.reload_seconds
+        return max(0.0, ready + TURN - now)
+
+    @property
+    def waits_since(self):
+        return min(self.asking.values(), default=-inf)
+
+    def refuse(self, since, error):
+        late = [request for request, arrived in self.asking.items() if arrived <= since]
+        if len(late) == len(self.asking):
+            return False
+        self.refused.update(dict.fromkeys(late, error))
+        self.become(self.status)
+        return True
 
     @property
     def seconds_to_leave(self):
@@ -196,6 +217,7 @@ class Model:
             self.become("unloaded")
             return
         self.status = "loading"
+        self.granted_at = asyncio.get_running_loop().time()
         self.loads += 1
         await self.load()
         self.ready_at = asyncio.get_running_loop().time()
@@ -211,10 +233,10 @@ class Model:
         began = self.last_used = loop.time()
         self.error = None
         self.open += 1
+        request = object()
         try:
-            await self.ready()
+            await self.ready(request)
             self.waits.append(loop.time() - began)
-            self.begun += 1
             while seconds > 1e-6:
                 begins = loop.time()
                 self.running += 1
@@ -224,8 +246,7 @@ class Model:
                 seconds -= loop.time() - begins
                 if seconds > 1e-6:
                     self.check()
-                    await self.ready()
-            self.begun -= 1
+                    await self.ready(request, inf)
         finally:
             self.open -= 1
         self.last_used = loop.time()
@@ -233,14 +254,18 @@ class Model:
         self.check()
         self.place.room.look()
 
-    async def ready(self):
-        while self.status != "ready":
-            if self.status == "unloaded":
-                self.become("waiting")
-                self.task = asyncio.create_task(self.bring_up())
-            await self.changed.wait()
-            if self.error is not None:
-                raise self.error
+    async def ready(self, request=None, arrived=None):
+        self.asking[request] = asyncio.get_running_loop().time() if arrived is None else arrived
+        try:
+            while self.status != "ready":
+                if self.status == "unloaded":
+                    self.become("waiting")
+                    self.task = asyncio.create_task(self.bring_up())
+                await self.changed.wait()
+                if error := self.refused.pop(request, self.error):
+                    raise error
+        finally:
+            del self.asking[request]
 
 
 class Slow(NoStandby):

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import time
+from math import inf
 
 import pytest
 
@@ -368,7 +370,6 @@ def test_what_is_interrupted_goes_on_with_the_next_load_and_has_each_token_once(
     async def scenario():
         async with owning(step_seconds=0.005, answer=list(range(100)) * 3) as model:
             running = Client(model, 1, 200)
-            assert not model.tenant.owes_answers
             await running.begun()
             model.tenant.interrupt()  # it need not leave
             assert model.status == "ready"
@@ -376,7 +377,12 @@ def test_what_is_interrupted_goes_on_with_the_next_load_and_has_each_token_once(
             assert (model.status, model.requests.quiet) == ("draining", False)
             model.tenant.interrupt()
             assert (model.status, running.generation.phase) == ("unloading", "waiting")
-            assert model.tenant.owes_answers
+            assert model.tenant.waits_since == inf  # its answer has begun
+            before = time.monotonic()
+            new = Client(model, 2)
+            assert before <= model.tenant.waits_since <= time.monotonic()
+            assert model.tenant.refuse(time.monotonic(), CortexError(Code.INSUFFICIENT_MEMORY, "no turn"))
+            assert (await new.last()).message == "no turn"
             finished = await running.last()
             assert finished.usage.completion_tokens == 200
             told = "".join(reply.text for reply in running.replies if isinstance(reply, Delta))

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from math import inf
 
 import pytest
 
@@ -18,6 +19,7 @@ from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest, OpenSequence
 from tests.doubles import stands_for
 
+NO_MEMORY = CortexError(Code.INSUFFICIENT_MEMORY, "others have it")
 DIED = CortexError(Code.WORKER_DIED, "it died")
 
 
@@ -274,6 +276,38 @@ async def test_who_waited_too_long_is_told_where_it_stands_and_when_to_come_agai
     assert failed.retry_after >= 1
     assert failed.details["waiting"] >= failed.details["position"] >= 1
     assert queue.idle
+
+
+@scenario
+async def test_of_those_who_wait_for_memory_those_are_refused_who_came_first_and_have_not_begun():
+    queue, worker = ready(adapters=(1,))
+    assert queue.waits_since() == -inf
+    begun, early = admit(queue, Request(queue), Request(queue))
+    worker.begin(begun)
+    queue.interrupt(worker)
+    queue.shut()
+    came = queue.waits_since()
+    [late] = admit(queue, Request(queue))
+    assert queue.refuse(came, NO_MEMORY)
+    assert [request.phase for request in (begun, early, late)] == ["waiting", "ended", "waiting"]
+    assert came < queue.waits_since() < inf
+    assert queue.refuse(queue.waits_since(), NO_MEMORY)
+    assert queue.waits_since() == inf  # what has begun waits for its turn
+    assert queue.refuse(came + 1000.0, NO_MEMORY)
+    assert begun.phase == "waiting"
+
+
+@scenario
+async def test_those_for_an_adapter_are_refused_apart_and_not_where_that_leaves_nobody():
+    queue, _ = ready(max_sequences=1)
+    first, other, second = [Request(queue) for _ in range(3)]
+    first.adapter, second.adapter, other.adapter = 1, 1, 2
+    admit(queue, first, other, second)
+    came = queue.waits_since(1)
+    assert queue.refuse(came, NO_MEMORY, 1)
+    assert [request.phase for request in (first, other, second)] == ["ended", "waiting", "waiting"]
+    assert not queue.refuse(queue.waits_since(1), NO_MEMORY, 1)
+    assert (second.phase, queue.waits_since(3)) == ("waiting", -inf)
 
 
 @scenario

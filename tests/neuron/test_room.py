@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ipc.errors import Code, CortexError
 from ipc.messages.requests import Eviction
 from ipc.messages.state import Device
+from neuron.memory import room
 from neuron.memory.eviction import HALF_LIFE, RESIDENCY_SHARE
 from tests.neuron.room_play import LOAD, TOTAL, TURN, Place, Slow, play
 
@@ -158,6 +159,86 @@ def test_no_answer_is_lost_that_has_begun_however_long_the_loads_of_others_take(
 
         await asyncio.gather(*map(ask, "abc"))
         assert min(model.loads for model in place.models.values()) > 3
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("loads", "seconds", "every"),
+    [((45, 60, 80, 100), 100.0, 30.0), ((100,) * 4, 5.0, 15.0)],
+    ids=["long answers", "long loads"],
+)
+def test_each_of_many_models_has_its_turn_and_who_comes_back_when_told_is_served(
+    monkeypatch, loads, seconds, every
+):
+    monkeypatch.setattr(room, "LOOK_SECONDS", 5.0)
+
+    async def scenario():
+        place = Place(dict.fromkeys("abcd", 60), wait_seconds=120.0)
+        outcomes = {name: [] for name in "abcd"}  # how often each request was refused before it was served
+
+        async def ask(name, refusals=0):
+            try:
+                await place.models[name].serve(seconds)
+            except CortexError as refused:
+                await asyncio.sleep(refused.retry_after)
+                await ask(name, refusals + 1)
+            else:
+                outcomes[name].append(refusals)
+
+        async def traffic(name, load):
+            place.models[name].reload_seconds = load
+            asked = []
+            for _ in range(round(1500 / every)):
+                asked.append(asyncio.create_task(ask(name)))
+                await asyncio.sleep(every)
+            await asyncio.gather(*asked)
+
+        await asyncio.gather(*map(traffic, "abcd", loads))
+        assert max(map(max, outcomes.values())) == 1
+        assert all(share.count(0) > 0.4 * len(share) for share in outcomes.values())
+        assert max(max(model.waits) for model in place.models.values()) <= 120.0 + 100.0 + 1.0
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_who_came_later_is_not_refused_with_who_waited_too_long(monkeypatch):
+    async def scenario():
+        place = Place({"a": 100, "b": 100}, wait_seconds=20.0)
+        place.models["a"].reload_seconds = 30.0
+        running = asyncio.create_task(place.models["a"].serve(1.0))
+        await asyncio.sleep(1.0)
+        first = asyncio.create_task(place.models["b"].serve(1.0))
+        await asyncio.sleep(18.0)
+        await place.models["b"].serve(1.0)
+        assert "b waited 20 s" in first.exception().message
+        await running
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+@pytest.mark.parametrize(("back", "order"), [(70.0, "abc"), (103.0, "acb")], ids=["in time", "too late"])
+def test_a_model_whose_clients_left_has_its_place_where_they_are_soon_back(monkeypatch, back, order):
+    async def scenario():
+        place = Place(dict.fromkeys("abc", 100), wait_seconds=100.0)
+        place.models["a"].reload_seconds = 100.0
+        begun = []
+
+        async def ask(name, when):
+            await asyncio.sleep(when)
+            await place.models[name].serve(1.0)
+            begun.append(name)
+
+        asked = [asyncio.create_task(ask(name, when)) for name, when in (("a", 0), ("c", 60), ("b", back))]
+        await asyncio.sleep(1.0)
+        leaves = asyncio.create_task(place.room.take(place.models["b"], lambda place: None))
+        await asyncio.sleep(1.0)
+        leaves.cancel()
+        await asyncio.gather(*asked)
+        assert begun == list(order)
         await place.room.close()
 
     play(scenario(), monkeypatch)
@@ -359,6 +440,27 @@ def test_a_load_that_ran_out_of_memory_has_one_idle_model_more_leave(monkeypatch
         await place.room.take(new, new.places.append, spare=1)
         await asyncio.sleep(5)
         assert [place.models[name].status for name in "ab"] == ["unloaded", "ready"]
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_a_load_that_ran_out_of_memory_stands_where_it_stood(monkeypatch):
+    async def scenario():
+        place = Place({"a": 100, "new": 90, "other": 100})
+        held = asyncio.create_task(place.models["a"].serve(20.0))
+        await asyncio.sleep(LOAD + 1.0)
+        new = place.models["new"]
+        granted = asyncio.create_task(place.room.take(new, new.places.append))
+        await asyncio.sleep(1.0)
+        other = asyncio.create_task(place.models["other"].serve(1.0))
+        await granted
+        again = asyncio.create_task(place.room.take(new, new.places.append, spare=1))
+        place.room.release("new")  # its device had less than the books say
+        await again
+        assert place.models["other"].status == "waiting"
+        place.room.release("new")
+        await asyncio.gather(held, other)
         await place.room.close()
 
     play(scenario(), monkeypatch)

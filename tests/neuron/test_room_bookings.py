@@ -3,6 +3,8 @@ makes way for that."""
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 from msgspec.structs import replace
 
@@ -69,7 +71,7 @@ class Model:
     """A hybrid: states that leave its GPUs have a place in the host's memory."""
 
     id, ready_at, reload_seconds = "m", 0.0, 0.0
-    turn_ends, seconds_to_leave, owes_answers = None, 0.0, False
+    turn_ends, turn_seconds, turn_left, seconds_to_leave, waits_since = None, 0.0, 0.0, 0.0, -inf
 
     def __init__(self, **changes):
         self.changes = changes
@@ -89,6 +91,8 @@ class Model:
 
     def holder(self, reserved):
         return Holder(self.id, reserved, 100, 0.0)
+
+    def refuse(self, since, error): ...
 
     def give_way(self): ...
 
