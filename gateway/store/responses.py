@@ -23,6 +23,7 @@ ORPHANED = {
 }
 
 _encode, _decode = msgspec.json.encode, msgspec.json.decode
+_separate = msgspec.json.Decoder(list[msgspec.Raw]).decode
 Object = dict[str, Any]
 
 
@@ -31,6 +32,24 @@ class Stored(NamedTuple):
 
     body: Object
     input: list[Object]
+
+    @property
+    def status(self) -> str:
+        return self.body["status"]
+
+
+class Written(NamedTuple):
+    """A response as it was written. To read a large one keeps the interpreter for hundredths of a second."""
+
+    status: str
+    body: bytes
+
+
+class Given(NamedTuple):
+    """The items that came with the request for a response, and how that is."""
+
+    status: str
+    items: list[Object]
 
 
 class Chain(NamedTuple):
@@ -83,12 +102,33 @@ def get(db: sqlite3.Connection, account: str, response_id: str) -> Stored | None
     row = db.execute(
         "SELECT body, input FROM responses WHERE id = ? AND account = ?", (response_id, account)
     ).fetchone()
-    return None if row is None else Stored(_decode(row[0]), _decode(row[1]))
+    return None if row is None else Stored(_decode(row[0]), _items(row[1]))
+
+
+def written(db: sqlite3.Connection, account: str, response_id: str) -> Written | None:
+    """The same, unread."""
+    row = db.execute(
+        "SELECT status, body FROM responses WHERE id = ? AND account = ?", (response_id, account)
+    ).fetchone()
+    return None if row is None else Written(*row)
+
+
+def given(db: sqlite3.Connection, account: str, response_id: str) -> Given | None:
+    """What came with its request."""
+    row = db.execute(
+        "SELECT status, input FROM responses WHERE id = ? AND account = ?", (response_id, account)
+    ).fetchone()
+    return None if row is None else Given(row[0], _items(row[1]))
+
+
+def _items(data: bytes) -> list[Object]:
+    """A list of items, each read by itself: between two of them other threads have their turn."""
+    return [_decode(each) for each in _separate(data)]
 
 
 def delete(db: sqlite3.Connection, account: str, response_id: str) -> bool:
     """Forget a response; whether it was there."""
-    if get(db, account, response_id) is None:
+    if written(db, account, response_id) is None:
         return False
     forget(db, response_id)
     return True
@@ -127,8 +167,8 @@ def _item(db: sqlite3.Connection, account: str, item_id: str) -> Object | None:
     row = db.execute(
         f"SELECT body, input FROM responses WHERE id IN ({holders})", (account, item_id)
     ).fetchone()
-    items = [] if row is None else [*_decode(row[1]), *_decode(row[0])["output"]]
-    return next((each for each in items if each["id"] == item_id), None)
+    there = [] if row is None else [*_items(row[1]), *_decode(row[0])["output"]]
+    return next((each for each in there if each["id"] == item_id), None)
 
 
 # --- responses that somebody works on -------------------------------------------------------------------

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from gateway.dialects.large import MOST
 from gateway.page.resources import STATIC
+from gateway.store import key_store
+from gateway.store.key_store import KeyStore, Terms, UsageRow
 from tests.chromium import PROGRAM, Chromium
 from tests.gateway.conftest import PATIENCE, GatewayProcess, Keys, NeuronThread, eventually
 
@@ -148,6 +154,33 @@ def test_administrators_see_keys_and_what_they_used_but_no_secret(
 def test_days_that_are_none_are_refused(guarded: GatewayProcess, admin: str, days: str) -> None:
     answer = ask(guarded, f"/admin/usage?days={days}", admin)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "days")
+
+
+def test_thousands_of_keys_and_what_they_used_are_told_whole(neuron: NeuronThread, tmp_path: Path) -> None:
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    names = [f"key_{number:05}" for number in range(3000)]
+
+    def fill(db: sqlite3.Connection) -> None:
+        for name in names:
+            key_store.add(db, name, name.encode(), name, None, Terms(models=("a*",)))
+        key_store.use(db, [UsageRow(name, "m" * 60, day, 1, 2, 3, 4) for name in names])
+
+    async def make() -> None:
+        store = KeyStore(tmp_path / "keys.db", PATIENCE)
+        await store.write(fill)
+        store.close()
+
+    asyncio.run(make())
+    process = GatewayProcess(tmp_path, neuron.endpoint)
+    try:
+        process.wait_ready()
+        keys, used = (ask(process, f"/admin/{what}", None) for what in ("keys", "usage"))
+        assert [key["id"] for key in keys.json()["data"]] == names
+        assert [row["key"] for row in used.json()["data"]] == names
+        assert used.json()["since"] < day
+        assert min(len(keys.content), len(used.content)) > MOST  # in pieces
+    finally:
+        process.stop()
 
 
 def test_the_history_is_that_of_all_processes(guarded: GatewayProcess, admin: str) -> None:

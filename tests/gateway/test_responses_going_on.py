@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 
+from gateway.dialects.openai.responses.context import MANY
 from tests.gateway.conftest import GatewayProcess, NeuronThread, eventually
 from tests.gateway.kept_responses import all_ids, api, create, error_of, fetch
 from tests.streams import Failed, responses
@@ -340,3 +341,15 @@ def test_openai_sdk_holds_conversations(pair: GatewayProcess) -> None:
     assert client.conversations.delete(conversation.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.conversations.retrieve(conversation.id)
+
+
+def test_a_conversation_of_many_items_is_read_as_one_of_few(http: httpx.Client, neuron: NeuronThread) -> None:
+    conversation = http.post("/v1/conversations", json={}).json()["id"]
+    said = [f"{number}" for number in range(MANY)]
+    for first in range(0, MANY, 20):
+        turns = [{"role": "user", "content": text} for text in said[first : first + 20]]
+        more = http.post(f"/v1/conversations/{conversation}/items", json={"items": turns})
+        assert more.status_code == 200
+    create(http, "last", conversation=conversation)
+    asked = neuron.neuron.served[-1].messages
+    assert [message.content for message in asked] == [*said, "last"]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.refusals import STORE_UNAVAILABLE
@@ -317,3 +318,17 @@ def test_a_file_that_another_holds_may_be_tried_again(
         other.execute("ROLLBACK")
     assert caught.value.code == STORE_UNAVAILABLE
     assert caught.value.retry_after
+
+
+def test_what_is_told_of_a_response_needs_no_reading_of_the_rest(store: ResponseStore) -> None:
+    stored = response("a")
+    keep(store, stored, response("b", status="failed"))
+    told = read(store, responses.written, ME, "a")
+    assert (told.status, msgspec.json.decode(told.body)) == ("completed", stored.body)
+    assert read(store, responses.given, ME, "a") == ("completed", stored.input)
+    assert read(store, responses.get, ME, "a") == stored
+    assert (
+        read(store, responses.get, ME, "b").status == read(store, responses.given, ME, "b").status == "failed"
+    )
+    for look in (responses.written, responses.given):
+        assert read(store, look, OTHER, "a") is read(store, look, ME, "c") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ import falcon.asgi
 import msgspec
 
 from gateway.dialects.admin.resources import AdminResource
+from gateway.dialects.large import Body, Large, batches, put, written
 from gateway.dialects.openai.responses.pages import integer
 from gateway.store.key_store import Key
 
@@ -20,7 +22,8 @@ class KeysResource(AdminResource):
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         self._require_admin(req)
-        resp.data = msgspec.json.encode({"data": [_shown(key) for key in await self._services.keys.every()]})
+        keys = await self._services.keys.every()
+        put(resp, await asyncio.to_thread(lambda: written({"data": Large(batches(map(_shown, keys)))})))
 
 
 class UsageResource(AdminResource):
@@ -30,8 +33,12 @@ class UsageResource(AdminResource):
         self._require_admin(req)
         days = integer(req, "days", DEFAULT_DAYS, lowest=1, highest=MAX_DAYS)
         since = (datetime.now(UTC) - timedelta(days=days - 1)).strftime("%Y-%m-%d")
-        rows = [row._asdict() for row in await self._services.keys.used(since)]
-        resp.data = msgspec.json.encode({"since": since, "data": rows})
+        rows = await self._services.keys.used(since)
+
+        def report() -> Body:
+            return written({"since": since, "data": Large(batches(row._asdict() for row in rows))})
+
+        put(resp, await asyncio.to_thread(report))
 
 
 class HistoryResource(AdminResource):

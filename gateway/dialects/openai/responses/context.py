@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NamedTuple
 
 from gateway.dialects.fields import MISSING, bad_request
@@ -13,6 +14,8 @@ from gateway.refusals import shown
 from gateway.store import conversations, responses
 from gateway.store.response_store import ResponseStore
 from ipc.messages.conversation import Message
+
+MANY = 500  # items: to read them takes some milliseconds
 
 
 class Context(NamedTuple):
@@ -37,13 +40,17 @@ async def read(fields: ContextFields, store: ResponseStore | None, account: str)
     """
     before = await _continued(fields, store, account)
     own = await _resolved(_own(fields), store, account)
-    messages = items.messages([*before, *own])
+    every = [*before, *own]
+    if len(every) < MANY:
+        messages = items.messages(every)
+    else:
+        messages = await asyncio.to_thread(items.messages, every)
     if not messages:
         text = MISSING if fields.input is None else "there is nothing in it to answer"
         raise bad_request("input", text)
     if fields.instructions:
         messages.insert(0, Message(role="system", content=fields.instructions))
-    return Context([*before, *own], messages, kept(own))
+    return Context(every, messages, kept(own))
 
 
 def _own(fields: ContextFields) -> list[Entry]:

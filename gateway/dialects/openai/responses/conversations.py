@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from gateway.dialects import RequestContext, Services
 from gateway.dialects.fields import decode, unsupported
+from gateway.dialects.large import put
 from gateway.dialects.openai.responses import items as items_of
 from gateway.dialects.openai.responses.fields import Metadata
 from gateway.dialects.openai.responses.items import Entry
@@ -124,7 +125,7 @@ class ItemsResource(_Resource):
     ) -> None:
         store, asker = self._open(req)
         found = await store.read(conversations.items, asker.account, conversation_id)
-        resp.data = encode(page(req, _there(found, conversation_id)))
+        put(resp, encode(page(req, _there(found, conversation_id))))
 
     async def on_post(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, conversation_id: str

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import falcon.asgi
 
 from gateway.dialects import Services
 from gateway.dialects.event_streams import send
 from gateway.dialects.fields import bad_request
+from gateway.dialects.large import put
 from gateway.dialects.openai.responses.background import Background
 from gateway.dialects.openai.responses.pages import flag, integer, page
 from gateway.dialects.openai.responses.replay import follow
 from gateway.dialects.writing import encode
 from gateway.refusals import NOT_FOUND, shown
 from gateway.store import responses
-from gateway.store.responses import ACTIVE, Stored
+from gateway.store.responses import ACTIVE, Given, Stored, Written
 from ipc.errors import Code, CortexError
+
+T = TypeVar("T", Stored, Written, Given)
 
 
 class _Resource:
@@ -23,14 +29,18 @@ class _Resource:
 
     async def _get(self, account: str, response_id: str) -> Stored:
         """The response as it is now; one whose process is gone has failed."""
+        return await self._look(responses.get, account, response_id)
+
+    async def _look(self, look: Callable[..., T | None], account: str, response_id: str) -> T:
+        """The same, as `look` reads it."""
         store = self._services.store
-        stored = await store.read(responses.get, account, response_id) if store is not None else None
-        if stored is not None and stored.body["status"] in ACTIVE:
+        found = await store.read(look, account, response_id) if store is not None else None
+        if found is not None and found.status in ACTIVE:
             await store.write(responses.bury)
-            stored = await store.read(responses.get, account, response_id)
-        if stored is None:
+            found = await store.read(look, account, response_id)
+        if found is None:
             raise _unknown(response_id)
-        return stored
+        return found
 
 
 class ResponseResource(_Resource):
@@ -38,10 +48,10 @@ class ResponseResource(_Resource):
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, response_id: str) -> None:
         account = self._services.context(req).account
-        stored = await self._get(account, response_id)
         if not flag(req, "stream"):
-            resp.data = encode(stored.body)
+            put(resp, (await self._look(responses.written, account, response_id)).body)
             return
+        stored = await self._get(account, response_id)
         after = integer(req, "starting_after", -1, lowest=0)
         store = self._services.store
         if not (stored.body["background"] and await store.read(responses.has_events, response_id)):
@@ -79,8 +89,9 @@ class InputItemsResource(_Resource):
     """`/v1/responses/{id}/input_items`: those that came with its request, not what it continues."""
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, response_id: str) -> None:
-        stored = await self._get(self._services.context(req).account, response_id)
-        resp.data = encode(page(req, stored.input))
+        account = self._services.context(req).account
+        given = await self._look(responses.given, account, response_id)
+        put(resp, encode(page(req, given.items)))
 
 
 def _unknown(response_id: str) -> CortexError:
