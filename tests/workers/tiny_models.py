@@ -184,6 +184,11 @@ def nemotron_h(**changes: Any) -> PreTrainedModel:
     )
 
 
+def exaone_moe(**changes: Any) -> PreTrainedModel:
+    experts = EXPERTS | {"num_shared_experts": 1, "routed_scaling_factor": 1.3, "num_hidden_layers": 4}
+    return transformers.ExaoneMoeForCausalLM(transformers.ExaoneMoeConfig(**SIZES | experts | changes))
+
+
 def falcon_h1(**changes: Any) -> PreTrainedModel:
     sizes = {key: value for key, value in SIZES.items() if key != "head_dim"}  # which it does not have: 12
     state = {"mamba_d_ssm": 72, "mamba_n_heads": 6, "mamba_n_groups": 2, "mamba_d_state": 20}

@@ -13,7 +13,7 @@ from workers.checkpoints.families.cwm import CWM
 from workers.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU
 from workers.checkpoints.families.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
 from workers.checkpoints.families.eurobert import EUROBERT
-from workers.checkpoints.families.exaone4 import EXAONE4
+from workers.checkpoints.families.exaone4 import EXAONE4, EXAONE_MOE
 from workers.checkpoints.families.falcon_h1 import FALCON_H1
 from workers.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3, VAULTGEMMA
 from workers.checkpoints.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
@@ -58,7 +58,7 @@ KNOWN = (
     *(LLAMA, LLAMA4, MISTRAL, MISTRAL4, MINISTRAL3, QWEN2, QWEN3, QWEN3_MOE),
     *(GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED),
     *(GRANITE, GRANITE_MOE, PHI3, PHIMOE, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
-    *(SEED_OSS, EXAONE4, ERNIE4_5, ERNIE4_5_MOE, OLMOE, MINIMAX_M2),
+    *(SEED_OSS, EXAONE4, EXAONE_MOE, ERNIE4_5, ERNIE4_5_MOE, OLMOE, MINIMAX_M2),
     *(COHERE, COHERE2, COHERE2_MOE, ARCEE, APERTUS, STARCODER2, HUNYUAN, GEMMA, CWM, HYPERCLOVAX, MELLUM),
     *(AFMOE, DOTS1, FLEX_OLMO, GRANITE_SWA, HELIUM, HUNYUAN_MOE, JAIS2, LAGUNA),
     *(SOLAR_OPEN, VAULTGEMMA, YOUTU),

@@ -27,6 +27,7 @@ MODELS = {
     "ernie4_5_moe": Decoder,
     "eurobert": Decoder,
     "exaone4": Decoder,
+    "exaone_moe": Decoder,
     "falcon_h1": FalconH1,
     "flex_olmo": Decoder,
     "gemma": Decoder,
