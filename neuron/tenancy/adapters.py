@@ -1,7 +1,8 @@
 """Adapters of a loaded model: read when somebody asks for one, and gone when others need their place.
 
 Each is a tenant of memory as a model is: it makes a wish, is booked, and leaves for others, the one that was
-used longest ago first. A request whose adapter is not there waits for it, while all others go on.
+used longest ago first. A request whose adapter is not there waits for it, while all others go on. What runs
+in one whose turn is over is interrupted for one that has been wanted for long, and goes on when it is back.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from neuron.description import ModelDescription
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse
 from neuron.memory.fit import Need
-from neuron.memory.room import Room
+from neuron.memory.room import FINISHING_SHARE, Room
 from neuron.memory.wish import Place
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
@@ -182,9 +183,12 @@ class Adapters:
         self._group: Group
         self._most = 0  # in memory at once
         self._all: dict[int, Adapter] = {}  # by number
-        self._wanted: dict[Adapter, None] = {}  # by requests that wait, in the order in which they came
+        # By requests that wait, in the order in which they came, and since when, monotonic.
+        self._wanted: dict[Adapter, float] = {}
+        # For which one is wanted, until what runs in those that leave for it is interrupted.
+        self._patience = FINISHING_SHARE * min(config.memory.wait_seconds, config.queue.wait_seconds)
         self._tasks: dict[Adapter, asyncio.Task[None]] = {}  # bring one up, or remove it
-        self._timer: asyncio.TimerHandle | None = None  # until the turn of one ends that others wait for
+        self._timer: asyncio.TimerHandle | None = None  # until a turn ends, or the patience for it
 
     def open(
         self, settings: ModelSettings, description: ModelDescription, devices: tuple[str, ...], group: Group
@@ -249,7 +253,7 @@ class Adapters:
         if adapter.status == "ready":
             adapter.use()
             return True
-        self._wanted[adapter] = None
+        self._wanted.setdefault(adapter, time.monotonic())
         request.progress(LoadProgress(f"waiting for the adapter {adapter.name}", stage="loading"))
         self._look_soon()
         return False
@@ -261,7 +265,7 @@ class Adapters:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._wanted = {adapter: None for adapter in self._wanted if adapter.wanted}
+        self._wanted = {adapter: since for adapter, since in self._wanted.items() if adapter.wanted}
         held = [adapter for adapter in self._all.values() if adapter.status != "absent"]
         for adapter in held:
             if adapter.status == "waiting" and adapter not in self._wanted:
@@ -273,9 +277,17 @@ class Adapters:
         places = max(0, self._most - len(held))
         for adapter in absent[:places]:
             self._begin(adapter, "waiting", self._bring_up(adapter))
-        going = sum(adapter.status in ("leaving", "dropping") for adapter in held)
-        if (short := len(absent) - places - going) > 0:
-            self._make_places(short, [adapter for adapter in held if adapter.status == "ready"])
+        going = [adapter for adapter in held if adapter.status in ("leaving", "dropping")]
+        moments: list[float] = []
+        for adapter, wanted in zip(sorted(going, key=lambda a: a.ready_at), absent[places:], strict=False):
+            moments.append(self._wanted[wanted] + self._patience)
+            if moments[-1] <= time.monotonic():
+                adapter.interrupt()
+        if (short := len(absent) - places - len(going)) > 0:
+            moments += self._make_places(short, [adapter for adapter in held if adapter.status == "ready"])
+        now = time.monotonic()
+        if later := [moment for moment in moments if moment > now]:
+            self._timer = asyncio.get_running_loop().call_later(min(later) - now, self.look)
 
     def pause(self) -> None:
         """The model takes nothing new: nobody waits for memory any more."""
@@ -287,16 +299,16 @@ class Adapters:
     def _look_soon(self) -> None:
         asyncio.get_running_loop().call_soon(self.look)
 
-    def _make_places(self, count: int, ready: list[Adapter]) -> None:
-        """Have so many leave: who is not in use, and used longest ago, first; then who has had its turn."""
+    def _make_places(self, count: int, ready: list[Adapter]) -> list[float]:
+        """Have so many leave: who is not in use, and used longest ago, first; then who has had its turn.
+        Returns when the turns of those end that are in use."""
         now = time.monotonic()
         idle = sorted((a for a in ready if not a.in_use), key=lambda a: a.last_used)
         busy = sorted((a for a in ready if a.in_use), key=lambda a: a.ready_at)
         for adapter in [*idle, *(a for a in busy if a.turn_ends <= now)][:count]:
             log.info("adapter makes way model=%s busy=%s", adapter.id, adapter in busy)
             adapter.give_way()
-        if later := [adapter.turn_ends for adapter in busy if adapter.turn_ends > now]:
-            self._timer = asyncio.get_running_loop().call_later(min(later) - now, self.look)
+        return [adapter.turn_ends for adapter in busy]
 
     def _begin(
         self, adapter: Adapter, status: Literal["waiting", "dropping"], work: Coroutine[None, None, None]

@@ -39,13 +39,13 @@ class Request:
 class Play:
     """The adapters of a model, with all that they have to do with: worker group, room and requests."""
 
-    def __init__(self, *, most=2, turn=1000.0, count=4):
+    def __init__(self, *, most=2, turn=1000.0, count=4, wait=1000.0):
         self.orders, self.answering = [], Answers(RANKS, "adapter")
         self.held, self.requests = {}, []
         self.answers = True  # ranks do, at once
         self.broken = set()  # adapters that cannot be read
         self.refusal = None
-        config = NeuronConfig(memory=Memory(turn_seconds=turn), load_deadline_seconds=30.0)
+        config = NeuronConfig(memory=Memory(turn_seconds=turn, wait_seconds=wait), load_deadline_seconds=30.0)
         self.adapters = Adapters(config, self, self)
         self.settings = ModelSettings(id="m", max_adapters=most)
         cards = tuple(SimpleNamespace(name=f"a{number}") for number in range(1, count + 1))
@@ -203,6 +203,23 @@ def test_one_that_is_interrupted_leaves_and_comes_back_for_whoever_used_it():
         assert (other.phase, play.loaded) == ("running", ["a1"])
 
     playing(scenario)
+
+
+def test_answers_without_end_that_fill_all_places_take_turns_with_who_waits_for_another_adapter(monkeypatch):
+    monkeypatch.setattr(adapters, "RESIDENCY_SHARE", 0.0)
+
+    async def scenario(play):
+        endless = await play.ask(1, 2, 3, 4)
+        turns = [set() for _ in endless]
+        for turn in range(100):
+            for request, served in zip(endless, turns, strict=True):
+                if request.phase == "running":
+                    served.add(turn)
+            assert len(play.loaded) <= 2
+            await asyncio.sleep(0.01)
+        assert min(map(len, turns)) > 10
+
+    playing(scenario, turn=0.0, wait=0.02)
 
 
 def test_one_in_use_that_had_its_turn_takes_nothing_new_while_others_wait(monkeypatch):
