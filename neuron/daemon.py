@@ -71,6 +71,8 @@ async def serve(config: NeuronConfig, path: str | Path | None = None, backoff: B
     at_terminal = os.isatty(0)  # which closes with this signal
     loop.add_signal_handler(signal.SIGHUP, *((_stop, stopping) if at_terminal else (_nothing_to_read,)))
     inventory = Inventory(config)
+    if inventory.cuda_unavailable:
+        log.warning("a GPU is not used reason=%s", inventory.cuda_unavailable)
     preparation = Preparation(config.log_level)
     models = ModelManager(config, inventory, lambda now=False: service.changed(now), preparation, backoff)
     service = Service(config, version(), models, preparation, RecentLog.of_this_process())

@@ -118,19 +118,18 @@ class Inventory:
         if every and not handles:
             self.cuda_unavailable = "CUDA_VISIBLE_DEVICES hides every GPU"
         self._nvml = pynvml
-        devices = []
+        devices, left_out = [], []
         for i, handle in enumerate(handles):
             try:
                 device = self._describe(f"cuda:{i}", handle, driver)
             except pynvml.NVMLError as error:
-                self.cuda_unavailable = f"cuda:{i} cannot be read: {error}"
-                log.warning("gpu left out device=cuda:%d reason=%s", i, error)
+                left_out.append(f"cuda:{i} cannot be read: {error}")
                 continue
-            if not (reason := _unknown(device, built_for)):
+            if reason := _unknown(device, built_for):
+                left_out.append(reason)
+            else:
                 devices.append(device)
-                continue
-            self.cuda_unavailable = reason
-            log.warning("gpu left out device=cuda:%d reason=%s", i, reason)
+        self.cuda_unavailable = "; ".join(left_out) or self.cuda_unavailable
         return devices
 
     def _describe(self, name: str, handle: Any, driver: str) -> Device:

@@ -136,6 +136,25 @@ def test_it_dies_with_the_parent_that_it_was_told_of(tmp_path):
         wait_until(lambda: not is_running(child), "the neuron to die with its parent")
 
 
+def test_why_a_gpu_is_not_used_is_said_at_the_start(tmp_path, monkeypatch):
+    """By a warning: `cortex up` shows these, and the model that it loads is slow on the CPU."""
+    (tmp_path / "pynvml.py").write_text(
+        "class NVMLError(Exception): value = 18\n"
+        "NVML_ERROR_LIB_RM_VERSION_MISMATCH = 18\n"
+        "def nvmlInit(): raise NVMLError\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", ""))))
+    (tmp_path / "n.yaml").write_text("listen: tcp://127.0.0.1:*")
+    command = [sys.executable, "-m", "neuron", "serve", "--config", str(tmp_path / "n.yaml")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as started:
+        line = started.stderr.readline()
+        started.terminate()
+    assert "WARNING" in line
+    assert "a GPU is not used reason=the NVIDIA driver was updated" in line
+    ended = neuron_command("discover")
+    assert "CUDA cannot be used: the NVIDIA driver was updated" in ended.stdout
+
+
 def test_discover_shows_the_cpu(tmp_path):
     ended = neuron_command("discover", env=os.environ | {"COLUMNS": "160"})
     assert ended.returncode == 0

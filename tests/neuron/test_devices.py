@@ -130,6 +130,10 @@ def test_a_gpu_that_cannot_be_read_is_left_out_and_told(host):
     inventory = Inventory(NeuronConfig())
     assert [device.id for device in inventory.devices] == ["cuda:1", "cpu"]
     assert inventory.cuda_unavailable.startswith("cuda:0 cannot be read")
+    nvml.capability = (6, 1)
+    told = Inventory(NeuronConfig()).cuda_unavailable
+    assert told.startswith("cuda:0 cannot be read")
+    assert "; cuda:1 (card 1) has compute capability 6.1" in told
 
 
 @pytest.mark.parametrize(
