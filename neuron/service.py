@@ -458,6 +458,7 @@ class Service:
             parking=self._models.parking.budget,
             catalogue=self._models.finder.catalogue_version,
             eviction=self._eviction.current,
+            searching=not self._models.searched,
         )
 
     # --- tasks and the end ------------------------------------------------------------------------------

@@ -15,13 +15,14 @@ from neuron.models.manager import ModelManager
 
 _TOLD = ("draining", "devices", "catalogue", "eviction")  # of a `State`, when they change
 STATE_INTERVAL = 0.1  # seconds between two `State` of one watch, at least
+SEARCH_INTERVAL = 0.5  # the same while it is searched for models, and each is one more
 
 
 class Watches:
     """All that are open, of all peers.
 
     Args:
-        models: what prefixes their workers hold, and whether all of them are known.
+        models: what prefixes their workers hold, and whether they are searched for.
         state: makes a whole `State` of now, without prefixes.
     """
 
@@ -35,10 +36,9 @@ class Watches:
         self._pushed = 0.0  # monotonic
 
     def add(self, peer: Peer, request_id: int) -> None:
-        """Somebody watches; told at once where all models are known."""
+        """Somebody watches, and is told at once what there is."""
         self._open[peer, request_id] = False
-        if self._models.searched:  # a list that is not whole would say that the rest is not there
-            self._push()
+        self._push()
 
     def drop(self, peer: Peer, request_id: int) -> None:
         """It watches no more, if it did."""
@@ -54,12 +54,13 @@ class Watches:
         Args:
             now: do not wait: a router must not send requests where their model has just left.
         """
-        if not self._open or not self._models.searched or self._pushing_now:
+        if not self._open or self._pushing_now:
             return
         if now or self._pushing is None:
             if self._pushing is not None:
                 self._pushing.cancel()
-            wait = 0.0 if now else max(0.0, self._pushed + STATE_INTERVAL - time.monotonic())
+            interval = STATE_INTERVAL if self._models.searched else SEARCH_INTERVAL
+            wait = 0.0 if now else max(0.0, self._pushed + interval - time.monotonic())
             self._pushing = asyncio.get_running_loop().call_later(wait, self._push)
             self._pushing_now = now
 
@@ -79,6 +80,8 @@ class Watches:
         state = self._state()
         prefixes = self._models.take_prefix_news()
         news = _news(self._told, state, prefixes) if self._told is not None else None
+        if self._told is not None and self._told.searching and not state.searching:
+            self._open = dict.fromkeys(self._open, False)  # what an earlier process had is not there any more
         self._told = state
         if not all(self._open.values()):
             state = replace(state, prefixes=self._models.prefixes())

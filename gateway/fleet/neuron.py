@@ -15,6 +15,8 @@ from collections import Counter
 from math import inf
 from time import monotonic
 
+from msgspec.structs import replace
+
 from gateway import config
 from gateway.fleet.breaker import Breaker
 from gateway.fleet.directory import Directory
@@ -45,7 +47,8 @@ class Neuron:
 
     Attributes:
         healthy: it has told its state, and has not been lost since.
-        heard: it has told its state since this process began, and no later process of it has answered since.
+        heard: it has told all its models since this process began, and no later process of it has answered
+            since. Until then it may have others.
         reason: why it is not healthy.
         models: by id. Those of a lost neuron are kept: a model that is away is not one that never was.
         in_flight: our own open requests, by model.
@@ -191,7 +194,7 @@ class Neuron:
         takes = self.healthy and not self.draining
         if not self.healthy:
             logger.info("neuron answers name=%s endpoint=%s", self.name, self.client.endpoint)
-        self.healthy, self.heard, self.reason = True, True, ""
+        self.healthy, self.heard, self.reason = True, self.heard or not state.searching, ""
         self._is_back.set()
         self.instance, self.draining = state.instance, state.draining
         self.devices, self.text_memory = state.devices, state.text_memory
@@ -200,7 +203,11 @@ class Neuron:
         if self.catalogue is not None:
             self.catalogue.counts(state.catalogue)
         before = self.models
-        known = [] if state.whole else [model for model in self.own_models if model.id not in state.gone]
+        known = []
+        if not state.whole:
+            known = [model for model in self.own_models if model.id not in state.gone]
+        elif state.searching:  # it started again, and has not found them yet
+            known = [replace(model, status="unloaded") for model in self.own_models]
         own = {model.id: model for model in [*known, *state.models]}
         self.models = own | {f"{m.id}:{name}": m for m in own.values() for name in m.adapters}
         again = state.whole or takes == self.draining  # all of them come or go

@@ -83,7 +83,7 @@ class Fleet:
         self._finishing: set[asyncio.Task[None]] = set()
 
     async def start(self, patience: float) -> None:
-        """Connect to every neuron, and wait up to `patience` seconds until each has told its state.
+        """Connect to every neuron, and wait up to `patience` seconds until each has told all its models.
 
         A gateway with a neuron away serves the others.
         """
@@ -95,7 +95,7 @@ class Fleet:
         if self.catalogue is not None:
             self._watches.append(asyncio.create_task(self.catalogue.follow(self._on_catalogue)))
         deadline = asyncio.get_running_loop().time() + patience
-        while not all(neuron.healthy for neuron in self.neurons):
+        while not all(neuron.healthy and neuron.heard for neuron in self.neurons):
             if asyncio.get_running_loop().time() > deadline:
                 break
             await asyncio.sleep(0.02)

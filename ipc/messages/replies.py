@@ -242,8 +242,8 @@ class ModelList(Reply, tag="models"):
 class State(Reply, tag="state"):
     """The state of a neuron; sent at once, and when it changed: a status at once, else ten times a second.
 
-    The first one of a watch is whole. After it, `models` are those that changed, and `gone` those that are no
-    longer there.
+    The first one of a watch is whole, and so is the first one after the search for models. After it, `models`
+    are those that changed, and `gone` those that are no longer there.
     """
 
     neuron: str
@@ -261,6 +261,7 @@ class State(Reply, tag="state"):
     parking: int = 0
     catalogue: str = ""  # the version of the one that counts; "": no gateway has said one
     eviction: Eviction | None = None  # that counts; None: no gateway has said how
+    searching: bool = False  # it has just started, and may have models that it has not found yet
 
 
 class Heartbeat(Reply, tag="heartbeat"):

@@ -155,14 +155,14 @@ class ModelManager:
         """Find every model, and load those that shall be there."""
         if self.parking.budget:
             log.info("weights may stay in the host's memory bytes=%d", self.parking.budget)
+        await self._residents.start()  # the default need not wait until all others are found
         try:
             await self.finder.find_all()
         except Exception:  # those that were found are served, and it is looked for others all the time
             log.exception("models cannot be looked for")
         finally:
             self.searched = True
-            self._changed()
-        await self._residents.start()
+            self._changed(True)
         self._watching = asyncio.create_task(self.finder.watch())
         if self.parking.budget:
             self._relieving = asyncio.create_task(self._relieve())

@@ -7,6 +7,7 @@ import time
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from gateway.config import GatewayConfig, NeuronSettings
 from gateway.fleet import quotes
@@ -270,6 +271,46 @@ def test_what_a_neuron_had_before_it_was_started_again_makes_no_model_unknown() 
             super(Searching, again)._on_request(*again.watched)
             await eventually(lambda: view.healthy)
             assert (await fleet.place("new"))[0] is view
+            again.close()
+
+    run(scenario)
+
+
+def test_a_neuron_that_searches_serves_what_it_has_found_and_what_it_had_is_not_unknown() -> None:
+    class Searching(FakeNeuron):
+        searching = True
+
+        def state(self, request_id: int) -> State:
+            return replace(super().state(request_id), searching=self.searching)
+
+    async def scenario() -> None:
+        first = FakeNeuron(name="b", models=("echo", "slow", "gone"))
+        async with fleet_of(first) as fleet:
+            [view] = fleet.neurons
+            first.close()
+            await eventually(lambda: not view.healthy)
+            again = Searching(first.endpoint, name="b", models=("echo",), instance="2")
+            again.start()
+            await eventually(lambda: view.healthy)
+            assert not view.heard
+            assert (await fleet.place("echo"))[0] is view
+            assert (await fleet.place("slow"))[0] is view  # whose status is not what it was
+            assert {name: model.status for name, model in view.models.items()} == {
+                "echo": "ready",
+                "slow": "unloaded",
+                "gone": "unloaded",
+            }
+            with pytest.raises(CortexError) as caught:
+                await fleet.place("new")
+            assert caught.value.code == Code.NEURON_LOST
+            again.searching, again.models = False, ("echo", "slow", "new")
+            again._tell()
+            await eventually(lambda: view.heard)
+            assert set(view.models) == {"echo", "slow", "new"}
+            assert (await fleet.place("new"))[0] is view
+            with pytest.raises(CortexError) as caught:
+                await fleet.place("gone")
+            assert caught.value.code == Code.MODEL_NOT_FOUND
             again.close()
 
     run(scenario)

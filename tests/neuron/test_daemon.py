@@ -203,12 +203,13 @@ def test_check_ends_with_1_where_a_model_cannot_be_served(tmp_path):
     assert "/nonexistent/a" in ended.stdout
 
 
-def test_whoever_watches_is_told_of_no_model_before_all_were_looked_for(tmp_path):
+def test_whoever_watches_is_told_of_all_models_once_all_were_looked_for(tmp_path):
     names = {f"sim{number}" for number in range(20)}
     with Neuron(tmp_path, [simulated(name) for name in sorted(names)]) as neuron, neuron.client() as client:
         watch = client.stream(Watch(id=0), PATIENCE)
-        first = next(reply for reply in watch if isinstance(reply, State))
-        assert {state.id for state in first.models} >= names
+        found = next(reply for reply in watch if isinstance(reply, State) and not reply.searching)
+        assert found.whole
+        assert {state.id for state in found.models} >= names
         watch.close()
 
 

@@ -102,17 +102,26 @@ def test_a_watch_is_told_all_once_then_what_changed_a_status_at_once_and_nothing
     asyncio.run(main())
 
 
-def test_a_watch_that_came_before_the_search_was_over_is_told_all_when_it_is():
+def test_a_watch_that_came_before_the_search_was_over_is_told_what_is_known_and_all_when_it_is(monkeypatch):
+    monkeypatch.setattr(watches, "SEARCH_INTERVAL", 0.0)
+
     async def main():
         models = Models({"a": "unloaded"}, searched=False)
         watched = Service(NeuronConfig(), "1", models, Preparation("INFO"), RecentLog(sys.stderr))
         peer = Watcher()
         watched.handle(peer, Watch(id=1))
-        assert peer.told() == []
+        assert [state.searching for state in peer.sent] == [True]
+        assert peer.told() == [(True, {"a": "unloaded"}, [])]
+        models.status["b"] = "unloaded"
+        watched.changed()
+        await turn()
+        assert [state.searching for state in peer.sent] == [True]
+        assert peer.told() == [(False, {"b": "unloaded"}, [])]  # no model is told twice
         models.searched = True
         watched.changed(True)
         await turn()
-        assert peer.told() == [(True, {"a": "unloaded"}, [])]
+        assert [state.searching for state in peer.sent] == [False]
+        assert peer.told() == [(True, {"a": "unloaded", "b": "unloaded"}, [])]
         await watched.close(0.0)
 
     asyncio.run(main())
