@@ -32,7 +32,7 @@ class Detokenizer:
         after: Sequence[int] = (),
         tags: Mapping[int, str] = {},
     ) -> None:
-        self._characters = (Bytes if vocabulary.context_free else Window)(vocabulary)
+        self._characters: Characters = (Bytes if vocabulary.context_free else Window)(vocabulary)
         self._tags = tags
         if after:
             self._characters.begin(after[-CONTEXT:])

@@ -89,6 +89,20 @@ class TensorSpec(NamedTuple):
 MTP_HEAD = "a head that predicts several tokens at once, which `speculation: mtp` uses"
 
 
+def linear(name: str, rows: int, columns: int, sharing: Sharing, bias: bool = True) -> Iterator[TensorSpec]:
+    """A matrix and its bias, which is added once where ranks have columns."""
+    yield TensorSpec(f"{name}.weight", (rows, columns), sharing)
+    if bias:
+        yield TensorSpec(f"{name}.bias", (rows,), "none" if sharing == "columns" else sharing)
+
+
+def norm(name: str, size: int, bias: bool = True, sharing: Sharing = "none") -> Iterator[TensorSpec]:
+    """What a norm has."""
+    yield TensorSpec(f"{name}.weight", (size,), sharing)
+    if bias:
+        yield TensorSpec(f"{name}.bias", (size,), sharing)
+
+
 def in_causal(name: str) -> str:
     """The name of a decoder's tensor where the decoder stands alone in the files, as embedders do."""
     return f"model.{name}" if name.startswith(("embed_tokens.", "layers.", "norm.")) else name

@@ -15,7 +15,7 @@ import msgspec
 
 from workers.checkpoints import vision
 from workers.checkpoints.config import ACTIVATIONS
-from workers.checkpoints.family import TensorSpec
+from workers.checkpoints.family import TensorSpec, linear, norm
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.rope import Size
@@ -169,25 +169,17 @@ def specs(vision: Vision) -> Iterator[TensorSpec]:
     """All that the tower and its projector load."""
     hidden, inner = vision.hidden_size, vision.intermediate_size
 
-    def linear(name: str, rows: int, columns: int) -> Iterator[TensorSpec]:
-        yield TensorSpec(f"{PREFIX}{name}.weight", (rows, columns), "first")
-        yield TensorSpec(f"{PREFIX}{name}.bias", (rows,), "first")
-
-    def norm(name: str) -> Iterator[TensorSpec]:
-        yield TensorSpec(f"{PREFIX}{name}.weight", (hidden,), "first")
-        yield TensorSpec(f"{PREFIX}{name}.bias", (hidden,), "first")
-
-    yield from linear("embeddings.patch_embedding", hidden, vision.patch_values)
+    yield from linear(f"{PREFIX}embeddings.patch_embedding", hidden, vision.patch_values, "first")
     yield TensorSpec(f"{PREFIX}embeddings.position_embedding.weight", (vision.table_side**2, hidden), "first")
     for number in range(vision.depth):
         layer = f"encoder.layers.{number}"
-        yield from norm(f"{layer}.layer_norm1")
-        yield from norm(f"{layer}.layer_norm2")
+        yield from norm(f"{PREFIX}{layer}.layer_norm1", hidden, sharing="first")
+        yield from norm(f"{PREFIX}{layer}.layer_norm2", hidden, sharing="first")
         for part in ("q", "k", "v", "out"):
-            yield from linear(f"{layer}.self_attn.{part}_proj", hidden, hidden)
-        yield from linear(f"{layer}.mlp.fc1", inner, hidden)
-        yield from linear(f"{layer}.mlp.fc2", hidden, inner)
-    yield from norm("post_layernorm")
+            yield from linear(f"{PREFIX}{layer}.self_attn.{part}_proj", hidden, hidden, "first")
+        yield from linear(f"{PREFIX}{layer}.mlp.fc1", inner, hidden, "first")
+        yield from linear(f"{PREFIX}{layer}.mlp.fc2", hidden, inner, "first")
+    yield from norm(f"{PREFIX}post_layernorm", hidden, sharing="first")
     yield TensorSpec(f"{PREFIX}projector.mm_soft_emb_norm.weight", (hidden,), "first")
     yield TensorSpec(f"{PREFIX}projector.mm_input_projection_weight", (hidden, vision.out_size), "first")
 

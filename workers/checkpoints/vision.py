@@ -15,7 +15,7 @@ import msgspec
 
 from workers.checkpoints import text
 from workers.checkpoints.config import ACTIVATIONS
-from workers.checkpoints.family import TensorSpec
+from workers.checkpoints.family import TensorSpec, linear, norm
 from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.model_config import Activation, ModelConfig
 from workers.checkpoints.rope import Size
@@ -370,31 +370,23 @@ def specs(vision: Vision) -> Iterator[TensorSpec]:
     """All that the tower loads."""
     hidden, merged = vision.hidden_size, vision.hidden_size * vision.merge_size**2
 
-    def linear(name: str, rows: int, columns: int) -> Iterator[TensorSpec]:
-        yield TensorSpec(f"{PREFIX}{name}.weight", (rows, columns), "first")
-        yield TensorSpec(f"{PREFIX}{name}.bias", (rows,), "first")
-
-    def norm(name: str, size: int) -> Iterator[TensorSpec]:
-        yield TensorSpec(f"{PREFIX}{name}.weight", (size,), "first")
-        yield TensorSpec(f"{PREFIX}{name}.bias", (size,), "first")
-
-    yield from linear("patch_embed.proj", hidden, vision.patch_values)
+    yield from linear(f"{PREFIX}patch_embed.proj", hidden, vision.patch_values, "first")
     yield TensorSpec(f"{PREFIX}pos_embed.weight", (vision.table_side**2, hidden), "first")
     for number in range(vision.depth):
         block = f"blocks.{number}"
-        yield from norm(f"{block}.norm1", hidden)
-        yield from norm(f"{block}.norm2", hidden)
-        yield from linear(f"{block}.attn.qkv", 3 * hidden, hidden)
-        yield from linear(f"{block}.attn.proj", hidden, hidden)
-        yield from linear(f"{block}.mlp.linear_fc1", vision.intermediate_size, hidden)
-        yield from linear(f"{block}.mlp.linear_fc2", hidden, vision.intermediate_size)
+        yield from norm(f"{PREFIX}{block}.norm1", hidden, sharing="first")
+        yield from norm(f"{PREFIX}{block}.norm2", hidden, sharing="first")
+        yield from linear(f"{PREFIX}{block}.attn.qkv", 3 * hidden, hidden, "first")
+        yield from linear(f"{PREFIX}{block}.attn.proj", hidden, hidden, "first")
+        yield from linear(f"{PREFIX}{block}.mlp.linear_fc1", vision.intermediate_size, hidden, "first")
+        yield from linear(f"{PREFIX}{block}.mlp.linear_fc2", hidden, vision.intermediate_size, "first")
     mergers = {"merger": hidden} | {
         f"deepstack_merger_list.{number}": merged for number in range(len(vision.deepstack))
     }
     for name, size in mergers.items():
-        yield from norm(f"{name}.norm", size)
-        yield from linear(f"{name}.linear_fc1", merged, merged)
-        yield from linear(f"{name}.linear_fc2", vision.out_size, merged)
+        yield from norm(f"{PREFIX}{name}.norm", size, sharing="first")
+        yield from linear(f"{PREFIX}{name}.linear_fc1", merged, merged, "first")
+        yield from linear(f"{PREFIX}{name}.linear_fc2", vision.out_size, merged, "first")
 
 
 def tensors(stored: Mapping[str, Tensor], vision: Vision) -> dict[str, Tensor]:

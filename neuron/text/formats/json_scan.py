@@ -69,7 +69,7 @@ class JsonScan:
             elif mark == "\\" and self._in_string:
                 self._escaped = True
             elif self._in_string:
-                pieces += (text[start : at - 1], "" if mark == TOKEN else _escape(mark))
+                pieces += (text[start : at - 1], "" if mark == TOKEN else escaped(mark))
                 start = at
             elif mark in _CLOSES:
                 self._closers.append(_CLOSES[mark])
@@ -108,7 +108,8 @@ def is_json(text: str) -> bool:
     return True
 
 
-def _escape(character: str) -> str:
+def escaped(character: str) -> str:
+    """It, as it stands in a string of JSON."""
     return msgspec.json.encode(character)[1:-1].decode()
 
 

@@ -25,7 +25,7 @@ from typing import ClassVar
 import msgspec
 
 from neuron.text.formats.call_parser import CallParser, NoCall, Steps, Unfinished
-from neuron.text.formats.json_scan import end_of
+from neuron.text.formats.json_scan import end_of, escaped
 
 MAX_CHARACTER = 0x10FFFF
 MAX_WORD = 1024  # characters of a number, or of a word such as True
@@ -209,10 +209,10 @@ class LiteralParser(CallParser):
             raise Unfinished
         if character in "01234567":
             digits = yield from self._digits("[0-7]{1,3}", 3)
-            return _json(chr(int(digits, 8)))
+            return escaped(chr(int(digits, 8)))
         self._take(self._at + 1)
         if character not in _DIGITS:
-            return _ESCAPES.get(character) or _SAME.get(character, "\\\\" + _json(character))
+            return _ESCAPES.get(character) or _SAME.get(character, "\\\\" + escaped(character))
         count = _DIGITS[character]
         digits = yield from self._digits(f"[0-9a-fA-F]{{{count}}}", count)
         if not digits or int(digits, 16) > MAX_CHARACTER:
@@ -249,7 +249,3 @@ def number(word: str) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         raise NoCall
     return json.dumps(value)
-
-
-def _json(character: str) -> str:
-    return msgspec.json.encode(character)[1:-1].decode()

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from workers.checkpoints import config
 from workers.checkpoints.config import ConfigFile
-from workers.checkpoints.family import Classifier, Family, TensorSpec
+from workers.checkpoints.family import Classifier, Family, TensorSpec, linear, norm
 from workers.checkpoints.files import refuse
 from workers.checkpoints.model_config import Encoder, ModelConfig
 from workers.checkpoints.vectors.stages import Stage
@@ -91,16 +91,16 @@ def tensors(model: ModelConfig) -> Iterator[TensorSpec]:
     yield TensorSpec(f"{POSITIONS}.weight", (model.encoder.positions, hidden), "none")
     if model.encoder.token_types:
         yield TensorSpec(f"{TYPES}.weight", (model.encoder.token_types, hidden), "none")
-    yield from _norm(NORM, hidden)
+    yield from norm(NORM, hidden)
     for layer in range(model.num_layers):
         prefix = f"encoder.layer.{layer}."
         for name in ("query", "key", "value"):
-            yield from _linear(f"{prefix}attention.self.{name}", hidden, hidden, "rows")
-        yield from _linear(f"{prefix}attention.output.dense", hidden, hidden, "columns")
-        yield from _norm(f"{prefix}attention.output.LayerNorm", hidden)
-        yield from _linear(f"{prefix}intermediate.dense", inner, hidden, "rows")
-        yield from _linear(f"{prefix}output.dense", hidden, inner, "columns")
-        yield from _norm(f"{prefix}output.LayerNorm", hidden)
+            yield from linear(f"{prefix}attention.self.{name}", hidden, hidden, "rows")
+        yield from linear(f"{prefix}attention.output.dense", hidden, hidden, "columns")
+        yield from norm(f"{prefix}attention.output.LayerNorm", hidden)
+        yield from linear(f"{prefix}intermediate.dense", inner, hidden, "rows")
+        yield from linear(f"{prefix}output.dense", hidden, inner, "columns")
+        yield from norm(f"{prefix}output.LayerNorm", hidden)
 
 
 def bert_classifier(model: ModelConfig, given: Mapping[str, Any]) -> Classifier:
@@ -126,16 +126,6 @@ def usual_name(name: str) -> str:
         if name.endswith(old):
             return name.removesuffix(old) + new
     return name
-
-
-def _linear(name: str, rows: int, columns: int, sharing: str) -> Iterator[TensorSpec]:
-    yield TensorSpec(f"{name}.weight", (rows, columns), sharing)
-    yield TensorSpec(f"{name}.bias", (rows,), "rows" if sharing == "rows" else "none")
-
-
-def _norm(name: str, size: int) -> Iterator[TensorSpec]:
-    yield TensorSpec(f"{name}.weight", (size,), "none")
-    yield TensorSpec(f"{name}.bias", (size,), "none")
 
 
 BERT = Family(

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from workers.checkpoints import config, rope
 from workers.checkpoints.config import ConfigFile
-from workers.checkpoints.family import Classifier, Family, TensorSpec
+from workers.checkpoints.family import Classifier, Family, TensorSpec, linear, norm
 from workers.checkpoints.model_config import Encoder, ModelConfig
 from workers.checkpoints.vectors.stages import Stage
 
@@ -89,17 +89,17 @@ def tensors(model: ModelConfig) -> Iterator[TensorSpec]:
     """Every tensor that is loaded, by its name without the prefix of models with a head."""
     hidden, inner, bias = model.hidden_size, model.intermediate_size, model.encoder.norm_bias
     yield TensorSpec(f"{WORDS}.weight", (model.vocab_size, hidden), "vocabulary")
-    yield from _norm(NORM, hidden, bias)
+    yield from norm(NORM, hidden, bias)
     for layer in range(model.num_layers):
         prefix = f"layers.{layer}."
         if layer:
-            yield from _norm(f"{prefix}attn_norm", hidden, bias)
-        yield from _linear(f"{prefix}attn.Wqkv", 3 * hidden, hidden, "qkv_rows", model.qkv_bias)
-        yield from _linear(f"{prefix}attn.Wo", hidden, hidden, "columns", model.output_bias)
-        yield from _norm(f"{prefix}mlp_norm", hidden, bias)
-        yield from _linear(f"{prefix}mlp.Wi", 2 * inner, hidden, "rows", model.mlp_bias)
-        yield from _linear(f"{prefix}mlp.Wo", hidden, inner, "columns", model.mlp_bias)
-    yield from _norm(LAST_NORM, hidden, bias)
+            yield from norm(f"{prefix}attn_norm", hidden, bias)
+        yield from linear(f"{prefix}attn.Wqkv", 3 * hidden, hidden, "qkv_rows", model.qkv_bias)
+        yield from linear(f"{prefix}attn.Wo", hidden, hidden, "columns", model.output_bias)
+        yield from norm(f"{prefix}mlp_norm", hidden, bias)
+        yield from linear(f"{prefix}mlp.Wi", 2 * inner, hidden, "rows", model.mlp_bias)
+        yield from linear(f"{prefix}mlp.Wo", hidden, inner, "columns", model.mlp_bias)
+    yield from norm(LAST_NORM, hidden, bias)
 
 
 def classifier(model: ModelConfig, given: Mapping[str, Any]) -> Classifier:
@@ -108,18 +108,6 @@ def classifier(model: ModelConfig, given: Mapping[str, Any]) -> Classifier:
     bias, activation = given.get("classifier_bias", False), given.get("classifier_activation", "gelu")
     head = Stage("head.dense", hidden, hidden, bias, activation, "head.norm", norm_bias)
     return given.get("classifier_pooling", "cls"), (head, Stage("classifier", hidden, 1, True))
-
-
-def _linear(name: str, rows: int, columns: int, sharing: str, bias: bool) -> Iterator[TensorSpec]:
-    yield TensorSpec(f"{name}.weight", (rows, columns), sharing)
-    if bias:
-        yield TensorSpec(f"{name}.bias", (rows,), "none" if sharing == "columns" else sharing)
-
-
-def _norm(name: str, size: int, bias: bool) -> Iterator[TensorSpec]:
-    yield TensorSpec(f"{name}.weight", (size,), "none")
-    if bias:
-        yield TensorSpec(f"{name}.bias", (size,), "none")
 
 
 MODERNBERT = Family(

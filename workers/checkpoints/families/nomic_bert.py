@@ -19,7 +19,7 @@ from workers.checkpoints import config
 from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families.llama import expert_tensors
-from workers.checkpoints.family import Family, TensorSpec
+from workers.checkpoints.family import Family, TensorSpec, linear, norm
 from workers.checkpoints.files import refuse
 from workers.checkpoints.model_config import Encoder, ModelConfig
 from workers.checkpoints.rope import Size
@@ -155,21 +155,21 @@ def tensors(model: ModelConfig) -> Iterator[TensorSpec]:
     yield TensorSpec(f"{WORDS}.weight", (model.vocab_size, hidden), "vocabulary")
     if model.encoder.token_types:
         yield TensorSpec(f"{TYPES}.weight", (model.encoder.token_types, hidden), "none")
-    yield from _norm(NORM, hidden)
+    yield from norm(NORM, hidden)
     for layer in range(model.num_layers):
         prefix = f"encoder.layers.{layer}."
-        yield from _linear(f"{prefix}attn.Wqkv", 3 * hidden, hidden, "qkv_rows", model.qkv_bias)
-        yield from _linear(f"{prefix}attn.out_proj", hidden, hidden, "columns", model.output_bias)
-        yield from _norm(f"{prefix}norm1", hidden)
+        yield from linear(f"{prefix}attn.Wqkv", 3 * hidden, hidden, "qkv_rows", model.qkv_bias)
+        yield from linear(f"{prefix}attn.out_proj", hidden, hidden, "columns", model.output_bias)
+        yield from norm(f"{prefix}norm1", hidden)
         if model.experts is not None and layer in model.experts.layers:
             yield from expert_tensors(f"{prefix}mlp.", hidden, model.experts, gates=False)
             if model.experts.summed_bias:
                 yield TensorSpec(f"{prefix}mlp.experts.bias", (hidden,), "none")
         else:
             for name in ("fc11", "fc12") if model.gates else ("fc1",):
-                yield from _linear(f"{prefix}mlp.{name}", inner, hidden, "rows", model.mlp_bias)
-            yield from _linear(f"{prefix}mlp.fc2", hidden, inner, "columns", model.encoder.down_bias)
-        yield from _norm(f"{prefix}norm2", hidden)
+                yield from linear(f"{prefix}mlp.{name}", inner, hidden, "rows", model.mlp_bias)
+            yield from linear(f"{prefix}mlp.fc2", hidden, inner, "columns", model.encoder.down_bias)
+        yield from norm(f"{prefix}norm2", hidden)
 
 
 def parts(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -194,17 +194,6 @@ def usual_name(name: str) -> str:
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
     return name
-
-
-def _linear(name: str, rows: int, columns: int, sharing: str, bias: bool) -> Iterator[TensorSpec]:
-    yield TensorSpec(f"{name}.weight", (rows, columns), sharing)
-    if bias:
-        yield TensorSpec(f"{name}.bias", (rows,), "none" if sharing == "columns" else sharing)
-
-
-def _norm(name: str, size: int) -> Iterator[TensorSpec]:
-    yield TensorSpec(f"{name}.weight", (size,), "none")
-    yield TensorSpec(f"{name}.bias", (size,), "none")
 
 
 NOMIC_BERT = Family(
