@@ -27,7 +27,8 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, Qwen3Config
 from transformers.utils import logging as transformers_logging
 
-from ipc.worker_messages import RingHandle, SamplingParams, WorkerSpec
+from benchmarks.one_rank import spec_of
+from ipc.worker_messages import SamplingParams
 from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.step.pages import pages_for
@@ -64,23 +65,15 @@ class Engine(ABC):
 
 class Cortex(Engine):
     def __init__(self, folder: Path, threads: int, steps: int) -> None:
-        nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
         self.pages = pages_for(CONTEXT + steps)  # of each sequence
         self.runner = ModelRunner(
-            WorkerSpec(
-                model="benchmark",
-                engine="transformer",
-                epoch=1,
-                rank=0,
-                world_size=1,
+            spec_of(
                 device="cpu",
                 threads=threads,
                 context_length=4096,
                 max_sequences=16,
                 max_step_tokens=4096,
                 kv_pages=pages_for(PREFILL) + 9 * self.pages,
-                reports=nowhere,
-                heartbeat_fd=-1,
             ),
             read_card(folder),
         )

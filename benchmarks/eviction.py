@@ -198,6 +198,8 @@ def verdict(rows: list[dict[str, Any]], figure: str) -> str:
     """What the others come to beside `lru`, on average over the traces."""
     figures = {(row["seed"], row["strategy"]): row[figure] for row in rows}
     seeds = [seed for seed, strategy in figures if strategy == "lru" and figures[seed, strategy] > 0]
+    if not seeds:
+        return f"{figure}: lru has none"
     cost, foresight, lru_parked, cost_parked = (
         statistics.mean(figures[seed, strategy] / figures[seed, "lru"] for seed in seeds) - 1
         for strategy in ("cost", "foresight", "lru, parked", "cost, parked")

@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.llama_cpp_peer import CONTEXT, SEQUENCES
-from ipc.worker_messages import RingHandle, SamplingParams, WorkerSpec
+from benchmarks.one_rank import spec_of
+from ipc.worker_messages import SamplingParams
 from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.step.pages import pages_for
@@ -42,13 +43,7 @@ class Cortex:
         self.pages = pages_for(
             max(512, CONTEXT + (rounds + 1) * max(STEPS.values()))
         )  # of each sequence and group
-        nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
-        spec = WorkerSpec(
-            model="benchmark",
-            engine="transformer",
-            epoch=1,
-            rank=0,
-            world_size=1,
+        spec = spec_of(
             device="cpu",
             quantization=quantization,
             threads=1,
@@ -56,8 +51,6 @@ class Cortex:
             max_sequences=16,
             max_step_tokens=512,
             kv_pages=self.groups * self.pages * 10,
-            reports=nowhere,
-            heartbeat_fd=-1,
         )
         self.runner = ModelRunner(spec, card)
         self.runner.load(lambda fraction, message: None)

@@ -35,13 +35,11 @@ ONE_LOAD = """
 import json, sys, time
 from pathlib import Path
 from benchmarks.loading import memory
-from ipc.worker_messages import RingHandle, WorkerSpec
+from benchmarks.one_rank import spec_of
 from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
-nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
-spec = WorkerSpec(model="benchmark", engine="transformer", epoch=1, rank=0, world_size=1, device="cpu",
-    threads=int(sys.argv[2]), context_length=4096, max_sequences=16, max_step_tokens=512,
-    kv_pages=512, reports=nowhere, heartbeat_fd=-1)
+spec = spec_of(device="cpu", threads=int(sys.argv[2]), context_length=4096, max_sequences=16,
+    max_step_tokens=512, kv_pages=512)
 runner = ModelRunner(spec, read_card(sys.argv[1]))
 before, began, read = memory("VmRSS"), time.perf_counter(), []
 def progress(fraction, message):

@@ -26,8 +26,9 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import off_grid
+from benchmarks.one_rank import spec_of
 from ipc.model_settings import KVCacheDtype
-from ipc.worker_messages import RingHandle, SamplingParams, Submit, WorkerSpec
+from ipc.worker_messages import SamplingParams, Submit
 from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.blocks import QUANTIZATIONS
 from workers.checkpoints.gguf import checkpoint as gguf
@@ -61,14 +62,9 @@ def perplexity(model: str | Path, tokens: list[int], quantization: str | None, *
     Args:
         spec: of the worker, where it differs from one rank on the CPU in float32.
     """
-    nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
     limits = {"context_length": len(tokens) + 1, "max_sequences": 1, "max_step_tokens": STEP}
     usual = {"device": "cpu", "threads": 2, "dtype": "float32", "kv_pages": len(tokens)}
-    order = WorkerSpec(
-        **{"model": "benchmark", "engine": "transformer", "epoch": 1, "rank": 0, "world_size": 1},
-        **{"reports": nowhere, "heartbeat_fd": -1, "quantization": quantization},
-        **limits | usual | spec,
-    )
+    order = spec_of(**{"quantization": quantization} | limits | usual | spec)
     runner = ModelRunner(order, read_card(model))
     loaded = runner.load(lambda fraction, message: None)
     scheduler = Scheduler(**limits, kv_pages=loaded.kv_pages, caches=loaded.caches)

@@ -1,6 +1,6 @@
 """How long the dearest request of each kind holds up a neuron's event loop, as another client sees it.
 
-python -m benchmarks.stalls [--out FILE] [KIND ...]
+python -m benchmarks.stalls [--repeat N] [--json FILE] [KIND ...]
 
 Another process sends the request; this one says `hello` all the while, and takes the longest wait for an
 answer. On a machine that is busy with other things some of that is theirs, and little of the CPU time that
@@ -286,7 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="*", default=list(DEAR))
     parser.add_argument("--repeat", type=int, default=3, help="runs of each kind")
-    parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -300,8 +300,8 @@ def main() -> None:
             client.ask(answered(prompt="a"), SECONDS)
             print(f"{'request':40} {'MB':>5} {'held ms':>8} {'stall ms':>9} {'answered s':>11}")
             results = {kind: measure(kind, neuron, client, held, args.repeat) for kind in args.kinds}
-    if args.out is not None:
-        args.out.write_text(json.dumps(results, indent=2))
+    if args.json is not None:
+        args.json.write_text(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

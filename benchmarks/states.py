@@ -1,6 +1,6 @@
 """Layers that keep a state: a prompt through one of them in chunks, and token after token.
 
-    python -m benchmarks.states [--device cuda:0] [--tokens 16384] [--results FILE]
+    python -m benchmarks.states [--device cuda:0] [--tokens 16384] [--json FILE]
 
 The shapes are those of Qwen3.5-27B and of Nemotron 3 Nano on one rank. Both ways are interleaved, and the
 least of some repeats counts. On a GPU they are those of its backend, Triton's kernels above all, and what a
@@ -125,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens", type=int, default=16_384)
-    parser.add_argument("--results", type=Path)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     given = parser.parse_args()
     found = {name: measure(given.device, shape, given.tokens) for name, shape in KINDS.items()}
     print(f"{given.tokens} tokens through one layer on {given.device}, {torch.get_num_threads()} threads")
@@ -133,8 +133,8 @@ def main() -> None:
         print(kind)
         for name, value in values.items():
             print(f"  {name:20} {value:8.3f}")
-    if given.results is not None:
-        given.results.write_text(json.dumps(found))
+    if given.json is not None:
+        given.json.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

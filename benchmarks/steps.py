@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from ipc.worker_messages import PAGE_SIZE, RingHandle, SamplingParams, WorkerSpec
+from benchmarks.one_rank import spec_of
+from ipc.worker_messages import PAGE_SIZE, SamplingParams
 from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
 from workers.step.plan import NewSequence, Scheduled, StepPlan
@@ -55,7 +56,7 @@ class Still:
         self.vocab_size = vocab_size
         self.all_logits = torch.randn(max(SEQUENCES), vocab_size)
 
-    def __call__(self, batch: object, cache: object) -> torch.Tensor:
+    def __call__(self, *given: object, wanted: torch.Tensor | None = None) -> torch.Tensor:
         return self.all_logits
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,21 +66,13 @@ class Still:
 def make_runner(folder: str) -> ModelRunner:
     Qwen3ForCausalLM(SHAPE).save_pretrained(folder)
     Path(folder, "tokenizer.json").write_text("{}")
-    nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
-    spec = WorkerSpec(
-        model="benchmark",
-        engine="transformer",
-        epoch=1,
-        rank=0,
-        world_size=1,
+    spec = spec_of(
         device="cpu",
         threads=1,
         context_length=4096,
         max_sequences=max(SEQUENCES),
         max_step_tokens=4096,
         kv_pages=max(SEQUENCES) * PAGES,
-        reports=nowhere,
-        heartbeat_fd=-1,
     )
     runner = ModelRunner(spec, read_card(folder))
     runner.load(lambda fraction, message: None)

@@ -30,9 +30,9 @@ from transformers import PretrainedConfig
 from benchmarks.driver import Driver, write_hollow
 from benchmarks.engine import SHAPE
 from benchmarks.gpu import measure_limits
+from benchmarks.one_rank import spec_of
 from benchmarks.shapes import EIGHT_BILLION
 from ipc import parked
-from ipc.worker_messages import RingHandle, WorkerSpec
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.reading import read_card
 from workers.execution.model_runner import ModelRunner
@@ -105,21 +105,13 @@ def page_cache(path: Path, count: int) -> float:
 
 def first_token(card: ModelCard, device: str, parking_fd: int | None) -> tuple[bool, Seconds]:
     """Load, or wake, and answer one prompt; whether it woke."""
-    nowhere = RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1)
-    spec = WorkerSpec(
-        model="benchmark",
-        engine="transformer",
-        epoch=1,
-        rank=0,
-        world_size=1,
+    spec = spec_of(
         device=device,
         threads=len(os.sched_getaffinity(0)),
         context_length=4096,
         max_sequences=16,
         max_step_tokens=STEP if device != "cpu" else PROMPT,
         kv_pages=pages_for(4096),
-        reports=nowhere,
-        heartbeat_fd=-1,
         parking_fd=None if parking_fd is None else os.dup(parking_fd),
     )
     ends = [time.perf_counter()]
