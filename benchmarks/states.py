@@ -111,7 +111,7 @@ def seconds(
 
 def measure(device: str, shape: DeltaNet | Mamba, tokens: int) -> dict[str, float]:
     """Seconds of one layer, by how the prompt went through it."""
-    whole, plain = (seconds(device, shape, tokens, 2048, in_torch) for in_torch in (False, True))
+    whole, plain = (seconds(device, shape, tokens, min(tokens, 2048), in_torch) for in_torch in (False, True))
     single = seconds(device, shape, tokens // 16, 1)  # a part of it is enough
     best = [torch.inf] * 3
     with torch.inference_mode():
