@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
-from time import monotonic
+from time import monotonic, thread_time
 
 from msgspec.structs import replace
 
@@ -49,10 +49,13 @@ class Catalogue:
         self._devices = devices
         self._pinned: dict[str, bool] = {}  # models of which somebody said so while we run
         self._looked_at: dict[Path, tuple[Signature, str | None]] = {}  # by the last scan: why it is no model
-        self._cards: dict[Path, ModelCard] = {}  # that the last scan read
+        self._cards: dict[Path, ModelCard] = {}  # that the last scan read,
+        self._reading = self._reading_cpu = 0.0  # in so many seconds, and so many of CPU time
         self.refused: dict[str, str] = {}  # what the last scan found and cannot load, and why
         self.away: dict[str, ModelSettings] = {}  # whose files it did not find, and which may be pulled
         self.unread = 0  # that it found and had no time for
+        self.looked = 0.0  # seconds that it took, without what it takes to read what is new, once,
+        self.worked = 0.0  # and of CPU time
         self.configure(config)
 
     def configure(self, config: NeuronConfig, fleet: FleetCatalogue | None = None) -> None:
@@ -172,7 +175,15 @@ class Catalogue:
         Args:
             seconds: of reading after which no other one is read; the next scan goes on with those.
         """
-        spent = 0.0
+        began, worked = monotonic(), thread_time()
+        self._reading = self._reading_cpu = 0.0
+        try:
+            return self._scan(seconds)
+        finally:
+            self.looked = monotonic() - began - self._reading
+            self.worked = thread_time() - worked - self._reading_cpu
+
+    def _scan(self, seconds: float) -> dict[str, Signature]:
         found, self.away = {}, {}
         self._cards, self.unread = {}, 0
         for model_id, settings in self._configured.items():
@@ -200,12 +211,13 @@ class Catalogue:
             signature = _signature(path)
             before, reason = looked_at.get(path, (None, None))
             if signature != before:
-                if spent > seconds:
+                if self._reading > seconds:
                     self.unread += 1
                     continue
-                began = monotonic()
+                began, worked = monotonic(), thread_time()
                 reason = self._read(path)
-                spent += monotonic() - began
+                self._reading += monotonic() - began
+                self._reading_cpu += thread_time() - worked
             self._looked_at[path] = (signature, reason)
             if reason is None:
                 found[model_id] = signature

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from time import monotonic
 from typing import NamedTuple
 
 from ipc.errors import Code, CortexError
@@ -23,7 +22,8 @@ from neuron.models.managed import ManagedModel
 log = logging.getLogger("neuron.models.finder")
 
 SCAN_SECONDS = 2.0  # between two looks for models that came or went
-SCAN_SHARE = 20.0  # times as long as one look takes, at least, but no longer than
+SCAN_SHARE = 20.0  # times as long as one look takes, at least,
+WORK_SHARE = 125.0  # and as what it takes of a core, but no longer than
 MOST_SCAN_SECONDS = 30.0
 READ_SECONDS = 0.5  # for which new models are read before those are known; longer by so much each time
 
@@ -85,7 +85,6 @@ class Finder:
         self._seen: dict[str, Signature] = {}  # of every model that was found, when it was inspected
         self._refused: dict[str, Refused] = {}  # models that could not be served as they are wanted
         self._finding = asyncio.Lock()
-        self._scan_took = 0.0  # seconds
         self._opening: dict[str, asyncio.Future[ManagedModel]] = {}
 
     @property
@@ -209,9 +208,7 @@ class Finder:
 
     async def _find_some(self, seconds: float) -> dict[str, Signature]:
         """What was found, but for what could not be read in that time."""
-        began = monotonic()
         found = await asyncio.to_thread(self._catalogue.scan, seconds)
-        self._scan_took = monotonic() - began  # without what it takes to inspect what is new, once
         for model_id in [*{**self._seen, **self._models, **self.broken}]:
             as_it_was = model_id in found and self._seen.get(model_id) in (None, found[model_id])
             if as_it_was and (refused := self._refused.get(model_id)) is not None:
@@ -274,4 +271,9 @@ class Finder:
                 log.warning("models cannot be looked for reason=%s", error)
             except Exception:  # a later look may do better
                 log.exception("models cannot be looked for")
-            await asyncio.sleep(min(max(SCAN_SECONDS, SCAN_SHARE * self._scan_took), MOST_SCAN_SECONDS))
+            await asyncio.sleep(pause(self._catalogue.looked, self._catalogue.worked))
+
+
+def pause(looked: float, worked: float) -> float:
+    """Seconds until the next look, after one that took so many, and so many of CPU time."""
+    return min(max(SCAN_SECONDS, SCAN_SHARE * looked, WORK_SHARE * worked), MOST_SCAN_SECONDS)

@@ -152,6 +152,32 @@ def test_a_look_that_fails_is_followed_by_others(tmp_path, monkeypatch, caplog, 
     assert caplog.text.count("models cannot be looked for") == 3
 
 
+@pytest.mark.parametrize(
+    ("looked", "worked", "seconds"),
+    [(0.01, 0.01, 2.0), (0.05, 0.048, 6.0), (0.5, 0.04, 10.0), (60.0, 0.1, 30.0), (60.0, 60.0, 30.0)],
+)
+def test_looking_for_models_takes_less_than_a_hundredth_of_a_core(looked, worked, seconds):
+    assert neuron.models.finder.pause(looked, worked) == pytest.approx(seconds)
+    assert worked < seconds / 100 or seconds == neuron.models.finder.MOST_SCAN_SECONDS
+
+
+def test_what_reading_new_models_takes_does_not_count_for_the_next_look(tmp_path, monkeypatch):
+    now = [0.0]
+
+    def slow(path):
+        now[0] += 5.0
+        return read_card(path)
+
+    for name in "abc":
+        write_checkpoint(tmp_path / name)
+    monkeypatch.setattr(neuron.catalogue.catalogue, "monotonic", lambda: now[0])
+    monkeypatch.setattr(neuron.catalogue.catalogue, "thread_time", lambda: now[0])
+    monkeypatch.setattr(neuron.catalogue.catalogue, "read_card", slow)
+    catalogue = Catalogue(NeuronConfig(model_folders=[str(tmp_path)], hf_cache=str(tmp_path / "none")))
+    assert len(catalogue.scan()) == 4
+    assert (now[0], catalogue.looked, catalogue.worked) == (20.0, 0.0, 0.0)
+
+
 def test_a_model_that_took_long_to_inspect_is_forgotten_soon_after_it_went(tmp_path, monkeypatch):
     monkeypatch.setattr(neuron.models.finder, "SCAN_SECONDS", 0.0)
     monkeypatch.setattr(neuron.models.finder, "SCAN_SHARE", PATIENCE)
