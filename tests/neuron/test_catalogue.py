@@ -307,6 +307,36 @@ def test_a_fault_of_ours_in_reading_one_model_costs_no_other_one(places, monkeyp
     assert "ZeroDivisionError: of b; the log has more" in catalogue.refused["b"]
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_model_that_is_being_copied_is_listed_when_all_of_it_is_there(places, tmp_path, shards, backwards):
+    catalogue, shelf, _ = places
+    source, copy = write_checkpoint(tmp_path / "source", shards=shards), shelf / "copied"
+    copy.mkdir()
+    for file in sorted(source.iterdir(), reverse=backwards):
+        whole = file.read_bytes()
+        for share in range(8):
+            (copy / file.name).write_bytes(whole[: len(whole) * share // 8])
+            assert set(catalogue.scan()) == {"demo"}, (file.name, share)
+        (copy / file.name).write_bytes(whole)
+    assert set(catalogue.scan()) == {"demo", "copied"}
+
+
+def test_a_model_that_goes_while_it_is_read_costs_no_other_one(places, monkeypatch):
+    catalogue, shelf, _ = places
+    for name in "abc":
+        write_checkpoint(shelf / name)
+
+    def late(path):
+        if path.name == "b":
+            shutil.rmtree(path)
+        return read_card(path)
+
+    monkeypatch.setattr(neuron.catalogue.catalogue, "read_card", late)
+    assert set(catalogue.scan()) == {"demo", "a", "c"}
+    assert "b" not in catalogue.refused  # it is nothing any more
+
+
 def test_the_cache_is_where_hugging_face_tools_keep_it(tmp_path):
     code = "from neuron.catalogue.catalogue import default_cache; print(default_cache())"
     said = subprocess.run(
