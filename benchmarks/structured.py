@@ -1,6 +1,6 @@
 """What grammars cost: trying one, reading a tokenizer, masks per step for 1, 32 and 256 sequences.
 
-python -m benchmarks.structured --tokenizer FOLDER --vocab 151936
+python -m benchmarks.structured [--tokenizer FILE --vocab 151936] [--json FILE]
 """
 
 from __future__ import annotations

@@ -3,17 +3,7 @@
 import openai
 import pytest
 
-from tests.end_to_end.harness import PATIENCE
-
 HELLO = [{"role": "user", "content": "Hello!"}]
-
-
-@pytest.fixture
-def sdk(cortex):
-    with openai.OpenAI(
-        base_url=f"{cortex.base}/v1", api_key="none", timeout=PATIENCE, max_retries=0
-    ) as client:
-        yield client
 
 
 def test_a_chat(sdk):

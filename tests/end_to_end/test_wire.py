@@ -24,14 +24,6 @@ FORM = {"type": "json_schema", "json_schema": {"name": "weather", "schema": SCHE
 
 
 @pytest.fixture
-def sdk(cortex):
-    with openai.OpenAI(
-        base_url=f"{cortex.base}/v1", api_key="none", timeout=PATIENCE, max_retries=0
-    ) as client:
-        yield client
-
-
-@pytest.fixture
 def http(cortex):
     with httpx.Client(base_url=cortex.base, timeout=PATIENCE) as client:
         yield client
