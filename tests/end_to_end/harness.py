@@ -50,16 +50,17 @@ class Program:
         self.tmp.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"{command[0]}.log"
         self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            [SCRIPTS / command[0], *command[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self.log.open("a"),
-            text=True,
-            env=os.environ
-            | {"TMPDIR": str(self.tmp), "XDG_STATE_HOME": str(self.tmp), "OMP_NUM_THREADS": "1"},
-            cwd=cwd or folder,
-        )
+        own = {"TMPDIR": str(self.tmp), "XDG_STATE_HOME": str(self.tmp), "OMP_NUM_THREADS": "1"}
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [SCRIPTS / command[0], *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ | own,
+                cwd=cwd or folder,
+            )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ class GatewayProcess:
                 for name, each in ({"fake": endpoint} | (neurons or {})).items()
             ],
         }
+        self._clients = ExitStack()  # that are open until it is stopped
         path = folder / "cortex.yaml"
         path.write_text(json.dumps(self.config))
         self.log = folder / "log"
@@ -138,6 +140,7 @@ class GatewayProcess:
 
     def stop(self) -> None:
         """End it as Ctrl-C does."""
+        self._clients.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
@@ -159,7 +162,7 @@ class GatewayProcess:
             api_key="any",
             max_retries=0,
             timeout=PATIENCE,
-            http_client=httpx.Client(trust_env=False),
+            http_client=self._clients.enter_context(httpx.Client(trust_env=False)),
         )
 
 

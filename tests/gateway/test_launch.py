@@ -56,6 +56,7 @@ def url() -> Iterator[str]:
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
+    server.server_close()
 
 
 Launch = Callable[..., tuple[list[str], dict[str, str], str]]
