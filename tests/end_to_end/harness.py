@@ -65,7 +65,8 @@ class Program:
         self._reader.start()
 
     def _read(self) -> None:
-        self.lines.extend(line.rstrip("\n") for line in self.process.stdout)
+        with self.process.stdout as said:
+            self.lines.extend(line.rstrip("\n") for line in said)
 
     def said(self, pattern: str) -> re.Match[str] | None:
         return next((match for line in list(self.lines) if (match := re.search(pattern, line))), None)
