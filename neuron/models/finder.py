@@ -83,6 +83,7 @@ class Finder:
         self._fleet: Succession[FleetCatalogue] = Succession("catalogue")
         self._configured = True  # by what is said now
         self._seen: dict[str, Signature] = {}  # of every model that was found, when it was inspected
+        self._missed: set[str] = set()  # models in use whose files were not there at the last look
         self._refused: dict[str, Refused] = {}  # models that could not be served as they are wanted
         self._finding = asyncio.Lock()
         self._opening: dict[str, asyncio.Future[ManagedModel]] = {}
@@ -203,6 +204,7 @@ class Finder:
         found = await self._find_some(seconds := READ_SECONDS)
         while self._catalogue.unread:
             found = await self._find_some(seconds := seconds + READ_SECONDS)
+        await self._retire_gone()
         self._looked()
         return found
 
@@ -229,6 +231,23 @@ class Finder:
                 )
                 log.warning("model cannot be used model=%s reason=%s", model_id, error)
         return found
+
+    async def _retire_gone(self) -> None:
+        """Have those in use leave for good whose files were deleted: they were missed twice, for somebody may
+        just be putting others in their place."""
+        in_use = [model for model in self._models.values() if model.in_use and not model.retired]
+        gone = await asyncio.to_thread(lambda: {model.id for model in in_use if self._is_gone(model.wanted)})
+        for model_id in gone & self._missed:
+            log.warning("model leaves, for its files were deleted model=%s", model_id)
+            self._models[model_id].retire()
+        self._missed = gone - self._missed
+
+    def _is_gone(self, settings: ModelSettings) -> bool:
+        try:
+            self._catalogue.folder(settings)
+        except CortexError:
+            return True
+        return False
 
     async def _renew(self, model: ManagedModel, signature: Signature) -> None:
         """Have `model` served as it is wanted now."""

@@ -11,6 +11,7 @@ import pytest
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import Delta, Done, Finished
 from ipc.messages.requests import Eviction, Hello, ListModels, Load, Pin, Quote, Unload
+from neuron.catalogue.catalogue import DEMO_FOLDER
 from tests.neuron.big_models import LIMIT, big, load, status
 from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import PATIENCE, Neuron, chat, simulated, wait_until
@@ -221,6 +222,10 @@ def listed(neuron):
     return {state.id for state in neuron.health().models}
 
 
+def reserved(neuron):
+    return sum(device.memory_reserved for device in neuron.health().devices)
+
+
 def test_a_model_that_comes_while_the_neuron_runs_is_seen_and_one_that_goes_is_not(tmp_path):
     shelf = tmp_path / "models"
     with Neuron(tmp_path / "n", [], model_folders=[str(shelf)]) as neuron, neuron.client() as client:
@@ -232,6 +237,31 @@ def test_a_model_that_comes_while_the_neuron_runs_is_seen_and_one_that_goes_is_n
         wait_until(lambda: "mine" not in listed(neuron), "the folder to be missed")
         with pytest.raises(CortexError) as refused:
             load(client, "mine")
+        assert refused.value.code == Code.MODEL_NOT_FOUND
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["found", "configured"])
+def test_a_loaded_model_whose_folder_is_deleted_finishes_what_runs_and_is_gone(tmp_path, own):
+    shelf = tmp_path / "models"
+    shutil.copytree(DEMO_FOLDER, shelf / "mine")
+    configured = [{"id": "mine", "path": str(shelf / "mine")}] if own else []
+    with (
+        Neuron(tmp_path / "n", configured, model_folders=[str(shelf)], standby=False) as neuron,
+        neuron.client() as client,
+        neuron.client() as other,
+    ):
+        running = client.stream(chat("mine", 300, sampling={"ignore_eos": True}), PATIENCE)
+        next(reply for reply in running if isinstance(reply, Delta))
+        loaded = reserved(neuron)
+        shutil.rmtree(shelf / "mine")
+        assert isinstance(list(running)[-1], Finished)
+        if own:  # whose user sees why
+            wait_until(lambda: neuron.model("mine").status == "failed", "the folder to be missed")
+        else:
+            wait_until(lambda: "mine" not in listed(neuron), "the folder to be missed")
+        assert reserved(neuron) < loaded
+        with pytest.raises(CortexError) as refused:
+            load(other, "mine")
         assert refused.value.code == Code.MODEL_NOT_FOUND
 
 
