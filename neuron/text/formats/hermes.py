@@ -16,6 +16,7 @@ class HermesParser(JsonListParser):
 
     openings = (CALL,)
     ends = (END_CALL,)
+    is_closed = True
 
 
 class Hermes(ToolFormat):

@@ -21,11 +21,13 @@ class JsonListParser(CallParser):
 
     Attributes:
         ends: tags behind them, of which one is taken where it comes.
+        is_closed: a call that stands alone is whole with that tag.
         names: what the name of a call is called in its object.
         needs_arguments: an object without any is no call.
     """
 
     ends: ClassVar[tuple[str, ...]] = ()
+    is_closed = False
     names: ClassVar[tuple[str, ...]] = ("name",)
     needs_arguments = False
 
@@ -33,12 +35,12 @@ class JsonListParser(CallParser):
         yield from self.space()
         if (yield from self.expect("[", "{")) == "[":
             yield from self.rest_of_list()
-        else:
-            yield from self.member()
-        yield from self.space()
-        while (yield from self.accept("}")):  # one too many
-            yield from self.space()
-        yield from self.accept(*self.ends)
+            yield from self._what_follows()
+            return
+        yield from self.members(*self.ends, *self.openings)
+        if self.is_closed:
+            yield from self._what_follows()
+        self.end()
 
     def rest_of_list(self) -> Steps[None]:
         """Read calls in a list, of which the bracket was read.
@@ -104,6 +106,12 @@ class JsonListParser(CallParser):
         if not self.is_named or (arguments is None and self.needs_arguments):
             raise NoCall
         self.begin(arguments or "{}")
+
+    def _what_follows(self) -> Steps[None]:
+        yield from self.space()
+        while (yield from self.accept("}")):  # one too many
+            yield from self.space()
+        yield from self.accept(*self.ends)
 
     def _is_over(self) -> Steps[bool]:
         """Whether what stands where the list should end is a tag, or the end of the answer."""
