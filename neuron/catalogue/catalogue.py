@@ -173,7 +173,8 @@ class Catalogue:
         Of folders that did not change only names, sizes and times are read: it may be done every few seconds.
 
         Args:
-            seconds: of reading after which no other one is read; the next scan goes on with those.
+            seconds: of reading after which no other one is read; the next scan goes on with those. Those
+                that are known are what they were.
         """
         began, worked = monotonic(), thread_time()
         self._reading = self._reading_cpu = 0.0
@@ -210,10 +211,12 @@ class Catalogue:
                 continue
             signature = _signature(path)
             before, reason = looked_at.get(path, (None, None))
-            if signature != before:
-                if self._reading > seconds:
-                    self.unread += 1
+            if signature != before and self._reading > seconds:
+                self.unread += 1
+                if before is None:
                     continue
+                signature = before  # it is what it was until it is read again
+            elif signature != before:
                 began, worked = monotonic(), thread_time()
                 reason = self._read(path)
                 self._reading += monotonic() - began
