@@ -276,6 +276,16 @@ def test_a_cohere_names_its_pattern_in_either_way(tmp_path, architecture):
         assert written(tmp_path, **common, **{key: 3}) == by_types
 
 
+@pytest.mark.parametrize("kind", ["type", "rope_type"])
+def test_a_factor_that_a_rope_in_parts_would_leave_out_is_refused(tmp_path, kind):
+    common = {"architectures": ["Qwen2ForCausalLM"], "rope_theta": 10_000.0}
+    turning = {kind: "mrope", "mrope_section": [4, 2, 2]}
+    plain = written(tmp_path, **common, rope_scaling=turning)
+    assert written(tmp_path, **common, rope_scaling=turning | {"factor": 1.0}) == plain
+    said = refusal(tmp_path, **common, rope_scaling=turning | {"factor": 4.0})
+    assert "rope_scaling: factor 4.0 is not supported of the type mrope" in said
+
+
 def test_a_size_that_cannot_be_meant_is_refused_before_it_costs_anything(tmp_path):
     assert "num_hidden_layers" in refusal(tmp_path, num_hidden_layers=1_000_000_000)
     assert "vocab_size" in refusal(tmp_path, vocab_size=1 << 40)

@@ -126,8 +126,12 @@ def sections(path: Path, given: dict[str, Any]) -> tuple[int, int, int] | None:
     return tuple(found)
 
 
-def of_text(given: dict[str, Any]) -> dict[str, Any]:
-    """A `config.json` without how the parts of a position are dealt out, for a model that is shown text."""
+def of_text(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """A `config.json` without how the parts of a position are dealt out, for a model that is shown text.
+
+    Raises:
+        CortexError: it says by how much these are stretched, and not which way.
+    """
     found = dict(given)
     for key in KEYS:
         if isinstance(turning := given.get(key), dict) and "mrope_section" in turning:
@@ -135,6 +139,10 @@ def of_text(given: dict[str, Any]) -> dict[str, Any]:
             for kind in ("type", "rope_type"):
                 if found[key].get(kind) == "mrope":
                     found[key][kind] = "default"
+            is_plain = (found[key].get("rope_type") or found[key].get("type")) == "default"
+            is_named = "mrope" in (turning.get("type"), turning.get("rope_type"))
+            if is_plain and is_named and (factor := turning.get("factor")) not in (None, 1):
+                refuse(path, f"{key}: factor {factor!r} is not supported of the type mrope")
     return found
 
 

@@ -41,7 +41,7 @@ class Qwen2File(ConfigFile, kw_only=True):
 
 def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     """The biases are there, whatever the file says. Of text, all parts of a position are the same."""
-    given = rope.of_text(dict(given))
+    given = rope.of_text(path, dict(given))
     file = config.read(path, DEFAULTS | dict(given), Qwen2File)
     if (chunks := file.chunks) is not None:
         config.refuse_unknown(path, given[DUAL_CHUNKS], DualChunks, f"{DUAL_CHUNKS}.")
