@@ -276,6 +276,18 @@ def test_a_cohere_names_its_pattern_in_either_way(tmp_path, architecture):
         assert written(tmp_path, **common, **{key: 3}) == by_types
 
 
+def test_an_exaone_names_its_layers_with_experts_in_either_way(tmp_path):
+    common = {"architectures": ["ExaoneMoEForCausalLM"], "num_hidden_layers": 3, "sliding_window": 24}
+    kinds, said = ["sparse", "dense", "sparse"], [True, False, True]
+    config = written(tmp_path, **common, mlp_layer_types=kinds)
+    assert config.experts.layers == (0, 2)
+    assert written(tmp_path, **common, is_moe_layer=said) == config
+    assert written(tmp_path, **common, is_moe_layer=said, mlp_layer_types=kinds) == config
+    for other in ([False, True, True], [True, False]):
+        assert "is_moe_layer" in refusal(tmp_path, **common, is_moe_layer=other, mlp_layer_types=kinds)
+    assert "is_moe_layer" in refusal(tmp_path, **common, is_moe_layer=[True, False])
+
+
 @pytest.mark.parametrize("kind", ["type", "rope_type"])
 def test_a_factor_that_a_rope_in_parts_would_leave_out_is_refused(tmp_path, kind):
     common = {"architectures": ["Qwen2ForCausalLM"], "rope_theta": 10_000.0}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config
@@ -41,8 +42,9 @@ class Exaone4File(ConfigFile, kw_only=True):
 
 
 class ExaoneMoeFile(RoutedFile, kw_only=True):
-    """The keys of K-EXAONE's."""
+    """The keys of K-EXAONE's, of which the first files had `is_moe_layer` for `mlp_layer_types`."""
 
+    is_moe_layer: list[bool] | None = None
     sliding_window_pattern: Annotated[int, Meta(ge=0)] | str | None = PATTERN
 
 
@@ -58,6 +60,11 @@ def read_moe(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     given = DEFAULTS | DEFAULTS_MOE | dict(given) | {"attention_bias": False}
     given = {CALLED.get(key, key): value for key, value in given.items()}
     file = config.read(path, given, ExaoneMoeFile)
+    if file.is_moe_layer is not None:
+        kinds = ["sparse" if each else "dense" for each in file.is_moe_layer]
+        if len(kinds) != file.num_hidden_layers or file.mlp_layer_types not in (None, kinds):
+            refuse(path, "is_moe_layer is no list of one for each layer, or differs from mlp_layer_types")
+        file = msgspec.structs.replace(file, mlp_layer_types=kinds)
     windows, unrotated = _windows(path, file)
     experts = scored_by_sigmoid(path, file)
     return config.model_config(path, file, windows, qk_norm="heads", unrotated=unrotated, experts=experts)
