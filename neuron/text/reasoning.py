@@ -105,9 +105,10 @@ def think_tags(texts: Iterable[str], vocabulary: Collection[str] = ()) -> ThinkT
     for tags in sorted(KNOWN, key=lambda tags: not tags.behind):
         if any(tags.closing in text and tags.behind in text for text in texts):
             return tags
-    if found := next((tags for tags in KNOWN if any(tags.closing in text for text in texts)), None):
-        return found  # what stands around its answers need not be in a template
-    return next((tags for tags in KNOWN if tags.closing in vocabulary), None)
+    if not (alike := [tags for tags in KNOWN if any(tags.closing in text for text in texts)]):
+        return next((tags for tags in KNOWN if tags.closing in vocabulary), None)
+    # What stands around its answers need not be in a template: then its tokens tell.
+    return next((tags for tags in alike if tags.behind in vocabulary), alike[0])
 
 
 def _marked(tag: str, tokens: Collection[str]) -> str:

@@ -203,3 +203,9 @@ def test_calls_that_the_template_shows_again_are_read_as_they_were(family):
     template = template_of(family)
     shown = template.render(answered, [], {}).rpartition("assistant\n")[0].partition("Where?")[2]
     assert parts(family, "", shown)[2] == CALLS
+
+
+@pytest.mark.parametrize("between", ["\n", ", ", "; ", ",\n"])
+def test_calls_of_olmo_3_stand_on_lines_or_behind_commas(between):
+    text = f'<function_calls>weather(city="Oslo"){between}time(city="Rome")</function_calls>Yes.'
+    assert parts(FAMILIES["olmo_3"], "", text) == ("", "Yes.", CALLS)

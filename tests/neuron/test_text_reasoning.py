@@ -215,6 +215,13 @@ def test_the_tags_of_a_model_are_those_of_its_template_or_of_its_vocabulary(text
     assert bool(found.behind) == ("</answer>" in texts[0] or "START" in opening)
 
 
+def test_where_several_think_alike_the_tokens_around_answers_tell_which_it_is():
+    texts = ["<|START_THINKING|>hm<|END_THINKING|>"]
+    assert think_tags(texts) == BY_NAME["command_a"]
+    assert think_tags(texts, ("<|START_TEXT|>", "<|END_TEXT|>")) == NORTH
+    assert think_tags(["<think>hm</think>"], ("</think>", "</tool_call>")) == THINK
+
+
 def test_a_model_that_writes_no_tags_has_none():
     assert think_tags(["{{ messages }}"], ("<s>",)) is None
 

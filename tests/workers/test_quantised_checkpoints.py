@@ -308,6 +308,10 @@ GROUP = {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 128}}
         ({"quant_method": "modelopt", "quantization": {"quant_algo": "INT4_AWQ"}}, "quant_algo INT4_AWQ is"),
         ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "has no quantized_layers"),
         (
+            {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": {}},
+            "has no quantized_layers",
+        ),
+        (
             {
                 "quant_method": "modelopt",
                 "quant_algo": "MIXED_PRECISION",

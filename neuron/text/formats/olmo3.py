@@ -9,7 +9,7 @@ CALLS, END_CALLS = "<function_calls>", "</function_calls>"
 
 
 class Olmo3Parser(PythonicParser):
-    """Reads lines of calls, or a list of them."""
+    """Reads calls, each on a line or with a comma between two, or a list of them."""
 
     openings = (CALLS,)
     starts = ()
@@ -23,6 +23,8 @@ class Olmo3Parser(PythonicParser):
         while True:
             yield from self.function()
             yield from self.space()
+            while (yield from self.accept(",", ";")):
+                yield from self.space()
             if not (yield from self.peek()) or (yield from self._goes_on(self.ends)) is not None:
                 return
 

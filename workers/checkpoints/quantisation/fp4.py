@@ -31,7 +31,11 @@ def read_modelopt(path: Path, given: Mapping[str, Any]) -> Scheme:
     if (kind := given.get("quant_algo")) != MIXED:
         return Scheme(*_algorithm(path, given), skipped, fp8.BESIDE)
     layers = given.get("quantized_layers")
-    if not isinstance(layers, dict) or not all(isinstance(each, dict) for each in layers.values()):
+    if (
+        not layers
+        or not isinstance(layers, dict)
+        or not all(isinstance(each, dict) for each in layers.values())
+    ):
         refuse(path, f"quantization_config.quant_algo {kind} has no quantized_layers, an object for each")
     titles = {title for title, _ in (_algorithm(path, each) for each in layers.values())}
     return Scheme(" and ".join(sorted(titles)), _either, skipped, fp8.BESIDE)
