@@ -121,6 +121,8 @@ LISTS = {
     "apriel": ("<tool_calls>", "</tool_calls>"),
     "command_a": ("<|START_ACTION|>", "<|END_ACTION|>"),
     "command_r": ("Action:\n```json\n", "```"),
+    "hermes": ("<tool_call>", "</tool_call>"),
+    "nemotron": ("<TOOLCALL>", "</TOOLCALL>"),
 }
 each_list = pytest.mark.parametrize("name", LISTS)
 
@@ -159,9 +161,18 @@ def test_a_line_break_within_a_string_of_a_list_is_mended(name):
 def test_a_list_of_something_else_is_text(name):
     for other in '"a"', "1", '{"city": "Oslo"}', "x":
         assert text(name, listed(name, other)) == listed(name, other)
-    begin, end = LISTS[name]
-    for other in f"{begin}", f"The mark {begin} is old.", f"{begin}[]{end}":
+    begin, _ = LISTS[name]
+    for other in f"{begin}", f"The mark {begin} is old.", f"{begin}[]":
         assert text(name, other) == other
+
+
+@pytest.mark.parametrize("name", [name for name, (_, end) in LISTS.items() if end])
+def test_an_empty_list_up_to_its_end_tag_says_nothing(name):
+    begin, end = LISTS[name]
+    for empty in "[]", " [ \n] \n":
+        assert read(name, f"{begin}{empty}{end}") == []
+        assert text(name, f"{begin}{empty}{end} Done.") == "Done."
+        assert read(name, f"{begin}{empty}{end}{listed(name, WEATHER)}") == [CALL]
 
 
 @each_list

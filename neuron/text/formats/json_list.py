@@ -35,12 +35,15 @@ class JsonListParser(CallParser):
         yield from self.space()
         if (yield from self.expect("[", "{")) == "[":
             yield from self.rest_of_list()
-            yield from self._what_follows()
-            return
-        yield from self.members(*self.ends, *self.openings)
-        if self.is_closed:
-            yield from self._what_follows()
-        self.end()
+        else:
+            yield from self.members(*self.ends, *self.openings)
+            if not self.is_closed:
+                self.end()
+        yield from self.space()
+        while (yield from self.accept("}")):  # one too many
+            yield from self.space()
+        if (yield from self.accept(*self.ends)):
+            self.forget()  # an empty list is a frame without calls
 
     def rest_of_list(self) -> Steps[None]:
         """Read calls in a list, of which the bracket was read.
@@ -106,12 +109,6 @@ class JsonListParser(CallParser):
         if not self.is_named or (arguments is None and self.needs_arguments):
             raise NoCall
         self.begin(arguments or "{}")
-
-    def _what_follows(self) -> Steps[None]:
-        yield from self.space()
-        while (yield from self.accept("}")):  # one too many
-            yield from self.space()
-        yield from self.accept(*self.ends)
 
     def _is_over(self) -> Steps[bool]:
         """Whether what stands where the list should end is a tag, or the end of the answer."""
