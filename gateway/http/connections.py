@@ -121,7 +121,11 @@ class Reading:
         self._receiver, self._is_awaited = receiver, receiver.expect_continue
 
     async def receive(self) -> dict[str, Any]:
-        """The next piece, or word that the client is gone."""
+        """The next piece, or word that the client is gone.
+
+        Raises:
+            CancelledError: it is gone, or was refused, before the body was all there.
+        """
         if self._is_awaited:
             self._is_awaited = False
             return {"type": "http.request", "body": b"", "more_body": True}
@@ -129,6 +133,8 @@ class Reading:
         while self._receiver._body_wait_expired:
             self._receiver._body_wait_expired = False
             event = await self._receiver.receive()
+        if event["type"] == "http.disconnect" and not self._receiver._complete:
+            raise asyncio.CancelledError  # or what came of a body would be taken for all of it
         return event
 
 
@@ -142,6 +148,7 @@ class Connection(ASGIProtocol):
         self._header_bytes = 0  # that came, of one that is not complete
         self._body_bytes = 0  # that came, of the last request
         self._chunks: list[bytes] = []  # that came in this turn
+        self._ignored = 0  # bytes that came after the last answer of all
         self._unparsed = bytearray()  # what came, but for what the parser has
         self._idle_since = 0.0  # by the loop's clock
         self._answering = False  # whether the answer to the last request has begun
@@ -182,6 +189,10 @@ class Connection(ASGIProtocol):
             self._unparsed += data
         elif not self._closed:
             super().data_received(data)
+        else:
+            self._ignored += len(data)
+            if self._ignored > self.worker.body_limit:
+                self.transport.close()
 
     def _put_off(self, data: bytes) -> None:
         """Have it parsed in the next turn of the loop, and no more read before that."""

@@ -379,6 +379,19 @@ def test_what_is_no_http_is_refused_in_the_words_of_who_asks(gateway: GatewayPro
         assert (status, body["type"], body["error"]["type"]) == (413, "error", "request_too_large")
 
 
+def test_of_a_body_that_is_refused_on_its_way_nothing_is_served(
+    gateway: GatewayProcess, neuron: NeuronThread
+) -> None:
+    before = len(neuron.neuron.served)
+    with connected(gateway, CHUNKED + b"%x\r\n%s\r\n" % (len(BODY), BODY)) as client:
+        time.sleep(0.1)
+        client.sendall(b"7fffffff\r\n")
+        refused(client, 413, "request_too_large")
+    with connected(gateway, POST + b"content-length: %d\r\n\r\n%s" % (len(BODY), BODY)) as client:
+        assert answer(client)[0] == 200
+    assert len(neuron.neuron.served) == before + 1
+
+
 def test_a_body_in_very_small_chunks_is_read_and_what_follows_it_too(gateway: GatewayProcess) -> None:
     body = BODY + b" " * 100_000
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
