@@ -337,14 +337,23 @@ class NeuronClient:
                 try:
                     known.append(msgspec.msgpack.decode(raw, type=AnyReply))
                 except (msgspec.ValidationError, UnicodeDecodeError) as error:
-                    head = msgspec.msgpack.decode(raw, type=_Head)
-                    if head.type in _NEEDED and head.id in self._calls:
-                        text = f"what the neuron at {self.endpoint} says cannot be read: {head.type}: {error}"
-                        known.append(Failed(id=head.id, code=Code.INTERNAL, message=text))
-                        self._send_cancel(head.id)
+                    if (end := self._end_of(raw, error)) is not None:
+                        known.append(end)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             logger.warning("message ignored endpoint=%s reason=%s", self.endpoint, error)
         return known
+
+    def _end_of(self, raw: msgspec.Raw, error: Exception) -> Failed | None:
+        """The end of the call whose reply cannot be read, where there is one that needs it."""
+        try:
+            head = msgspec.msgpack.decode(raw, type=_Head)
+        except (msgspec.ValidationError, UnicodeDecodeError):
+            return None
+        if head.type not in _NEEDED or head.id not in self._calls:
+            return None
+        self._send_cancel(head.id)
+        text = f"what the neuron at {self.endpoint} says cannot be read: {head.type}: {error}"
+        return Failed(id=head.id, code=Code.INTERNAL, message=text)
 
     def _on_event(self, frames: list[bytes]) -> None:
         event, _value = struct.unpack("=HI", frames[0])

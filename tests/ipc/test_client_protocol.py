@@ -92,10 +92,8 @@ def test_a_reply_that_cannot_be_read_ends_its_call_and_no_other(reply):
             call, other = client.open(Health(id=0)), client.open(Health(id=0))
             for _ in range(2):
                 await neuron.request()
-            await neuron.reply(
-                {"id": call.id} | reply, {"type": "progress", "id": other.id, "stage": "a new one"}
-            )
-            await neuron.reply(Done(id=other.id))
+            progress = {"type": "progress", "id": other.id, "stage": "a new one"}
+            await neuron.reply({"id": call.id} | reply, progress, Done(id=other.id))
             assert await everything(other) == [Done(id=other.id)]
             if "id" in reply:  # nobody knows whose it is
                 await neuron.reply(Done(id=call.id))
