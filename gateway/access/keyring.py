@@ -23,6 +23,7 @@ logger = logging.getLogger("gateway.access")
 
 LOOK_SECONDS = 1.0  # between two looks at the store; what was revoked is refused after that
 JUMP_SECONDS = 30.0  # of the wall clock beside the monotonic one, from a look to the next: it was set
+LAST_SECONDS = 10.0  # that usage waits to be written where the process ends
 TURN_SECONDS = 0.5  # that usage waits to be written, and keys meanwhile to be read; later is as good
 
 NO_KEY = (
@@ -63,7 +64,12 @@ class Keyring:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
-        await self._flush()
+        end = time.monotonic() + LAST_SECONDS
+        while (error := await self._flush()) is not None and error.retry_after is not None:
+            if time.monotonic() > end:
+                break
+        if error is not None:
+            logger.error("%s; what keys were used for since it was written is lost", one_line(error.message))
         self._store.close()
         self._limits.close()
 
@@ -161,10 +167,10 @@ class Keyring:
                 logger.info("the store of keys is read again")
             self._broken = ""
 
-    async def _flush(self) -> None:
-        """Write what was used; what cannot be written now is written later."""
+    async def _flush(self) -> CortexError | None:
+        """Write what was used; what cannot be written now is written later, and why is returned."""
         if not self._used:
-            return
+            return None
         used, self._used = self._used, defaultdict(lambda: [0, 0, 0, 0])
         try:
             await self._store.write(
@@ -178,10 +184,11 @@ class Keyring:
             if error.message != self._unwritten:
                 logger.error("%s; what keys were used for is written later", one_line(error.message))
             self._unwritten = error.message
-        else:
-            if self._unwritten:
-                logger.info("what keys were used for is written again")
-            self._unwritten = ""
+            return error
+        if self._unwritten:
+            logger.info("what keys were used for is written again")
+        self._unwritten = ""
+        return None
 
 
 def _clock() -> float:

@@ -34,6 +34,8 @@ logger = logging.getLogger("gateway.fleet.neuron")
 
 HELLO_SECONDS = 5.0
 RETRY_SECONDS = 0.5  # between tries to watch a neuron again
+# What a model has of a process that is gone.
+_NOTHING = {"running": 0, "waiting": 0, "bytes_reserved": 0, "bytes_measured": 0, "bytes_parked": 0}
 SILENT_SECONDS = 3.0  # three heartbeats that did not come: others are asked first
 
 
@@ -199,7 +201,8 @@ class Neuron:
         self.instance, self.draining = state.instance, state.draining
         self.devices, self.text_memory = state.devices, state.text_memory
         self.parked_memory, self.parking = state.parked_memory, state.parking
-        self._compare(state.eviction)
+        if state.eviction is not None:  # an older neuron does not say
+            self._compare(state.eviction)
         if self.catalogue is not None:
             self.catalogue.counts(state.catalogue)
         before = self.models
@@ -207,7 +210,7 @@ class Neuron:
         if not state.whole:
             known = [model for model in self.own_models if model.id not in state.gone]
         elif state.searching:  # it started again, and has not found them yet
-            known = [replace(model, status="unloaded") for model in self.own_models]
+            known = [replace(model, status="unloaded", **_NOTHING) for model in self.own_models]
         own = {model.id: model for model in [*known, *state.models]}
         self.models = own | {f"{m.id}:{name}": m for m in own.values() for name in m.adapters}
         again = state.whole or takes == self.draining  # all of them come or go

@@ -270,6 +270,29 @@ def test_a_store_that_cannot_be_written_is_one_line_and_what_was_used_is_written
     assert caplog.text.count("cannot be used") == 1
 
 
+def test_what_was_used_is_written_before_the_end_though_others_write_just_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys.db"
+    make_key(path)
+    monkeypatch.setattr(keyring, "TURN_SECONDS", 0.01)
+    ring = Keyring(path, anonymous=False)
+
+    async def run() -> None:
+        await ring.start()
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            ring.note("k", "m", Usage(prompt_tokens=3))
+            asyncio.get_running_loop().call_later(0.3, other.execute, "ROLLBACK")
+            await ring.stop()
+
+    asyncio.run(run())
+    store = KeyStore(path)
+    [row] = asyncio.run(store.read(key_store.usage, "2000-01-01"))
+    store.close()
+    assert row.prompt_tokens == 3
+
+
 def test_a_folder_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "keys.db"
 

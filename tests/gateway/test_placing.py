@@ -283,8 +283,13 @@ def test_a_neuron_that_searches_serves_what_it_has_found_and_what_it_had_is_not_
         def state(self, request_id: int) -> State:
             return replace(super().state(request_id), searching=self.searching)
 
+    class Busy(FakeNeuron):
+        def state(self, request_id: int) -> State:
+            said = super().state(request_id)
+            return replace(said, models=[replace(m, running=7, bytes_reserved=1 << 30) for m in said.models])
+
     async def scenario() -> None:
-        first = FakeNeuron(name="b", models=("echo", "slow", "gone"))
+        first = Busy(name="b", models=("echo", "slow", "gone"))
         async with fleet_of(first) as fleet:
             [view] = fleet.neurons
             first.close()
@@ -300,6 +305,7 @@ def test_a_neuron_that_searches_serves_what_it_has_found_and_what_it_had_is_not_
                 "slow": "unloaded",
                 "gone": "unloaded",
             }
+            assert (view.models["gone"].running, view.models["gone"].bytes_reserved) == (0, 0)
             with pytest.raises(CortexError) as caught:
                 await fleet.place("new")
             assert caught.value.code == Code.NEURON_LOST
