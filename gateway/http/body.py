@@ -11,6 +11,7 @@ import falcon
 import falcon.asgi
 
 from gateway.http.aside import SentAside, is_dear
+from gateway.http.connections import CUT
 from gateway.refusals import shown
 
 CHUNK = 1 << 16  # bytes
@@ -55,7 +56,7 @@ class Bodies:
             chunk = await req.stream.read(CHUNK)
             self.hold(req.scope, len(chunk))
             if len(chunk) < CHUNK and len(chunk) <= self._limit:
-                _check_length(req, len(chunk))
+                _check_whole(req, len(chunk))
                 return chunk
             return await self._read_on(req, chunk)
         except falcon.HTTPError:
@@ -72,7 +73,7 @@ class Bodies:
                     raise self._too_large()
                 chunk = await req.stream.read(CHUNK)
                 self.hold(req.scope, len(chunk))
-            _check_length(req, len(body))
+            _check_whole(req, len(body))
         except falcon.HTTPError:
             body.clear()  # the error refers to this frame
             raise
@@ -130,8 +131,11 @@ def _is_json(content_type: str | None) -> bool:
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
-def _check_length(req: falcon.asgi.Request, length: int) -> None:
+def _check_whole(req: falcon.asgi.Request, length: int) -> None:
     """See that a body is all there."""
-    if length < (req.content_length or 0):
-        text = f"the body ended after {length} of {req.content_length} bytes or paused"
-        raise falcon.HTTPError(falcon.HTTP_408, description=text)
+    announced = req.content_length or 0
+    if CUT in req.scope or length < announced:
+        of = f" of {announced}" if announced else ""
+        ended = 408, f"the body ended after {length}{of} bytes or paused"
+        status, text = req.scope.get(CUT) or ended
+        raise falcon.HTTPError(falcon.code_to_http_status(status), description=text)

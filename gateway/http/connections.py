@@ -31,6 +31,8 @@ HEADERS = 4  # a whole header is at most so many times as long as one field of i
 LINGER_SECONDS = 2.0  # that a refused client has to stop sending and to read why,
 UPLOAD_SECONDS = 10.0  # and one that is in the middle of a body
 SLICE = 8 << 10  # bytes that are parsed in one go: in chunks of a byte each they take some milliseconds
+# In the scope of a request whose body did not come whole: status and words of its refusal; None: it ended.
+CUT = "cortex.cut"
 LOOK_AGAIN_SECONDS = 0.1
 # That a connection stays where the process is to end, and after its last answer: a client that was not told
 # may send one more request, and is told in its answer.
@@ -117,15 +119,14 @@ class Reading:
     told to go on does not send: the first piece of such a one is empty.
     """
 
-    def __init__(self, receiver: Any) -> None:
-        self._receiver, self._is_awaited = receiver, receiver.expect_continue
+    def __init__(self, connection: Connection, scope: dict[str, Any]) -> None:
+        self._connection, self._scope = connection, scope
+        self._receiver = connection._body_receiver
+        self._is_awaited = self._receiver.expect_continue
 
     async def receive(self) -> dict[str, Any]:
-        """The next piece, or word that the client is gone.
-
-        Raises:
-            CancelledError: it is gone, or was refused, before the body was all there.
-        """
+        """The next piece, or word that the client is gone. Where that is in the middle of the body the scope
+        says so, or what came would be taken for all of it."""
         if self._is_awaited:
             self._is_awaited = False
             return {"type": "http.request", "body": b"", "more_body": True}
@@ -134,12 +135,16 @@ class Reading:
             self._receiver._body_wait_expired = False
             event = await self._receiver.receive()
         if event["type"] == "http.disconnect" and not self._receiver._complete:
-            raise asyncio.CancelledError  # or what came of a body would be taken for all of it
+            self._scope[CUT] = self._connection.refusal
         return event
 
 
 class Connection(ASGIProtocol):
-    """One client's connection. What it says is in `ASGIProtocol`; here is when it ends."""
+    """One client's connection. What it says is in `ASGIProtocol`; here is when it ends.
+
+    Attributes:
+        refusal: status and words, where it ends with one.
+    """
 
     def __init__(self, worker: Worker) -> None:
         super().__init__(worker)
@@ -153,6 +158,7 @@ class Connection(ASGIProtocol):
         self._idle_since = 0.0  # by the loop's clock
         self._answering = False  # whether the answer to the last request has begun
         self._refused = False
+        self.refusal: tuple[int, str] | None = None
         # Whether gunicorn was told to tell of requests, which it does itself.
         watchers = self._pre_request, self._post_request
         self._is_watched = worker.log.access_log_enabled or watchers != (None, None)
@@ -257,6 +263,7 @@ class Connection(ASGIProtocol):
         return bool(poll.poll(0))
 
     def _refuse(self, status: int, message: str) -> None:
+        self.refusal = status, message
         self._send_error_response(status, message)
         self._close_transport()
 
@@ -273,7 +280,7 @@ class Connection(ASGIProtocol):
         answer = HttpAnswer(self, self._will_close(request, False))
         scope = self._build_http_scope(request, sockname, peername)
         try:
-            await self.app(scope, Reading(self._body_receiver).receive, answer.send)
+            await self.app(scope, Reading(self, scope).receive, answer.send)
         except asyncio.CancelledError:  # the client left
             return False
         except Exception:

@@ -138,7 +138,9 @@ def test_a_pause_is_not_the_end_of_a_body() -> None:
             self._body_wait_expired = kind == "http.disconnect"
             return {"type": kind}
 
-    assert asyncio.run(Reading(Receiver()).receive()) == {"type": "http.request"}
+    assert asyncio.run(Reading(SimpleNamespace(_body_receiver=Receiver()), {}).receive()) == {
+        "type": "http.request"
+    }
 
 
 EXPECTING = b"content-length: %d\r\nexpect: 100-continue\r\n\r\n"
@@ -383,13 +385,20 @@ def test_of_a_body_that_is_refused_on_its_way_nothing_is_served(
     gateway: GatewayProcess, neuron: NeuronThread
 ) -> None:
     before = len(neuron.neuron.served)
-    with connected(gateway, CHUNKED + b"%x\r\n%s\r\n" % (len(BODY), BODY)) as client:
+    named = CHUNKED.replace(b"\r\n", b"\r\nx-request-id: cut-short\r\n", 1)
+    with connected(gateway, named + b"%x\r\n%s\r\n" % (len(BODY), BODY)) as client:
         time.sleep(0.1)
         client.sendall(b"7fffffff\r\n")
         refused(client, 413, "request_too_large")
     with connected(gateway, POST + b"content-length: %d\r\n\r\n%s" % (len(BODY), BODY)) as client:
         assert answer(client)[0] == 200
     assert len(neuron.neuron.served) == before + 1
+
+    def told() -> list[str]:
+        return [line for line in gateway.log.read_text().splitlines() if "cut-short" in line]
+
+    [line] = eventually(told, "the log has it")
+    assert "status=413 reason=request_too_large" in line
 
 
 def test_a_body_in_very_small_chunks_is_read_and_what_follows_it_too(gateway: GatewayProcess) -> None:
