@@ -57,10 +57,11 @@ import msgspec
 import torch
 from transformers import Qwen3_5TextConfig, Qwen3Config
 
+from benchmarks import one_rank
 from benchmarks.driver import Driver, fill, write_hollow
 from benchmarks.engine import SHAPE
 from benchmarks.shapes import EIGHT_BILLION, MODELS, TINY, TINY_STATES, TWENTY_SEVEN_BILLION
-from ipc.worker_messages import PAGE_SIZE, RingHandle, WorkerSpec
+from ipc.worker_messages import PAGE_SIZE, WorkerSpec
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
 from workers.checkpoints.caches import state_bytes
 from workers.checkpoints.card import ModelCard
@@ -386,19 +387,8 @@ def of_shape(part: str, device: str, out: Path) -> Iterator[Result]:
 
 
 def spec_of(device: str, **limits: int) -> WorkerSpec:
-    """A worker of one rank, whose rings are not there."""
-    return WorkerSpec(
-        model="benchmark",
-        engine="transformer",
-        epoch=1,
-        rank=0,
-        world_size=1,
-        device=device,
-        threads=len(os.sched_getaffinity(0)),
-        reports=RingHandle(memory_fd=-1, data_fd=-1, space_fd=-1),
-        heartbeat_fd=-1,
-        **limits,
-    )
+    """A worker of one rank there, on as many threads as this process may have."""
+    return one_rank.spec_of(device=device, threads=len(os.sched_getaffinity(0)), **limits)
 
 
 def planned(device: str, card: ModelCard, spec: WorkerSpec) -> tuple[int, int]:
