@@ -178,8 +178,9 @@ def _a_gpu() -> Iterator[None]:
         for module in (model_runner, head_drafts):
             patch.setattr(module, "InputBuffers", FakeBuffers)
         patch.setattr("workers.sampling.sampler.fetched", lambda x: lambda: [0.0] * x.numel())
-        for name in ("sampling.sampler", "sampling.penalties", "sampling.logprobs", "execution.head_drafts"):
-            patch.setattr(f"workers.{name}.sent", _sent)
+        for name in ("sampler", "edits", "penalties", "logprobs"):
+            patch.setattr(f"workers.sampling.{name}.sent", _sent)
+        patch.setattr("workers.execution.head_drafts.sent", _sent)
         patch.setattr(FakeTensor, "tolist", _zeros, raising=False)
         # a torch without CUDA knows fake tensors of a GPU, and all that can be done to them but this
         patch.setattr(FakeTensor, "__getitem__", _get, raising=False)

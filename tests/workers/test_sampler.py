@@ -19,7 +19,8 @@ from transformers import (
 
 from ipc.worker_messages import SamplingParams
 from workers.sampling.logprobs import largest, logprobs, measured, named, nth_equal
-from workers.sampling.sampler import CANDIDATES, Sampler, uniform
+from workers.sampling.sampler import CANDIDATES, Sampler
+from workers.sampling.uniform import uniform
 
 LOOKS = pytest.mark.parametrize("looks", [True, False])
 VOCABULARY = 40

@@ -64,7 +64,8 @@ from workers.parallel import RankGroup
 from workers.sampling.draws import choose
 from workers.sampling.grammar import Grammars
 from workers.sampling.inputs import Wishes
-from workers.sampling.sampler import Launched, Sampler
+from workers.sampling.sampled import Launched
+from workers.sampling.sampler import Sampler
 from workers.step.batch import Segment, Slot, Step, make_step
 from workers.step.engine import Loaded, OutOfDeviceMemory, StepResult
 from workers.step.gallery import Gallery

@@ -9,7 +9,7 @@ import numpy as np
 
 from ipc.errors import Code, CortexError
 from workers.sampling.grammar import Grammars
-from workers.sampling.sampler import Launched, Sampled
+from workers.sampling.sampled import Launched, Sampled
 from workers.step.batch import Slot
 from workers.step.engine import Extra, StepResult
 from workers.step.plan import drafts_of, verified

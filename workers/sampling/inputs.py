@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ipc.worker_messages import SamplingParams
+from workers.sampling.uniform import uniform
+
 
 def sent(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
     """The values on the device, which nobody waits for.
@@ -48,3 +51,11 @@ class Wishes(NamedTuple):
     def of(cls, values: Tensor) -> Wishes:
         """Of the five columns, one after the other."""
         return cls(*values.view(5, -1, 1))
+
+
+def wish(params: SamplingParams, length: int, vocabulary: int) -> tuple[float, float, float, float, float]:
+    """What a row of `Wishes` has for a sequence of so many tokens; of one that is greedy little counts."""
+    if not params.temperature:
+        return 0.0, 0.0, 1.0, 0.0, 0.0
+    top_k = min(params.top_k or vocabulary, vocabulary)
+    return params.temperature, top_k, params.top_p, params.min_p, uniform(params.seed, length)
