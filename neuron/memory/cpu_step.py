@@ -38,7 +38,7 @@ class CpuKernels(NamedTuple):
     Args:
         compiled: what is computed between products has no copies in float32.
         attends: prompts attend in a kernel that needs results alone.
-        exact: prompts attend to the same bits in any company (`workers.attention.cpu.ExactAttention`).
+        exact: prompts attend to the same bits in any company (`workers.attention.exact`).
         copied: bytes of each number of their inputs that products have a copy of.
         opens: the product that makes gates opens them as well.
     """

@@ -12,31 +12,38 @@ import torch
 from tests.workers.attention_steps import SEEING, attend_in_any_cut
 from tests.workers.engines import DEVICES, GPU
 from tests.workers.interpreted_steps import between_products
-from workers.attention import cpu
+from workers.attention import blockwise
 from workers.attention.registry import attention_over
 from workers.cache import paged
 
 MAP_NORESERVE = 0x4000  # of Linux
 
 
+def in_small_blocks(monkeypatch, pages: int) -> None:
+    """Attend in blocks of so many pages of keys, and as few scores as there can be."""
+    monkeypatch.setattr(blockwise, "BLOCK_PAGES", pages)
+    for device in blockwise.BLOCK_SCORES:
+        monkeypatch.setitem(blockwise.BLOCK_SCORES, device, 1)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.parametrize("block_pages", [cpu.BLOCK_PAGES, 2])
+@pytest.mark.parametrize("block_pages", [blockwise.BLOCK_PAGES, 2])
 @pytest.mark.parametrize(("seed", "kind"), [*enumerate(["plain", "sinks", "latent"])])
 def test_steps_of_any_cut_attend_as_whole_sequences_do(device, seed, kind, block_pages, exact, monkeypatch):
-    monkeypatch.setattr(cpu, "BLOCK_PAGES", block_pages)
-    monkeypatch.setattr(cpu, "BLOCK_SCORES", dict.fromkeys(cpu.BLOCK_SCORES, 1))
+    in_small_blocks(monkeypatch, block_pages)
     attend_in_any_cut(attention_over, device, seed, kind, exact=exact)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.parametrize(("seed", "kind", "block_pages"), [(6, "plain", cpu.BLOCK_PAGES), (7, "sinks", 2)])
+@pytest.mark.parametrize(
+    ("seed", "kind", "block_pages"), [(6, "plain", blockwise.BLOCK_PAGES), (7, "sinks", 2)]
+)
 def test_tokens_of_an_image_see_each_other_and_what_a_window_leaves_of_the_rest(
     device, seed, kind, block_pages, exact, monkeypatch
 ):
-    monkeypatch.setattr(cpu, "BLOCK_PAGES", block_pages)
-    monkeypatch.setattr(cpu, "BLOCK_SCORES", dict.fromkeys(cpu.BLOCK_SCORES, 1))
+    in_small_blocks(monkeypatch, block_pages)
     attend_in_any_cut(attention_over, device, seed, kind, exact=exact, groups=SEEING, images=True)
 
 

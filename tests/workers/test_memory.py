@@ -20,7 +20,7 @@ from neuron.memory.step_bytes import Overhead, kernels_of
 from neuron.processes.worker import Worker
 from tests.workers.engines import make_runner, make_spec
 from tests.workers.harness import Workers
-from workers.attention import cpu, states
+from workers.attention import blockwise, states
 from workers.checkpoints.reading import read_card
 from workers.execution import memory
 from workers.execution.memory import check_pages, largest_step, pool_pages, taken
@@ -162,9 +162,9 @@ def test_a_plan_cuts_a_step_where_ranks_do():
     assert (cpu_step.CHUNK, cpu_step.SPACE_CHUNK) == (gated_delta.CHUNK, state_space.CHUNK)
     assert gpu_step.SPACE_CHUNK == state_space.LARGE_CHUNK
     assert states.BLOCK["cpu"] == cpu_step.CONVOLVED
-    assert cpu_step.KEYS_AT_ONCE == cpu.BLOCK_PAGES * PAGE_SIZE
-    assert (cpu_step.FEW_QUERIES, cpu_step.FEW_BYTES) == (cpu.FEW_ROWS, cpu.FEW_BYTES)
-    assert cpu.BLOCK_SCORES["cpu"] == cpu_step.BLOCK_SCORES
+    assert cpu_step.KEYS_AT_ONCE == blockwise.BLOCK_PAGES * PAGE_SIZE
+    assert (cpu_step.FEW_QUERIES, cpu_step.FEW_BYTES) == (blockwise.FEW_ROWS, blockwise.FEW_BYTES)
+    assert blockwise.BLOCK_SCORES["cpu"] == cpu_step.BLOCK_SCORES
     assert (cpu_step.PAIRS, gpu_step.PAIRS) == (experts.PAIRS, experts.PAIRS_OF_A_GPU)
     assert cpu_step.COMPARED_ROWS == logprobs.AT_ONCE
     drawn = {"cpu": cpu_step.SORTED_LOGITS, "cuda": gpu_step.DRAWN}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ipc.worker_messages import PAGE_SIZE
-from workers.attention.cpu import Chunk, PageRun, Scores, attend_chunk, attend_decode
+from workers.attention.blockwise import Chunk, PageRun, Scores, attend_chunk, attend_decode
 from workers.cache.paged import write_kv
 from workers.cache.quantised import Pages
 from workers.checkpoints.rope import Rope
