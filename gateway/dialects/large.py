@@ -61,6 +61,9 @@ def written(value: object) -> Body:
 def put(resp: falcon.asgi.Response, body: Body) -> None:
     """Answer with JSON. What is large leaves piece by piece, and lets others have their turn between two."""
     if isinstance(body, bytes):
+        if len(body) <= MOST:
+            resp.data = body
+            return
         body = [body]
     length = sum(map(len, body))
     if length <= MOST:
