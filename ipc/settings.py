@@ -5,7 +5,6 @@ What parses a file is imported where one is read: every process needs the types 
 
 from __future__ import annotations
 
-import re
 from difflib import get_close_matches
 from inspect import isclass
 from math import isnan
@@ -16,6 +15,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from ipc.periods import parse_period
+from ipc.sizes import parse_size
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -29,8 +29,6 @@ Duration = Annotated[float, msgspec.Meta(ge=0, extra={"unit": "seconds"})]
 Period = Annotated[float, msgspec.Meta(extra={"unit": "seconds"})]
 
 LARGEST = (1 << 63) - 1  # integer, of any sign: what is larger fits no message, and no C long
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
 
 
 class ConfigError(Exception):
@@ -47,19 +45,6 @@ class ConfigError(Exception):
         self.path = str(path)
         self.key = key
         self.message = message
-
-
-def parse_size(text: str) -> int:
-    """Bytes meant by `text`: kB, MB, GB and TB are powers of 1000; KiB, MiB, GiB and TiB of 1024.
-
-    Raises:
-        ValueError: when it is no size, with a sentence for people.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError("Expected a size such as 12GiB, 500MB or a number of bytes")
-    number, prefix, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
 
 
 def load_settings(path: str | Path, kind: type[T]) -> T:

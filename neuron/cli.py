@@ -19,6 +19,7 @@ from ipc.farewell import leave_modules_alone
 from ipc.lifeline import die_with_parent
 from ipc.saying import saying
 from ipc.settings import ConfigError
+from ipc.sizes import gib
 from ipc.version import version
 from neuron.config import NeuronConfig, load
 
@@ -88,8 +89,8 @@ def discover() -> None:
             table,
             device.id,
             device.name,
-            _gib(device.memory_total),
-            _gib(device.memory_free),
+            gib(device.memory_total, 1),
+            gib(device.memory_free, 1),
             device.compute_capability or "",
             device.driver or "",
             str(device.cores or ""),
@@ -130,7 +131,7 @@ def check(
             description.dtype,
             str(fit.context_length),
             ", ".join(fit.devices),
-            " + ".join(_gib(size) for size in fit.reservations.values()),
+            " + ".join(gib(size, 1) for size in fit.reservations.values()),
             str(fit.kv_tokens),
         )
     _console().print(table)
@@ -202,7 +203,8 @@ def _check_path(path: Path, config: Path | None) -> NoReturn:
     ranks = list(found.choices[0].rank_bytes)
     table = Table("weights", *("1 rank" if count == 1 else f"{count} ranks, each" for count in ranks))
     free = {
-        device.id: f"context on {device.id}\n{_gib(device.memory_free)} free" for device in inventory.devices
+        device.id: f"context on {device.id}\n{gib(device.memory_free, 1)} free"
+        for device in inventory.devices
     }
     for place in found.choices[0].contexts:
         table.add_column(free.get(place, f"context on {place}"))
@@ -277,7 +279,3 @@ def _add_row(table: Table, *cells: str) -> None:
     from rich.text import Text
 
     table.add_row(*map(Text, cells))
-
-
-def _gib(size: int) -> str:
-    return f"{size / (1 << 30):.1f} GiB"

@@ -23,6 +23,7 @@ from ipc.keys import load_public, load_secret
 from ipc.messages.catalogue import Appraisal
 from ipc.messages.requests import CheckCatalogue, Hello
 from ipc.settings import ConfigError
+from ipc.sizes import gib
 
 app = typer.Typer(no_args_is_help=True, help="The fleet's models.")
 
@@ -222,7 +223,7 @@ def _figures(host: Appraisal) -> tuple[str, str, str]:
     if host.verdict != "fits":
         return "", "", ""
     cut = f" of {host.context_wanted}" if host.context_wanted > host.context_length else ""
-    return f"{host.bytes / (1 << 30):.1f} GiB", f"{host.context_length}{cut}", " ".join(host.devices)
+    return gib(host.bytes, 1), f"{host.context_length}{cut}", " ".join(host.devices)
 
 
 def _reason(host: Appraisal) -> str:

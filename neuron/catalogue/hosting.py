@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from ipc.messages.state import Device
+from ipc.sizes import gib
 from neuron.config import ModelSettings
-from neuron.memory.ledger import gib
 
 
 class NotHere(Exception):

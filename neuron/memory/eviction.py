@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from ipc.messages.requests import Strategy
-from neuron.memory.ledger import gib
+from ipc.sizes import gib
 
 # Seconds after which a request counts half: long enough for the pauses of an agent, and short enough that one
 # which is done is soon forgotten.

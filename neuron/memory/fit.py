@@ -9,10 +9,10 @@ from functools import partial
 
 from ipc.errors import Code, CortexError
 from ipc.messages.requests import Strategy
+from ipc.sizes import gib
 from ipc.worker_messages import SMALLEST_CONTEXT
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.eviction import Holder, cheapest, order, stays
-from neuron.memory.ledger import gib
 
 HOST = "cpu"  # the device whose memory is the host's
 CUDA_KV_SHARE = 0.95  # of what is left for it; the rest is for what a desktop takes from one hour to the next

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from ipc.errors import Code, CortexError
 from ipc.messages.state import Device
+from ipc.sizes import gib
 
 
 class Ledger:
@@ -117,8 +118,3 @@ class Ledger:
         return CortexError(
             Code.INSUFFICIENT_MEMORY, f"{model} does not fit: {'; '.join(shortages)}", details=details
         )
-
-
-def gib(size: int) -> str:
-    """`size` bytes as text for people."""
-    return f"{size / (1 << 30):.2f} GiB"

@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ipc import parked
-from neuron.memory.ledger import Ledger, gib
+from ipc.sizes import gib
+from neuron.memory.ledger import Ledger
 
 log = logging.getLogger("neuron.memory.parking")
 

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Protocol
 
-from neuron.memory.ledger import Ledger, gib
+from ipc.sizes import gib
+from neuron.memory.ledger import Ledger
 from neuron.memory.parking import HOST
 
 log = logging.getLogger("neuron.memory.text_memory")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
-from ipc.settings import ConfigError, Duration, Period, Size, load_settings, parse_size
+from ipc.settings import ConfigError, Duration, Period, Size, load_settings
 
 
 class Shelf(Struct):
@@ -71,27 +71,6 @@ def test_sizes_are_plain_integers_that_messages_can_carry(read):
     room = read("air: 1.5KiB\nfloor: 7")
     assert (room.air, room.floor) == (1536, 7)
     assert msgspec.json.encode([room.air, room.floor]) == b"[1536,7]"
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("0B", 0),
-        ("1kB", 1000),
-        ("1KB", 1000),
-        ("12GiB", 12 << 30),
-        ("500 MB", 500_000_000),
-        ("2tib", 2 << 40),
-    ],
-)
-def test_sizes_are_read_in_powers_of_1000_and_of_1024(text, size):
-    assert parse_size(text) == size
-
-
-@given(st.text(max_size=12))
-def test_a_text_is_a_size_or_a_value_error(text):
-    with suppress(ValueError):
-        assert parse_size(text) >= 0
 
 
 @pytest.mark.parametrize(

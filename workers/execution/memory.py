@@ -12,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from ipc.errors import Code, CortexError
+from ipc.sizes import gib
 from ipc.worker_messages import (
     CONTEXT_BYTES,
     PAGE_SIZE,
@@ -187,13 +188,13 @@ def check_pages(
     tokens = min(spec.context_length, SMALLEST_CONTEXT)
     least = sum(most_pages(group, tokens, spec.max_step_tokens) for group in groups)
     if pages < min(least, spec.kv_pages):
-        states = f", states of its sequences {_gib(used.kv_pool)}" if used.kv_pool else ""
+        states = f", states of its sequences {gib(used.kv_pool)}" if used.kv_pool else ""
         raise CortexError(
             Code.INSUFFICIENT_MEMORY,
             f"{spec.model} has room for {pages} pages of keys and values on its tightest rank, and needs "
-            f"{least}: of {_gib(spec.memory_budget)} planned for rank {spec.rank}, its weights take "
-            f"{_gib(used.weights)}, the largest step {_gib(used.activations)}{states} and the process itself "
-            f"{_gib(used.runtime)}; a page takes {page_bytes} bytes. A smaller max_step_tokens, "
+            f"{least}: of {gib(spec.memory_budget)} planned for rank {spec.rank}, its weights take "
+            f"{gib(used.weights)}, the largest step {gib(used.activations)}{states} and the process itself "
+            f"{gib(used.runtime)}; a page takes {page_bytes} bytes. A smaller max_step_tokens, "
             "max_sequences or context_length needs less",
         )
 
@@ -224,7 +225,3 @@ def _reserved(device: str) -> int:
     import torch
 
     return torch.cuda.memory_reserved(device)
-
-
-def _gib(size: int) -> str:
-    return f"{size / (1 << 30):.2f} GiB"
