@@ -22,7 +22,7 @@ from ipc.errors import CortexError
 from ipc.keys import load_public, load_secret
 from ipc.messages.conversation import MAX_IMAGE
 from ipc.messages.requests import Strategy
-from ipc.settings import ConfigError, Size, load_settings, written
+from ipc.settings import SECONDS, ConfigError, Duration, Size, Timeout, load_settings, written
 from ipc.sockets import MAX_MESSAGE
 
 PLACES = ("cortex.yaml", "cortex.toml", "/etc/cortex/cortex.yaml", "/etc/cortex/cortex.toml")
@@ -47,18 +47,18 @@ class Listeners(Struct, frozen=True, kw_only=True):
     metrics_listen: str | None = "127.0.0.1:31314"  # null: no metrics
     workers: Annotated[int, Meta(ge=1)] = 1  # gunicorn processes
     body_limit: Size = 32 << 20  # bytes of one request's body
-    body_seconds: Annotated[float, Meta(gt=0)] = 120  # until it has to be there
+    body_seconds: Timeout = 120  # until it has to be there
     body_memory: Size = 256 << 20  # bytes of all bodies that one process holds
     header_limit: Size = 16 << 10  # bytes of the request line and of each field; all have four times that
-    header_seconds: Annotated[float, Meta(gt=0)] = 30  # until a header has to be there
+    header_seconds: Timeout = 30  # until a header has to be there
     # Longer than clients keep a connection that idles (reqwest and Go 90, nginx and .NET 60), so that none is
     # closed while they use it again.
-    keepalive_seconds: Annotated[int, Meta(ge=1)] = 100
+    keepalive_seconds: Annotated[float, Meta(ge=1, extra=SECONDS)] = 100
     # That a request which is not streamed waits for its model to load, and for its turn: less than proxies
     # wait for an answer.
-    load_wait_seconds: Annotated[float, Meta(ge=0)] = 90
+    load_wait_seconds: Duration = 90
     # Since a neuron was lost, within which a request waits for its return that no other takes.
-    lost_wait_seconds: Annotated[float, Meta(ge=0)] = 15
+    lost_wait_seconds: Duration = 15
     cors_origins: tuple[str, ...] = ("loopback",)  # pages that may ask: scheme://host:port, loopback, or *
     hosts: tuple[str, ...] = ()  # further names that it is reached by through loopback
     key_file: str | None = None  # our CURVE secret key, for neurons that have a public_key
@@ -89,7 +89,7 @@ class EvictionPolicy(Struct, frozen=True, kw_only=True):
 
     strategy: Strategy = "cost"
     defrag_after_cycles: Annotated[int, Meta(ge=1)] = 50
-    min_residency_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    min_residency_seconds: Duration = 0.0
 
 
 class NeuronSettings(Struct, frozen=True, kw_only=True):

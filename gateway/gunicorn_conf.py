@@ -57,7 +57,7 @@ control_socket_disable = True  # it would leave a file in the home directory
 
 timeout = 60  # seconds that the event loop may stand still; streams may last as long as they like
 graceful_timeout = 30  # seconds for open requests when it is told to stop
-keepalive = _gateway.keepalive_seconds
+keepalive = int(_gateway.keepalive_seconds)
 limit_request_line = limit_request_field_size = _gateway.header_limit
 
 
@@ -95,7 +95,7 @@ def on_reload(server: Any) -> None:
         server.log.error("cortex: the old configuration stays: %s", error)
         return
     _decide_access(server)
-    server.cfg.set("keepalive", _config.in_force.gateway.keepalive_seconds)
+    server.cfg.set("keepalive", int(_config.in_force.gateway.keepalive_seconds))
     for name in ("limit_request_line", "limit_request_field_size"):
         server.cfg.set(name, _config.in_force.gateway.header_limit)
 

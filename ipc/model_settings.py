@@ -8,11 +8,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from ipc.settings import ConfigError, Period, Size
+from ipc.settings import ConfigError, Duration, Period, Size
 
 Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\s:/]+$")]
 Count = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 MAX_MODELS = 2000  # of a fleet's catalogue, which a neuron reads within some milliseconds
@@ -105,9 +104,9 @@ class FailurePlan(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Simulated(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The simulated engine in place of a checkpoint: its speed, size and failure plan."""
 
-    step_seconds: Seconds = 0.0
-    prefill_tokens_per_second: Seconds = 0.0  # 0: prefill takes no time
-    load_seconds: Seconds = 0.0
+    step_seconds: Duration = 0.0
+    prefill_tokens_per_second: Annotated[float, Meta(ge=0)] = 0.0  # 0: prefill takes no time
+    load_seconds: Duration = 0.0
     memory: Size = 0  # on each rank
     context_length: Count = 32768
     failure: FailurePlan | None = None

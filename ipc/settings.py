@@ -10,7 +10,7 @@ from inspect import isclass
 from math import isnan
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -23,10 +23,14 @@ T = TypeVar("T", bound=msgspec.Struct)
 Size = Annotated[int, msgspec.Meta(ge=0, extra={"unit": "bytes"})]
 
 # Seconds, which files may also write as `90s`, `15m` or `1h30m`.
-Duration = Annotated[float, msgspec.Meta(ge=0, extra={"unit": "seconds"})]
+SECONDS = {"unit": "seconds"}
+Duration = Annotated[float, msgspec.Meta(ge=0, extra=SECONDS)]
+
+# The same, and never 0.
+Timeout = Annotated[float, msgspec.Meta(gt=0, extra=SECONDS)]
 
 # The same, or below 0 for ever.
-Period = Annotated[float, msgspec.Meta(extra={"unit": "seconds"})]
+Period = Annotated[float, msgspec.Meta(extra=SECONDS)]
 
 LARGEST = (1 << 63) - 1  # integer, of any sign: what is larger fits no message, and no C long
 
@@ -129,11 +133,23 @@ def _convert(value: Any, kind: Any, key: str, path: str | Path) -> Any:
     try:
         if isinstance(value, str) and Size in _options(kind):
             return _sayable(parse_size(value))
-        if (Duration in _options(kind) or Period in _options(kind)) and isinstance(value, str):
+        if isinstance(value, str) and _is_time(kind):
             value = parse_period(value)
+        if isinstance(value, str) and (words := _words(kind)) and value not in words:
+            raise ValueError(f"Expected one of {', '.join(words)}")
         return _sayable(msgspec.convert(value, kind))
     except ValueError as error:  # msgspec's own is one, too
         raise ConfigError(path, key, f"{str(error).split(' - at ')[0]}; the value is {value!r}") from error
+
+
+def _is_time(kind: Any) -> bool:
+    metas = (meta for option in _options(kind) for meta in getattr(option, "__metadata__", ()))
+    return any(meta.extra == SECONDS for meta in metas)
+
+
+def _words(kind: Any) -> list[str]:
+    """What a text may say where only some words are taken."""
+    return [word for option in _options(kind) if get_origin(option) is Literal for word in get_args(option)]
 
 
 def _sayable(value: Any) -> Any:

@@ -10,10 +10,9 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from ipc.model_settings import ModelSettings, check_devices, check_models
-from ipc.settings import ConfigError, Duration, Period, Size, load_settings
+from ipc.settings import ConfigError, Duration, Period, Size, Timeout, load_settings
 
 Count = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
 
 _ENDPOINT = re.compile(r"ipc://.+|tcp://(\[[0-9A-Fa-f:.%*]+\]|[^:/\[\]\s]+):(\d{1,5}|\*)")
 
@@ -30,7 +29,7 @@ class Queue(Struct, frozen=True, kw_only=True):
 
     limit: Count = 512
     account_limit: Count | None = None  # of one account; null: half of them
-    wait_seconds: Seconds = 120.0
+    wait_seconds: Timeout = 120.0
 
     @property
     def most_of_one_account(self) -> int:
@@ -41,7 +40,7 @@ class Queue(Struct, frozen=True, kw_only=True):
 class Memory(Struct, frozen=True, kw_only=True):
     """Memory that one model holds and another waits for."""
 
-    wait_seconds: Seconds = 120.0  # until whoever waits is refused
+    wait_seconds: Timeout = 120.0  # until whoever waits is refused
     turn_seconds: Duration = 10.0  # that a model serves before it leaves for another
     resize_pools: bool = False  # pools of keys and values shrink for another model, before anybody leaves
 
@@ -76,8 +75,8 @@ class NeuronConfig(Struct, frozen=True, kw_only=True):
     default_model: str | None = None  # loaded at start, and again when the one that it left for is idle
     default_after_seconds: Duration = 60.0  # without a request, that is
     standby: bool = True  # keep a warm process on each device that a model may be loaded on
-    step_deadline_seconds: Seconds = 120.0
-    load_deadline_seconds: Seconds = 1800.0
+    step_deadline_seconds: Timeout = 120.0
+    load_deadline_seconds: Timeout = 1800.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
     models: list[ModelSettings] = []

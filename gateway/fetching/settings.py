@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from ipc.settings import Size
+from ipc.settings import Size, Timeout
 
 
 class ImageSettings(Struct, frozen=True, kw_only=True):
@@ -16,6 +16,6 @@ class ImageSettings(Struct, frozen=True, kw_only=True):
     hosts: tuple[str, ...] = ()  # no others are asked, where there are any; *.example.com: all below that
     networks: tuple[str, ...] = ()  # that may be reached though they are not public, as 10.2.0.0/16
     limit: Size = 20 << 20  # bytes of all those of a request
-    seconds: Annotated[float, Meta(gt=0)] = 20  # until all of them have to be there
+    seconds: Timeout = 20  # until all of them have to be there
     cache: Size = 64 << 20  # bytes of those fetched that one process keeps for when they are asked for again
     at_once: Annotated[int, Meta(ge=1)] = 16  # connections of one process; one request has a quarter of them

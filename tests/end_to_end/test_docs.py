@@ -127,6 +127,31 @@ def test_the_page_has_every_key_with_its_default(tmp_path, part, kind):
     assert load_settings(path, kind) == kind()
 
 
+def times(struct, place=""):
+    """Every key of a file that is a time by its name, and its text as the page spells one."""
+    for field in msgspec.structs.fields(struct):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            yield from times(field.type, f"{place}{field.encode_name}.")
+        elif re.search(r"(^|_)seconds$", field.encode_name):
+            yield f"{place}{field.encode_name}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [(kind, key) for kind in (gateway.config.GatewayFile, neuron.config.NeuronConfig) for key in times(kind)],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_every_time_may_be_a_text(tmp_path, kind, key):
+    path, settings = tmp_path / "config.yaml", None
+    for part in reversed(key.split(".")):
+        settings = {part: "1m30s" if settings is None else settings}
+    path.write_text(yaml.safe_dump(settings))
+    read = load_settings(path, kind)
+    for part in key.split("."):
+        read = getattr(read, part)
+    assert read == 90
+
+
 def test_the_page_has_every_key_of_a_model_with_its_default():
     told = keys_in("### Models", neuron.config.ModelSettings) | {"id": "m"}
     settings = msgspec.convert([told], list[neuron.config.ModelSettings])
