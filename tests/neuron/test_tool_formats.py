@@ -270,6 +270,18 @@ def test_the_parts_do_not_depend_on_how_the_text_was_cut(sample, data, ended, li
 
 
 @each_format
+@pytest.mark.parametrize("ended", [False, True])
+def test_no_text_between_texts_is_nothing(sample, ended):
+    text = sample.write([("f", {"a": ["x", -2.225, None], "b": {"c": True}})])
+    tools = [tool_of("f", {"a": ["x"], "b": {}})]
+    for end in range(len(text) + 1):
+        whole = read(sample, [text[:end]], tools, ended=ended)
+        middle = end // 2
+        chunks = ["", text[:middle], "", text[middle:end], "", ""]
+        assert read(sample, chunks, tools, ended=ended) == whole, text[:end]
+
+
+@each_format
 @few
 @given(st.data(), st.sampled_from([{}, {"first": True}]))
 def test_an_answer_without_calls_is_its_text(sample, data, limits):

@@ -117,7 +117,8 @@ class CallParser(TextSteps, ABC):
 
     def push(self, text: str) -> list[Part]:
         """Take more text; the parts that are sure."""
-        self._text, self._at = self._text[self._at :] + text, 0
+        if text:  # else whoever waits goes on waiting, and knows where things stand in what there is
+            self._text, self._at = self._text[self._at :] + text, 0
         return self._go()
 
     def finish(self, cut: bool = False) -> list[Part]:
