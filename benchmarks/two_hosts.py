@@ -46,7 +46,7 @@ from ipc.messages.requests import Generate
 from ipc.messages.sampling import Sampling
 from ipc.messages.state import ModelState, ModelStatus
 from neuron.memory import eviction
-from neuron.memory.eviction import RESIDENCY_SHARE, RecentUse
+from neuron.memory.eviction import RecentUse, residency
 from tests.neuron.harness import Neuron, simulated
 
 MODELS = [f"m{number}" for number in range(10)]
@@ -81,7 +81,7 @@ class Holder:
 
     def leaves(self, now: float) -> float:
         """When it could be gone."""
-        turn = max(TURN_SECONDS, RESIDENCY_SHARE * (self.ready - self.begins))
+        turn = residency(TURN_SECONDS, self.ready - self.begins)
         return now if self.busy_until <= now else max(self.busy_until, self.ready + turn)
 
 

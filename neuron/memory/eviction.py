@@ -133,6 +133,12 @@ class Holder:
         return self.worth / max(1, self.freed(devices))
 
 
+def residency(least: float, reload_seconds: float) -> float:
+    """Seconds that a model stays where another of its class wants its memory: `least`, or more of them where
+    its next load will take long."""
+    return max(least, RESIDENCY_SHARE * reload_seconds)
+
+
 def stays(holder: Holder, priority: int) -> str | None:
     """Why `holder` does not leave for a model of that priority, whatever happens; None: it does, once it has
     nothing to do."""

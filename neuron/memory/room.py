@@ -33,7 +33,7 @@ from ipc.messages.state import Device
 from ipc.worker_messages import MemoryUse
 from neuron.config import Memory
 from neuron.memory.devices import Inventory
-from neuron.memory.eviction import RESIDENCY_SHARE, Holder, explain, must_wait, order
+from neuron.memory.eviction import Holder, explain, must_wait, order, residency
 from neuron.memory.fit import Fit, Need, candidates_for, pool_share
 from neuron.memory.ledger import Ledger
 from neuron.memory.outlook import Outlook, Prospect
@@ -434,8 +434,7 @@ class Room:
 
     def _settles_at(self, tenant: Tenant) -> float:
         """When it has been loaded for as long as it may stay where an equal wants its memory."""
-        share = RESIDENCY_SHARE * tenant.reload_seconds
-        return tenant.ready_at + max(self.eviction.min_residency_seconds, share)
+        return tenant.ready_at + residency(self.eviction.min_residency_seconds, tenant.reload_seconds)
 
     def _seconds_to_leave(self, tenant: Tenant, other: Tenant) -> float:
         """How long it would take until it is gone for `other`, at a guess."""

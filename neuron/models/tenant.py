@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from ipc.errors import CortexError
 from ipc.messages.state import ModelStatus
 from neuron.admission.request_queue import RequestQueue
-from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse
+from neuron.memory.eviction import Holder, RecentUse, residency
 from neuron.memory.fit import Need
 from neuron.models.load_news import LoadNews
 from neuron.tenancy.renewal import Renewal
@@ -124,7 +124,7 @@ class ModelTenant:
 
     @property
     def turn_seconds(self) -> float:
-        return max(self._turn_seconds, RESIDENCY_SHARE * self.reload_seconds)
+        return residency(self._turn_seconds, self.reload_seconds)
 
     @property
     def waits_since(self) -> float:

@@ -18,7 +18,7 @@ from ipc.worker_messages import AdapterReport, DropAdapter, LoadAdapter, MemoryU
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.description import ModelDescription
 from neuron.memory.cache_plan import CachePlan
-from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse
+from neuron.memory.eviction import Holder, RecentUse, residency
 from neuron.memory.fit import Need
 from neuron.memory.room import FINISHING_SHARE, Room
 from neuron.memory.wish import Place
@@ -131,7 +131,7 @@ class Adapter:
 
     @property
     def turn_seconds(self) -> float:
-        return max(self._turn_seconds, RESIDENCY_SHARE * self.reload_seconds)
+        return residency(self._turn_seconds, self.reload_seconds)
 
     @property
     def waits_since(self) -> float:

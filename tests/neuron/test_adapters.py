@@ -12,9 +12,9 @@ from ipc.worker_messages import AdapterReport, DropAdapter, LoadAdapter
 from neuron.catalogue.catalogue import DEMO_FOLDER
 from neuron.config import Memory, ModelSettings, NeuronConfig
 from neuron.description import describe
+from neuron.memory import eviction
 from neuron.memory.fit import Fit
 from neuron.processes.answers import Answers
-from neuron.tenancy import adapters
 from neuron.tenancy.adapters import Adapters, Group, Line
 from tests.doubles import stands_for
 from tests.neuron.demo_adapters import write_adapter
@@ -206,7 +206,7 @@ def test_one_that_is_interrupted_leaves_and_comes_back_for_whoever_used_it():
 
 
 def test_answers_without_end_that_fill_all_places_take_turns_with_who_waits_for_another_adapter(monkeypatch):
-    monkeypatch.setattr(adapters, "RESIDENCY_SHARE", 0.0)
+    monkeypatch.setattr(eviction, "RESIDENCY_SHARE", 0.0)
 
     async def scenario(play):
         endless = await play.ask(1, 2, 3, 4)
@@ -223,7 +223,7 @@ def test_answers_without_end_that_fill_all_places_take_turns_with_who_waits_for_
 
 
 def test_one_in_use_that_had_its_turn_takes_nothing_new_while_others_wait(monkeypatch):
-    monkeypatch.setattr(adapters, "RESIDENCY_SHARE", 0.0)  # or a slow read has a turn that lasts
+    monkeypatch.setattr(eviction, "RESIDENCY_SHARE", 0.0)  # or a slow read has a turn that lasts
 
     async def scenario(play):
         first, second = await play.ask(1, 2)
