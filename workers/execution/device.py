@@ -12,6 +12,7 @@ import torch
 from ipc.errors import Code, CortexError
 from ipc.worker_messages import WorkerSpec
 from workers.checkpoints.computing import missing_type
+from workers.kernels.dense import X86
 
 THREAD_BYTES = 32 << 20  # weights that a further CPU thread is worth: less, and it waits longer than it works
 LACK_OF_MEMORY = (
@@ -65,5 +66,8 @@ def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
 
 def tune_cpu(dtype: torch.dtype) -> None:
     """Settings of this process that products on a CPU are right and fast with; before the first of them."""
-    # attention multiplies bfloat16 values as float32; this lets oneDNN do it exactly as fast
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
+    # Allowed to make bfloat16 of it, torch has oneDNN multiply float32, in half of what MKL takes on a Zen 5.
+    # Where there is AMX it would be rounded indeed, which routers and states do not bear; on ARM it may be.
+    rounds = not X86 or torch.cpu._is_amx_tile_supported()
+    allowed = dtype == torch.bfloat16 and not rounds
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if allowed else "ieee"
