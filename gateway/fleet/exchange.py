@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from gateway.access.principal import ANYBODY, Principal
 from gateway.aliases import naming_both
-from gateway.fleet import prompts, router
+from gateway.fleet import prompts
+from gateway.fleet.attempts import Attempts
 from gateway.fleet.breaker import FAULTS
 from gateway.fleet.neuron import Neuron
 from gateway.fleet.patience import NOT_THERE, waited_too_long
@@ -48,21 +49,6 @@ LAST_WORD_SECONDS = 5.0  # that a neuron has to say what a request came to whose
 STALE_SECONDS = 3.0  # after which a request waits no more whose neuron has not said so again
 LOOK_SECONDS = 1.0  # between two looks at whether a request waits that is not streamed
 
-# Failures after which another neuron may do better, as long as the answer has not begun. The first ones pass.
-_PASSING = frozenset(
-    (Code.NEURON_LOST, Code.DRAINING, Code.SHUTTING_DOWN, Code.QUEUE_FULL, Code.INSUFFICIENT_MEMORY)
-)
-_LASTING = frozenset((Code.MODEL_NOT_FOUND, Code.MODEL_TOO_LARGE))
-_ELSEWHERE = _PASSING | _LASTING | {Code.MODEL_LOAD_FAILED}
-
-# The same, once: another time it would be the request itself that kills workers.
-_DEATHS = frozenset((Code.WORKER_DIED, Code.STEP_DEADLINE))
-
-# Failures after which a stream goes on where another neuron has the model, and how often it may.
-_RESUMED = _DEATHS | {Code.NEURON_LOST, Code.SHUTTING_DOWN, Code.INSUFFICIENT_MEMORY}
-RESUMES = 2
-RETURNS = 2  # how often a request waits for a neuron that had it: another time it might be what ends neurons
-
 ONE_REPLY = OneReply.__args__
 
 
@@ -92,12 +78,7 @@ class Exchange:
         self._neuron: Neuron | None = None
         self._call: Call | None = None
         self._prompt = NOTHING
-        self._refusals: dict[Neuron, CortexError] = {}  # of neurons that did not take it
-        self._too_short: set[Neuron] = set()  # whose context it is too long for, though they were not asked
-        # Of these, those that may be asked again once they answer: they had ended, were out of reach, or gave
-        # it up for a copy elsewhere.
-        self._gone: set[Neuron] = set()
-        self._returns = 0
+        self._attempts: Attempts  # from its admission on
         self._moving: asyncio.Task[None] | None = None  # to another neuron
         self._waits_for: Progress | None = None  # as its neuron said last, and
         self._told = 0.0  # when; or when that neuron was asked
@@ -105,7 +86,6 @@ class Exchange:
         self._answered = False  # some of the answer has passed through here
         self._transcript: Transcript | None = None  # of it, where it can go on elsewhere
         self._pieces: Pieces | None = None  # that came before its end
-        self._resumes = 0
 
     @property
     def started(self) -> Started | None:
@@ -138,6 +118,7 @@ class Exchange:
         request.account, request.trace = self._principal.account, self.request_id
         self.receipt.asked, request.model = request.model, self._fleet.resolve(request.model)
         self._request = self.receipt.request = request
+        self._attempts = Attempts(self._fleet, request.model, self._principal.may_use)
         self._needs_load = type(request) not in (CountTokens, Detokenize)
         if self._fleet.knows(request.model):
             self.receipt.model = self.receipt.name = request.model
@@ -321,14 +302,10 @@ class Exchange:
     def _key(self) -> bytes:
         return self._prompt.key or self.request_id.encode()
 
-    @property
-    def _avoided(self) -> set[Neuron]:
-        return self._refusals.keys() | self._too_short
-
     async def _place(self) -> tuple[Neuron, str]:
         return await self._fleet.place(
             self._request.model,
-            self._avoided,
+            self._attempts.avoided,
             needs_load=self._needs_load,
             prompt=self._prompt,
             key=self._key,
@@ -344,9 +321,11 @@ class Exchange:
         metrics.rejected(self.receipt.model, self._neuron.name, _label(error)).inc(1)
         if error.code in FAULTS and self._needs_load:
             self._neuron.failed(self._request.model)
-        self._note_whether_it_comes_back(error)
-        if self._may_resume(error) if self._answered else self._may_go_elsewhere(error):
-            self._refusals[self._neuron], self._waits_for = error, None
+        has_copies = self._transcript is not None and self._request.replicated
+        self._attempts.note_whether_it_comes_back(self._neuron, self._instance, error, has_copies)
+        if self._may_move(error):
+            self._attempts.refuse(self._neuron, error)
+            self._waits_for = None
             self._moving = asyncio.create_task(self._move(error))
         else:
             self.receipt.fail(self._as_told(error))
@@ -360,15 +339,6 @@ class Exchange:
         """Whether it ends the choices that were asked for, each once."""
         return [choice.index for choice in finished.choices] == list(range(_choices(self._request)))
 
-    def _note_whether_it_comes_back(self, error: CortexError) -> None:
-        """Whether that neuron may be asked again, where no other takes the request."""
-        gave_up = error.code in _DEATHS and self._transcript is not None and self._request.replicated
-        before = {neuron for neuron, other in self._refusals.items() if other.code in _DEATHS}
-        if error.code in _DEATHS and before:
-            self._gone -= before  # it may be the request itself that kills workers
-        elif gave_up or self._neuron.has_left(error, self._instance):
-            self._gone.add(self._neuron)
-
     async def _move(self, error: CortexError) -> None:
         """Hand the request to another neuron; where none takes it, to one that was lost and is back."""
         refusal = error
@@ -376,55 +346,35 @@ class Exchange:
             try:
                 there = await self._place()
             except CortexError:
-                refusal = error if self._answered else self._refusal()
+                refusal = error if self._answered else self._attempts.refusal()
                 if not await self._is_one_back():
                     raise
                 there = await self._place()
             if self._answered:
-                self._resumes += error.code in _RESUMED
+                self._attempts.resume(error)
                 self._request.written = self._transcript.written()
             self._hold(*there)
         except CortexError:
             self.receipt.fail(self._as_told(refusal))
             return
         metrics.retried(self.receipt.model, self._neuron.name, _label(error)).inc(1)
-        if self._resumes:
+        if self._attempts.resumes:
             self._metrics.resumes.inc(1)
 
     async def _is_one_back(self) -> bool:
         """Whether one of those that were lost answers again, after waiting for that; then it may be asked."""
-        if not self._gone or self._returns == RETURNS:
+        if not (names := self._attempts.awaited):
             return False
-        self._returns += 1
-        names = ", ".join(sorted(neuron.name for neuron in self._gone))
         self._told = monotonic()
-        self._waits_for = Progress(id=0, stage="queued", message=f"for {names} to be back, which was lost")
-        await self._fleet.back(self._gone)
-        back = {neuron for neuron in self._gone if neuron.healthy}
-        for neuron in back:
-            del self._refusals[neuron]
-        self._gone -= back
-        return bool(back)
+        message = f"for {', '.join(names)} to be back, which was lost"
+        self._waits_for = Progress(id=0, stage="queued", message=message)
+        return await self._attempts.wait_for_one()
 
-    def _may_go_elsewhere(self, error: CortexError) -> bool:
-        """Whether another neuron might serve it, of which this one has made nothing yet."""
-        if error.code in _DEATHS:
-            return not any(other.code in _DEATHS for other in self._refusals.values())
-        if error.code == Code.CONTEXT_LENGTH_EXCEEDED:
-            return self._is_longer_elsewhere()
-        return error.code in _ELSEWHERE
-
-    def _is_longer_elsewhere(self) -> bool:
-        """Whether the model is loaded on a host that had memory for a longer context; all others would refuse
-        the request as this one did."""
-        model = self._request.model
-        copies = self._fleet.directory.of(model)
-        here = self._neuron.models.get(model)
-        longest = here.context_length if here is not None else 0
-        longer = [other for other in copies.ready if other.models[model].context_length > longest]
-        self._too_short |= {other for other in copies.known if other not in longer}
-        self._gone -= self._too_short
-        return any(other not in self._avoided for other in longer)
+    def _may_move(self, error: CortexError) -> bool:
+        """Whether another neuron might serve it, or go on with what this one has begun."""
+        if not self._answered:
+            return self._attempts.may_go_elsewhere(self._neuron, error)
+        return self._transcript is not None and self._transcript.is_whole and self._attempts.may_resume(error)
 
     def _as_told(self, error: CortexError) -> CortexError:
         error.message = self._for_its_sender(error.message)
@@ -434,50 +384,9 @@ class Exchange:
     def _for_its_sender(self, told: T) -> T:
         return told if self._principal.sees_all else self._fleet.for_one(told, self._principal.may_use)
 
-    def _may_resume(self, error: CortexError) -> bool:
-        """Whether another neuron might go on with what one has begun; this one may have refused to."""
-        if self._transcript is None or not self._transcript.is_whole:
-            return False
-        if error.code in _RESUMED:
-            return self._resumes < RESUMES
-        return self._resumes > 0 and error.code in _ELSEWHERE
-
-    def _refusal(self) -> CortexError:
-        """What to say of a request that all refused: the last refusal that may pass, and who else refused.
-
-        One that has not the model says least, where another has it and failed.
-        """
-        refusals, model = list(self._refusals.values()), self._request.model
-        if all(error.code in _LASTING for error in refusals):
-            others = [
-                neuron for neuron in self._fleet.directory.of(model).known if neuron not in self._refusals
-            ]
-            try:  # somebody may have it, or be large enough, who is away or was not heard yet
-                router.able(others, model)
-            except CortexError as away:
-                return away
-            absent = router.absent(self._fleet.neurons, model, self._principal.may_use)
-            if absent.code != Code.MODEL_NOT_FOUND:
-                return absent
-            if any(error.code == Code.MODEL_TOO_LARGE for error in refusals):
-                return router.too_large(model, {each.name: error for each, error in self._refusals.items()})
-        if len(refusals) == 1:
-            return refusals[0]
-        having = [error for error in refusals if error.code != Code.MODEL_NOT_FOUND] or refusals
-        told = next((error for error in reversed(having) if error.code in _PASSING), having[-1])
-        codes = ", ".join(f"{neuron.name} ({error.code})" for neuron, error in self._refusals.items())
-        waits = [error.retry_after for error in refusals if error.retry_after is not None]
-        return CortexError(
-            told.code,
-            f"{told.message}; refused by {codes}",
-            param=told.param,
-            retry_after=min(waits, default=None),
-            details=told.details,
-        )
-
     def _hold(self, neuron: Neuron, reason: str) -> None:
         if self._transcript is not None:
-            others = {neuron, *self._avoided}
+            others = {neuron, *self._attempts.avoided}
             self._request.replicated = self._fleet.has_replica(self._request.model, others)
         call = neuron.client.open(self._request)
         if self._call is not None:
@@ -485,7 +394,7 @@ class Exchange:
         self._neuron, self._instance, self._call = neuron, neuron.instance, call
         self._waits_for, self._told = None, monotonic()
         self._pieces = None  # this one tells all of them
-        if self._resumes:
+        if self._attempts.resumes:
             reason += f", to go on after {sum(map(len, self._request.written))} tokens"
         if self._needs_load:
             neuron.began(self._request.model)
@@ -497,7 +406,7 @@ class Exchange:
         if is_away:
             self._metrics.cold_starts.inc(1)
         # Of all others the last line says it, too: one more would take as long as the choice.
-        if self._refusals or self._returns or (is_away and len(self._fleet.neurons) > 1):
+        if self._attempts.refusals or self._attempts.returns or (is_away and len(self._fleet.neurons) > 1):
             logger.info(
                 "request placed request_id=%s model=%s alias=%s neuron=%s reason=%s refused=%s",
                 self.request_id,
@@ -505,7 +414,7 @@ class Exchange:
                 self.receipt.alias,
                 neuron.name,
                 reason,
-                ",".join(f"{other.name}:{error.code}" for other, error in self._refusals.items()),
+                ",".join(f"{other.name}:{error.code}" for other, error in self._attempts.refusals.items()),
             )
 
     def _let_go(self) -> None:
@@ -545,7 +454,8 @@ class Exchange:
                 self.receipt.cut_short = reply.usage
 
     def _end_account(self) -> None:
-        usage = self.receipt.close(retried=bool(self._refusals or self._returns), call_ended=self._call.ended)
+        retried = bool(self._attempts.refusals or self._attempts.returns)
+        usage = self.receipt.close(retried=retried, call_ended=self._call.ended)
         if self.finished is not None:
             self._fleet.measure(self._request.model, self._prompt, usage.prompt_tokens)
 

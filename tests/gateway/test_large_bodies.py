@@ -14,7 +14,7 @@ from gateway.config import GatewayConfig, Listeners, NeuronSettings
 from gateway.dialects import RequestContext
 from gateway.dialects.openai.responses import create
 from gateway.dialects.parsing import LARGE, MANY, parsed
-from gateway.fleet import exchange
+from gateway.fleet import attempts, exchange
 from gateway.http import generation
 from gateway.http.replies import ReplyResource
 from gateway.http.request import Request
@@ -156,7 +156,7 @@ def test_what_a_refused_request_held_goes_with_it_and_waits_for_no_search_for_ga
     from gateway.http.application import Gateway
 
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr(exchange, "RESUMES", 0)
+    monkeypatch.setattr(attempts, "RESUMES", 0)
     settings = GatewayConfig(
         gateway=Listeners(metrics_listen=None, body_limit=MOST),
         neurons=[NeuronSettings(name="fake", endpoint=neuron.endpoint)],

@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 
 from gateway.fleet import exchange as exchanges
-from gateway.fleet.exchange import RETURNS, Exchange
+from gateway.fleet.attempts import RETURNS
+from gateway.fleet.exchange import Exchange
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import Delta, Failed, Progress, Started
 from ipc.messages.requests import (
