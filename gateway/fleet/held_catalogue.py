@@ -128,18 +128,21 @@ class CatalogueAtNeuron:
         """It answers, and may have begun anew: tell it, now or once the file has been read.
 
         Return when it has taken that, or has had `within` seconds for it.
-
-        While the file is newer than what we have of it, another process may have told it what is newer, too.
         """
-        self._waits = not self._held.is_current
+        self._tell_once_read()
         if not self._waits:
-            self._tell_soon()
             await asyncio.wait((self._telling,), timeout=within)
 
     def update(self) -> None:
         """The file has been read: tell it what it has not been told yet, where it has been there at all."""
         if self._waits or (self._last is not None and self._last != self._said()):
             self._waits = False
+            self._tell_soon()
+
+    def _tell_once_read(self) -> None:
+        """While the file is newer than what we have of it, another process may have told it what is newer."""
+        self._waits = not self._held.is_current
+        if not self._waits:
             self._tell_soon()
 
     def _tell_soon(self) -> None:
@@ -155,7 +158,7 @@ class CatalogueAtNeuron:
     def counts(self, version: str) -> None:
         """That catalogue counts there now: where it is another than the last time, ask whose it is."""
         if version and self.reply is not None and version != self.reply.version:
-            self._tell_soon()
+            self._tell_once_read()
 
     def close(self) -> None:
         if self._telling is not None:

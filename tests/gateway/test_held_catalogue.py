@@ -210,6 +210,29 @@ def test_a_gateway_hears_that_the_catalogue_of_another_counts_by_now(write, capl
     assert sum("another gateway counts, whose file is newer" in text for text in caplog.messages) == 1
 
 
+def test_a_process_that_has_not_read_the_file_yet_does_not_call_back_what_another_told(
+    write, monkeypatch
+) -> None:
+    """Each process of a gateway reads it for itself, and a neuron takes what any of them says last."""
+    path = write({"id": "echo"})
+
+    async def scenario() -> None:
+        neuron = FakeNeuron(name="a", models=("echo",))
+        async with fleet_of(neuron, models_config=str(path)) as fleet:
+            at_a = fleet.neurons[0].catalogue
+            await eventually(lambda: at_a.reply and fleet.catalogue.is_current)
+            monkeypatch.setattr(held_catalogue, "LOOK_SECONDS", 0.3)
+            await asyncio.sleep(0.1)  # the next look is not soon
+            write({"id": "echo"}, {"id": "slow"})
+            neuron.catalogue = "9"  # as the other process has it
+            neuron._tell()
+            await eventually(lambda: len(fleet.catalogue.value.models) == 2)
+            await eventually(lambda: at_a.reply.version == fleet.catalogue.value.version)
+            assert [len(each.models) for each in neuron.catalogues] == [1, 2]
+
+    run(scenario)
+
+
 def test_a_neuron_that_comes_back_is_told_again(write) -> None:
     path = write({"id": "echo"})
 
