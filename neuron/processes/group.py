@@ -7,26 +7,23 @@ import logging
 import math
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
 from ipc.errors import Code, CortexError
 from ipc.heartbeat import HeartbeatPage
 from ipc.messages.state import RankState
-from ipc.ring import Ring, RingBroken
+from ipc.ring import RingBroken
 from ipc.worker_messages import (
     Abort,
     AdapterReport,
     DropAdapter,
     Fatal,
-    ImageData,
     LoadAdapter,
     Loading,
-    PlacedImage,
     PoolReport,
     Ready,
     Report,
@@ -38,13 +35,13 @@ from ipc.worker_messages import (
     Waiting,
 )
 from neuron.processes.answers import Answers
+from neuron.processes.commands import Commands, Image, encode
 from neuron.processes.spawn import GroupSpec, Rank, spawn
 from neuron.processes.watchdog import Watchdog
 from neuron.processes.worker import Worker
 
 log = logging.getLogger("neuron.processes.group")
 
-PIXEL_BYTES = 256 << 10  # that travel at once
 # Of records that are taken in one turn of the loop: some milliseconds' worth. One record may have more.
 TURN_BYTES = 32 << 10
 POOL = 0  # its pool, as the subject of an order: there is one
@@ -53,7 +50,6 @@ RELEASE_SECONDS = 10.0  # the same, where a process shall give its memory back a
 TERMINATE_SECONDS = 0.5  # from SIGTERM to SIGKILL
 KILL_SECONDS = 10.0  # from SIGKILL to giving up on a process that the kernel holds
 
-_encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Report)
 
 
@@ -63,24 +59,6 @@ class Sink(Protocol):
     def advance(self, report: SequenceReport) -> None:
         """Take what is new, of one step or of several. Must not raise."""
         ...
-
-
-class Image(Protocol):
-    """An image in a prompt."""
-
-    placed: PlacedImage
-    pixels: bytes
-
-
-class _Piece(NamedTuple):
-    """Some of an image's pixels, which are encoded only when the ring has room for them."""
-
-    image: Image
-    start: int
-
-    def encode(self) -> bytes:
-        pixels = self.image.pixels[self.start : self.start + PIXEL_BYTES]
-        return _encoder.encode(ImageData(self.image.placed.digest, self.start, pixels))
 
 
 class WorkerSource(Protocol):
@@ -132,14 +110,12 @@ class WorkerGroup:
         self._loop = asyncio.get_running_loop()
         self._resources = ExitStack()  # what this process holds for as long as a rank lives
         self._ranks: list[Rank] = []
-        self._commands: Ring
+        self._commands: Commands
         self._heartbeat: HeartbeatPage
         self._watchdog: Watchdog
         self._alive: set[Rank] = set()
         self.died_waiting = False  # a process died before it read which rank it is: no fault of the model
         self.was_killed = False  # a rank was killed before it was ready, by whomever, and said no word
-        self._backlog: deque[bytes | _Piece] = deque()  # commands that found the ring full
-        self._ringing: asyncio.Handle | None = None  # for commands of this turn of the loop
         self._fractions = [0.0] * len(spec.devices)
         self._adapting: Answers[AdapterReport] = Answers(len(spec.devices), "adapter")
         self._resizing: Answers[PoolReport] = Answers(len(spec.devices), "pool")
@@ -158,9 +134,7 @@ class WorkerGroup:
             CortexError: MODEL_LOAD_FAILED when a process or descriptor cannot be had; nothing stays behind.
         """
         try:
-            self._ranks, self._commands, self._heartbeat = spawn(
-                self.spec, self.epoch, self._resources, self._borrow
-            )
+            self._ranks, ring, self._heartbeat = spawn(self.spec, self.epoch, self._resources, self._borrow)
         except OSError as error:
             self.was_killed = isinstance(error, ConnectionError)  # before it read its order
             failure = CortexError(
@@ -168,9 +142,10 @@ class WorkerGroup:
             )
             self._end(failure)
             raise failure from error
-        self._watchdog = Watchdog(self._ranks, self._heartbeat, self._commands, self._step_deadline)
+        self._commands = Commands(ring)
+        self._watchdog = Watchdog(self._ranks, self._heartbeat, ring, self._step_deadline)
         self._alive = set(self._ranks)
-        self._loop.add_reader(self._commands.room_fileno(), self._on_room)
+        self._loop.add_reader(self._commands.fileno(), self._on_room)
         for rank in self._ranks:
             self._loop.add_reader(rank.worker.pidfd, self._on_exit, rank)
             self._loop.add_reader(rank.reports.fileno(), self._on_records, rank)
@@ -214,7 +189,7 @@ class WorkerGroup:
         Raises:
             CortexError: BAD_REQUEST for one that is too large to travel; nothing of it stays.
         """
-        record = _encoder.encode(submit)
+        record = encode(submit)
         if len(record) > self._commands.largest:
             raise CortexError(
                 Code.BAD_REQUEST,
@@ -224,21 +199,20 @@ class WorkerGroup:
         if not self.open:
             self._watchdog.begin()
         self.open[submit.request_id] = sink
-        for image in images:  # which go before it
-            self._backlog.extend(_Piece(image, start) for start in range(0, len(image.pixels), PIXEL_BYTES))
-        self._send(record)
+        self._commands.show(images)
+        self._commands.send(record)
         if self._deadline_timer is None:
             self._watch_progress()
 
     def abort(self, request_id: int) -> None:
         """End a request in the worker before its next step; it stays in `open` until the worker says so."""
         if request_id in self.open and not self._ended:
-            self._send(_encoder.encode(Abort(request_id)))
+            self._commands.send(encode(Abort(request_id)))
 
     def withdraw(self, request_id: int) -> None:
         """Forget a request, and end it in the worker: whatever that still says of it goes nowhere."""
         if self.open.pop(request_id, None) is not None and not self._ended:
-            self._send(_encoder.encode(Abort(request_id)))
+            self._commands.send(encode(Abort(request_id)))
 
     def adapt(self, order: LoadAdapter | DropAdapter) -> asyncio.Future[list[AdapterReport]]:
         """Have every rank read an adapter, or give its memory back, while steps go on.
@@ -253,7 +227,7 @@ class WorkerGroup:
         if self._ended:
             self._adapting.end(self._death or stopped(self.spec.model))
         else:
-            self._send(_encoder.encode(order))
+            self._commands.send(encode(order))
         return done
 
     def resize(self, kept: int, usable: int) -> asyncio.Future[list[PoolReport]]:
@@ -269,7 +243,7 @@ class WorkerGroup:
         if self._ended:
             self._resizing.end(self._death or stopped(self.spec.model))
         else:
-            self._send(_encoder.encode(ResizePool(kept, usable)))
+            self._commands.send(encode(ResizePool(kept, usable)))
         return done
 
     def ranks(self) -> list[RankState]:
@@ -296,35 +270,9 @@ class WorkerGroup:
     def _borrow(self, device: str) -> Worker | None:
         return self._standby.take(device) if self._standby is not None else None
 
-    def _send(self, record: bytes) -> None:
-        """Write a command, behind those that still wait for room. All that come in one turn of the loop wake
-        the worker once."""
-        if self._ringing is None:
-            self._ringing = self._loop.call_soon(self._ring)
-        if self._backlog or not self._commands.try_write(record, ring=False):
-            self._backlog.append(record)
-            self._flush()
-
-    def _ring(self) -> None:
-        self._ringing = None
-        self._commands.ring()
-
-    def _flush(self) -> None:
-        """Write commands as far as the ring has room, and the rest when it has room again."""
-        while self._backlog:
-            if isinstance(record := self._backlog[0], _Piece):
-                record = record.encode()
-            if self._commands.try_write(record) or (
-                self._commands.arm_room(record) and self._commands.try_write(record)
-            ):
-                self._backlog.popleft()
-            else:
-                return
-
     def _on_room(self) -> None:
-        self._commands.drain_room()
         try:
-            self._flush()
+            self._commands.on_room()
         except RingBroken as error:
             self._end(CortexError(Code.WORKER_DIED, f"{self._ranks[0]} takes no commands: {error}"))
 
@@ -382,8 +330,7 @@ class WorkerGroup:
                 self.open.pop(report.request_id, None)
             if sink is not None:
                 sink.advance(report)
-        if self._backlog:
-            self._flush()
+        self._commands.flush()
         self._on_steps(steps)
 
     def _on_rank_ready(self, rank: Rank, report: Ready) -> None:
@@ -408,7 +355,7 @@ class WorkerGroup:
         self._deadline_timer = None
         if self._ended or not self.open:
             return
-        self._flush()
+        self._commands.flush()
         if doing := self._watchdog.look():
             self._end(
                 CortexError(
@@ -435,7 +382,7 @@ class WorkerGroup:
                     self._loop.add_reader(rank.worker.control.fileno(), self._on_waiting, rank)
                 else:
                     rank.worker.dismiss()
-            self._send(_encoder.encode(Stop()))
+            self._commands.send(encode(Stop()))
             await self._gone_within(RELEASE_SECONDS if keeping else STOP_SECONDS)
         self._standby = None  # whoever has not come back by now shall end
         self._end(None)
@@ -478,7 +425,8 @@ class WorkerGroup:
             return
         self._ended = True
         self._death = error
-        self._backlog.clear()  # whoever sent it has gone, or waits for the next epoch
+        if self._ranks:
+            self._commands.drop()  # whoever sent it has gone, or waits for the next epoch
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
         for answers in (self._adapting, self._resizing):
@@ -534,9 +482,8 @@ class WorkerGroup:
     def _close_when_empty(self) -> None:
         if not self._alive and not self.gone.done():
             if self._ranks:
-                self._loop.remove_reader(self._commands.room_fileno())
-            if self._ringing is not None:
-                self._ringing.cancel()
+                self._loop.remove_reader(self._commands.fileno())
+                self._commands.close()
             self._resources.close()
             self.gone.set_result(None)
             log.info("worker group gone model=%s epoch=%d", self.spec.model, self.epoch)

@@ -151,7 +151,8 @@ def test_images_that_the_ring_has_no_room_for_follow_as_soon_as_it_has():
             order = msgspec.structs.replace(submit(1, 4), images=[placed])
             group.submit(order, shown, [PreparedImage(placed, pixels)])
             group.submit(submit(2, 4), plain)
-            assert sum(map(sys.getsizeof, group._backlog)) < len(pixels) / 100  # they are not copied ahead
+            waiting = sum(map(sys.getsizeof, group._commands._backlog))
+            assert waiting < len(pixels) / 100  # they are not copied ahead
             assert await wait_for(shown.finished) == "length"
             assert await wait_for(plain.finished) == "length"
 
