@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from gateway import catalogue as _catalogue  # gunicorn takes every public name here for a setting
 from gateway import config as _config
-from gateway import signals, startup
+from gateway import signals, startup, successors
 from gateway.access.keyring import has_keys
 from gateway.config import split_address
 from gateway.telemetry import metrics_directory
@@ -87,6 +87,7 @@ def when_ready(server: Any) -> None:
 
 def on_reload(server: Any) -> None:
     """In the master, at SIGHUP, before new processes start."""
+    successors.replace(server.worker_age)
     try:
         new = _config.load()
         _catalogue.check(new)
@@ -106,8 +107,12 @@ def pre_fork(server: Any, worker: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """In the master, when a process ended: nothing of it is in flight any more."""
+    """In the master, when a process ended: nothing of it is in flight any more. Those that are replaced serve
+    nobody else, and gunicorn takes them for processes that do."""
     metrics_directory.forget(worker.pid)
+    serving = sum(not successors.is_replaced(each.age) for each in server.WORKERS.values())
+    if serving < server.num_workers <= len(server.WORKERS) and server.LISTENERS:  # else it stops
+        server.spawn_worker()
 
 
 def _decide_access(server: Any, may_exit: bool = False) -> None:

@@ -19,7 +19,7 @@ from gunicorn.asgi import protocol
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers import gasgi
 
-from gateway import config
+from gateway import config, successors
 from gateway.http.answer import VERSION, HttpAnswer
 from gateway.http.parser import Parser
 from gateway.refusals import BUG, Refusal
@@ -37,6 +37,8 @@ LOOK_AGAIN_SECONDS = 0.1
 # That a connection stays where the process is to end, and after its last answer: a client that was not told
 # may send one more request, and is told in its answer.
 LAST_SECONDS = 2.0
+# That a process may take for its requests which has another in its place: streams of tokens last.
+REPLACED_SECONDS = 3600.0
 QUICK_SECONDS = 5.0  # that the application has to end what it has open, where the process is to end at once
 
 
@@ -84,7 +86,8 @@ class Worker(gasgi.ASGIWorker):
 
     async def _end(self) -> None:
         began = self.loop.time()
-        until = began + self.cfg.graceful_timeout - LINGER_SECONDS
+        replaced = successors.is_replaced(self.age)
+        until = began + (REPLACED_SECONDS if replaced else self.cfg.graceful_timeout - LINGER_SECONDS)
         try:
             for server in self.servers:
                 server.close()

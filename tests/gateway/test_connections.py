@@ -286,9 +286,34 @@ def test_a_connection_that_was_idle_long_before_the_end_is_answered_once_more(
         process.stop()
 
 
+def test_a_process_that_is_replaced_ends_its_requests_first_and_another_serves_meanwhile(
+    neuron: NeuronThread, tmp_path: Path
+) -> None:
+    process = GatewayProcess(tmp_path, neuron.endpoint, "--graceful-timeout", "2").wait_ready()
+    body = json.dumps({"model": "breaks/template_failed", "prompt": "one", "stream": True}).encode()
+    [old] = process.workers()
+    try:
+        with connected(process, head(len(body)) + body) as client:
+            assert b" 200 " in client.recv(4096)
+            process.process.send_signal(signal.SIGHUP)
+            [new] = eventually(lambda: set(process.workers()) - {old}, "another process")
+            process.wait_ready()
+            time.sleep(1)  # longer than it would have if none came in its place
+            assert old in process.workers()
+            os.kill(new, signal.SIGKILL)
+            eventually(lambda: set(process.workers()) - {old, new}, "one in the place of that one")
+            process.wait_ready()
+            neuron.let_fail()
+            with client.makefile("rb") as rest:
+                assert b'"error"' in rest.read()
+        eventually(lambda: old not in process.workers(), "it ends")
+    finally:
+        process.stop()
+
+
 def test_a_process_ends_though_ending_its_connections_fails() -> None:
     worker = Worker.__new__(Worker)
-    worker.servers, worker.connections, worker.alive = [], {object()}, True
+    worker.servers, worker.connections, worker.alive, worker.age = [], {object()}, True, 1
     worker.log, worker.cfg = logging.getLogger("gunicorn"), SimpleNamespace(graceful_timeout=0)
 
     async def end() -> None:
