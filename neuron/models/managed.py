@@ -168,10 +168,6 @@ class ManagedModel:
         """That its last load from files took, from the start of its processes."""
         return self._tenancy.epochs.load_seconds
 
-    def tell_parked(self) -> None:
-        """What is parked of it is not what it was."""
-        self._changed()
-
     @property
     def loaded_on(self) -> str:
         """Kind of the device of that load."""
@@ -213,6 +209,10 @@ class ManagedModel:
             return self._told
         self._told = self._state()
         return self._told
+
+    def tell_parked(self) -> None:
+        """What is parked of it is not what it was."""
+        self._changed()
 
     def _changed(self, now: bool = False) -> None:
         if now or self._told is not None:  # else that was said already, and nobody has looked since
@@ -499,9 +499,7 @@ class ManagedModel:
     def _restart(self, error: CortexError | None) -> None:
         """Begin another epoch, once the dead one is gone."""
         self._tenancy.lose_workers(error)
-        self._passage.bring_up_again(
-            error
-        )  # first: a request that fails may have been all that kept the model
+        self._passage.bring_up_again(error)  # first: a request that fails may be all that keeps the model
         self.requests.lose_worker(error)
 
     def _finish(self, error: CortexError | None) -> None:

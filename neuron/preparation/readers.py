@@ -33,9 +33,8 @@ class Readers:
         self._start = start
         self._seconds = seconds
         self._most = memory
-        self._pools: OrderedDict[bytes, ProcessPool] = (
-            OrderedDict()
-        )  # by `ModelText`; who was asked last is last
+        # by `ModelText`; who was asked last is last
+        self._pools: OrderedDict[bytes, ProcessPool] = OrderedDict()
         self._kept: Counter[bytes] = Counter()  # by `ModelText`: models that have it
         self._closing: set[asyncio.Task[None]] = set()
 

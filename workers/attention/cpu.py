@@ -36,9 +36,8 @@ class GroupStep:
     window: int  # tokens that a token sees, itself included; 0: all
     num_decode: int  # sequences with one token, which come first
     compiled: bool  # keys are written, and these attend, by a compiled kernel
-    shown: tuple[
-        Tensor, Tensor, Tensor
-    ]  # their pages, and of each its sequence and the tokens seen from it on
+    # the pages of these, and of each its sequence and the tokens seen from it on
+    shown: tuple[Tensor, Tensor, Tensor]
     runs: list[PageRun]  # the same for torch; empty where there is a compiled kernel
     chunks: list[Chunk]
 

@@ -68,9 +68,8 @@ def experts_kernel(
     if expert < experts:
         begin_of_it = tl.load(starts + expert)
         end_of_it = tl.load(starts + expert + 1)
-        before = tile - tl.sum(
-            tl.where(number == expert - 1, ends, 0), axis=0
-        )  # programs that it has already
+        # programs that it has already
+        before = tile - tl.sum(tl.where(number == expert - 1, ends, 0), axis=0)
         m = begin_of_it + before * N + tl.arange(0, N)
         mine = m < end_of_it
         m = tl.minimum(m, end_of_it - 1)

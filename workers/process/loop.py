@@ -80,9 +80,8 @@ def lead(spec: WorkerSpec, loaded: Loaded, engine: Engine, reports: Outbox, beat
                     if plans is not None:
                         tell(plans, order, WRITE_TIMEOUT)
                     reports.say(engine.resize(order))
-                    report_steps(
-                        scheduler, reports
-                    )  # of pages that are gone, though nobody asks for anything
+                    # of pages that are gone, though nobody asks for anything
+                    report_steps(scheduler, reports)
                 case Stop():
                     if plans is not None:
                         tell(plans, None, WRITE_TIMEOUT)
