@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.fleet import router
+from gateway.fleet import availability
 from gateway.fleet.neuron import Neuron
 from gateway.fleet.view import Fleet
 from ipc.errors import Code, CortexError
@@ -136,14 +136,16 @@ class Attempts:
                 neuron for neuron in self._fleet.directory.of(model).known if neuron not in self.refusals
             ]
             try:  # somebody may have it, or be large enough, who is away or was not heard yet
-                router.able(others, model)
+                availability.able(others, model)
             except CortexError as away:
                 return away
-            absent = router.absent(self._fleet.neurons, model, self._may_use)
+            absent = availability.absent(self._fleet.neurons, model, self._may_use)
             if absent.code != Code.MODEL_NOT_FOUND:
                 return absent
             if any(error.code == Code.MODEL_TOO_LARGE for error in refusals):
-                return router.too_large(model, {each.name: error for each, error in self.refusals.items()})
+                return availability.too_large(
+                    model, {each.name: error for each, error in self.refusals.items()}
+                )
         if len(refusals) == 1:
             return refusals[0]
         having = [error for error in refusals if error.code != Code.MODEL_NOT_FOUND] or refusals

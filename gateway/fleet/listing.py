@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gateway.aliases import naming_both
 from gateway.catalogue import Cost
-from gateway.fleet import router
+from gateway.fleet import availability
 from gateway.fleet.neuron import Neuron
 from gateway.fleet.view import Fleet
 from ipc.errors import CortexError
@@ -109,8 +109,8 @@ def one(fleet: Fleet, asked: str, may_use: Callable[[str], bool]) -> ListedModel
     """
     model = fleet.resolve(asked)
     try:
-        if not router.able(fleet.directory.of(model).known, model):
-            raise router.absent(fleet.neurons, model, may_use)
+        if not availability.able(fleet.directory.of(model).known, model):
+            raise availability.absent(fleet.neurons, model, may_use)
     except CortexError as error:
         raise naming_both(error, asked, model) from None
     return _listed(fleet, asked, model)

@@ -1,24 +1,19 @@
-"""The router: which neuron loads a model, and what to say where none can. Pure functions of what is known.
+"""The router: which neuron loads a model. Pure functions of what is known.
 
 Where a model is loaded already, `gateway.fleet.score` decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Protocol, TypeVar
 
 from gateway.fleet.directory import Copies, is_coming
 from gateway.fleet.score import order, some
-from gateway.refusals import shown
-from ipc.errors import Code, CortexError
+from ipc.errors import CortexError
 from ipc.messages.replies import Quoted
 from ipc.messages.state import Device, ModelState
-
-KNOWN_IDS_SHOWN = 10
-REFUSALS_SHOWN = 4
-RETRY_SECONDS = 2.0  # a neuron that is away may be back by then
 
 # A load that goes on is waited for, and no second one begun, unless that would be there in so small a part of
 # the time, and so many seconds sooner. What is left of a load is a guess, and all processes must agree.
@@ -64,30 +59,6 @@ class Host(Protocol):
 
 
 H = TypeVar("H", bound=Host)
-
-
-def able(hosts: Sequence[H], model: str) -> list[H]:
-    """The neurons that have a model and take requests.
-
-    Returns:
-        [] when none that answers says that it has it.
-
-    Raises:
-        CortexError: DRAINING or NEURON_LOST when those that have it are away for now.
-    """
-    knowing = [host for host in hosts if model in host.models]
-    answering = [host for host in knowing if host.healthy]
-    takes = [host for host in answering if not host.draining and not host.models[model].drained]
-    if takes or not knowing:
-        return takes
-    names = ", ".join(host.name for host in answering or knowing)
-    if answering:
-        raise CortexError(Code.DRAINING, f"{model!r} is being drained on the neuron {names}, which has it")
-    raise CortexError(
-        Code.NEURON_LOST,
-        f"the neuron {names}, which has the model {model!r}, does not answer",
-        retry_after=RETRY_SECONDS,
-    )
 
 
 def few(copies: Copies[H], model: str, count: int) -> list[H]:
@@ -174,81 +145,6 @@ def _until_there(host: Host, model: str, quote: Quoted | CortexError | None) -> 
     if told is None or told.verdict not in ("fits", "evicts") or told.ahead or told.seconds is None:
         return False, inf
     return False, told.seconds + told.loss
-
-
-def anything(model: str) -> bool:
-    """What `may_use` is of those who may use every model."""
-    return True
-
-
-def absent(hosts: Sequence[Host], model: str, may_use: Callable[[str], bool] = anything) -> CortexError:
-    """What to say of a model that no neuron has that answers; it is unknown only once all have been heard.
-
-    Args:
-        may_use: whether who asks may know of a model.
-    """
-    if not any(host.healthy for host in hosts):
-        names = ", ".join(host.name for host in hosts)
-        return CortexError(Code.NEURON_LOST, f"no neuron answers ({names})", retry_after=RETRY_SECONDS)
-    known = sorted({name for host in hosts if host.healthy for name in host.models if may_use(name)})
-    some = ", ".join(known[:KNOWN_IDS_SHOWN]) + (", …" if len(known) > KNOWN_IDS_SHOWN else "") or "none"
-    if silent := ", ".join(host.name for host in hosts if not host.heard):
-        return CortexError(
-            Code.NEURON_LOST,
-            f"the neuron {silent} has not said yet what it has, and may have the model {shown(model)}; "
-            + ("no other can serve it" if model in known else f"of the others there is {some}"),
-            retry_after=RETRY_SECONDS,
-        )
-    text = (
-        _without_adapter(hosts, model, may_use) or f"the model {shown(model)} does not exist; there is {some}"
-    )
-    return CortexError(Code.MODEL_NOT_FOUND, text, param="model")
-
-
-def _without_adapter(hosts: Sequence[Host], name: str, may_use: Callable[[str], bool]) -> str:
-    """What to say of a name such as BASE:ADAPTER where only the base is known; "": neither is."""
-    base, _, adapter = name.rpartition(":")
-    having = [host.models[base] for host in hosts if host.healthy and base in host.models]
-    if not having or not may_use(base):
-        return ""
-    there = sorted({each for state in having for each in state.adapters if may_use(f"{base}:{each}")})
-    why = next((f" ({state.error})" for state in having if state.status == "failed" and state.error), "")
-    return (
-        f"the model {shown(base)} has no adapter {shown(adapter)}; it has {', '.join(there) or 'none'}{why}"
-    )
-
-
-def unservable(
-    model: str, quotes: Mapping[str, Quoted | CortexError], elsewhere: Collection[str] = ()
-) -> CortexError:
-    """What to say of a model that the catalogue has and none of these hosts can serve.
-
-    Args:
-        elsewhere: hosts that go by the catalogue of another gateway.
-    """
-    refusals = {name: each for name, each in quotes.items() if isinstance(each, CortexError)}
-    for name in elsewhere:
-        text = "it goes by the catalogue of another gateway, whose file is newer"
-        refusals[name] = CortexError(Code.MODEL_NOT_FOUND, text)
-    text = f"the catalogue has the model {shown(model)}, and no neuron can serve it ({_told(refusals)})"
-    return CortexError(Code.MODEL_NOT_FOUND, text, param="model")
-
-
-def too_large(model: str, refusals: Mapping[str, CortexError]) -> CortexError:
-    """What to say of a model for which no neuron that has it has the memory.
-
-    Args:
-        refusals: of all that have it, by name.
-    """
-    large = {name: each for name, each in sorted(refusals.items()) if each.code == Code.MODEL_TOO_LARGE}
-    text = f"no neuron has the memory that the model {shown(model)} needs ({_told(large)})"
-    details = {name: each.details for name, each in large.items()}
-    return CortexError(Code.MODEL_TOO_LARGE, text, param="model", details=details)
-
-
-def _told(refusals: Mapping[str, CortexError]) -> str:
-    told = [f"{name}: {each.message}" for name, each in refusals.items()]
-    return "; ".join(told[:REFUSALS_SHOWN]) + ("; …" if len(told) > REFUSALS_SHOWN else "")
 
 
 def _would_fit(quote: Quoted | CortexError) -> bool:

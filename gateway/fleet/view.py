@@ -21,7 +21,7 @@ from msgspec import structs
 from gateway import config
 from gateway.aliases import Aliases
 from gateway.catalogue import Entry
-from gateway.fleet import router, score
+from gateway.fleet import availability, router, score
 from gateway.fleet.directory import Directory
 from gateway.fleet.discretion import discreet
 from gateway.fleet.held_catalogue import HeldCatalogue
@@ -196,7 +196,7 @@ class Fleet:
         needs_load: bool = True,
         prompt: Prompt = NOTHING,
         key: bytes = b"",
-        may_use: Callable[[str], bool] = router.anything,
+        may_use: Callable[[str], bool] = availability.anything,
     ) -> tuple[Neuron, str]:
         """The neuron that suits a request to `model` best, and why.
 
@@ -223,7 +223,7 @@ class Fleet:
             # A link that broke is whole again in a moment, and a neuron that was killed is started again.
             await self.back([neuron for neuron in away if not neuron.healthy])
             copies = self.directory.of(model)
-            having = _without([*copies.ready, *copies.others], avoid) or router.able(away, model)
+            having = _without([*copies.ready, *copies.others], avoid) or availability.able(away, model)
         if len(having) == 1:
             return having[0], "no other neuron has it"
         if having and not needs_load:
@@ -267,12 +267,12 @@ class Fleet:
         may_use: Callable[[str], bool],
     ) -> CortexError:
         """What to say of a model that none of these has."""
-        error = router.absent(neurons, model, may_use)
+        error = availability.absent(neurons, model, may_use)
         if error.code == Code.MODEL_NOT_FOUND and self.entry(model) is not None:
             other = [
                 each.name for each in neurons if each.catalogue is not None and each.catalogue.is_passed_over
             ]
-            return router.unservable(model, quotes, other)
+            return availability.unservable(model, quotes, other)
         return error
 
     async def _agreed(self, model: str, equals: list[Neuron], others: list[Neuron]) -> Neuron | None:

@@ -3,43 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
-
-import pytest
 
 from benchmarks import two_hosts
-from gateway.fleet import router
 from gateway.fleet.directory import Directory
-from gateway.fleet.router import able, absent, best, few, second
+from gateway.fleet.router import best, few, second
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import Quoted
-from ipc.messages.state import Device, ModelState
-from tests.doubles import stands_for
+from ipc.messages.state import ModelState
+from tests.gateway.hosts import Host, host
 
 REFUSAL = CortexError(Code.MODEL_LOAD_FAILED, "its checkpoint is torn")
-
-
-@stands_for(router.Host)
-@dataclass(eq=False)
-class Host:
-    name: str
-    models: dict[str, ModelState] = field(default_factory=dict)
-    healthy: bool = True
-    heard: bool = True
-    draining: bool = False
-    devices: list[Device] = field(default_factory=list)
-    in_flight: dict[str, int] = field(default_factory=dict)
-    shaky: bool = False
-
-    def is_shaky(self, model: str) -> bool:
-        return self.shaky
-
-
-def host(name: str, status: str = "ready", *, running: int = 0, gpu: int = 0, left=None, **fields) -> Host:
-    """A host with the model "m" in that state."""
-    devices = [Device(id="cuda:0", kind="cuda", name="", memory_total=gpu, memory_free=gpu)]
-    models = {"m": ModelState(id="m", status=status, running=running, seconds_left=left)}
-    return Host(name, models, devices=devices, **fields)
 
 
 def quote(verdict: str, seconds: float | None = None, **fields) -> Quoted:
@@ -206,66 +179,6 @@ def test_a_copy_that_is_coming_is_filled_before_a_third_one_is_loaded() -> None:
     assert more(hosts, 30.0, b=quote("fits", 1.0)) == "a"
     hosts[0].in_flight["m"] = 20
     assert more(hosts, 30.0, b=quote("fits", 1.0)) == "b"
-
-
-# --- away, or nowhere -----------------------------------------------------------------------------------
-
-
-def test_draining_and_lost_neurons_get_nothing() -> None:
-    hosts = [host("a", draining=True), host("b", "unloaded"), host("c", healthy=False)]
-    assert [each.name for each in able(hosts, "m")] == ["b"]
-    with pytest.raises(CortexError) as caught:
-        able([host("a", draining=True)], "m")
-    assert caught.value.code == Code.DRAINING
-
-
-def test_model_of_a_lost_neuron_is_away_and_not_unknown() -> None:
-    with pytest.raises(CortexError, match="neuron a,") as caught:
-        able([host("a", healthy=False), Host("b")], "m")
-    assert caught.value.code == Code.NEURON_LOST
-    assert caught.value.retry_after is not None
-
-
-def test_unknown_model_is_told_what_there_is() -> None:
-    hosts = [host("a"), Host("b", healthy=False)]
-    assert able(hosts, "other") == []
-    error = absent(hosts, "other")
-    assert (error.code, error.param) == (Code.MODEL_NOT_FOUND, "model")
-    assert "there is m" in error.message
-
-
-def test_nothing_is_unknown_while_a_neuron_has_not_been_heard() -> None:
-    error = absent([host("a"), Host("silent", healthy=False, heard=False)], "other")
-    assert (error.code, error.retry_after is not None) == (Code.NEURON_LOST, True)
-    assert "silent" in error.message
-
-
-def test_what_is_there_is_not_said_to_be_what_else_there_is() -> None:
-    error = absent([host("a"), Host("silent", healthy=False, heard=False)], "m")
-    assert error.code == Code.NEURON_LOST
-    assert error.message.endswith("may have the model 'm'; no other can serve it")
-
-
-def test_nothing_is_unknown_while_no_neuron_answers() -> None:
-    assert absent([Host("a", healthy=False)], "m").code == Code.NEURON_LOST
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("m:c", "the model 'm' has no adapter 'c'; it has a, b"),
-        ("n:c", "the model 'n' has no adapter 'c'; it has none (its folder is gone)"),
-        ("o:c", "the model 'o:c' does not exist; there is m, n"),
-    ],
-)
-def test_of_an_adapters_name_it_is_said_which_part_is_unknown(name: str, told: str) -> None:
-    a, b = Host("a"), Host("b")
-    for host, adapters in ((a, ["b"]), (b, ["a"])):
-        host.models = {"m": ModelState(id="m", status="ready", adapters=adapters)}
-    a.models["n"] = ModelState(id="n", status="failed", error="its folder is gone")
-    error = absent([a, b], name)
-    assert (error.code, error.message) == (Code.MODEL_NOT_FOUND, told)
-    assert "'m'" not in absent([a, b], "m:c", lambda model: model == "n").message
 
 
 def test_of_two_that_would_evict_the_one_goes_whose_model_is_wanted_least() -> None:

@@ -13,7 +13,7 @@ from gateway.dialects import Services
 from gateway.dialects.admin import progress
 from gateway.dialects.admin.fields import LoadFields, ModelFields, NeuronFields, PinFields, UnloadFields
 from gateway.dialects.fields import bad_request, decode, keep_alive
-from gateway.fleet import router
+from gateway.fleet import availability
 from gateway.fleet.neuron import Neuron
 from gateway.refusals import FORBIDDEN, shown
 from ipc.errors import CortexError
@@ -63,7 +63,7 @@ class AdminResource:
             return model, [self._neuron(fields.neuron)]
         having = [neuron for neuron, _ in self._fleet.states(model)]
         if not having:
-            raise router.absent(self._fleet.neurons, model)
+            raise availability.absent(self._fleet.neurons, model)
         return model, having
 
     async def _ask_all(self, neurons: Sequence[Neuron], request: AnyRequest, within: float) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class QuoteResource(AdminResource):
         healthy = [neuron for neuron in self._fleet.neurons if neuron.healthy]
         asked = [self._neuron(fields.neuron)] if fields.neuron is not None else healthy
         if not asked:
-            raise router.absent(self._fleet.neurons, model)
+            raise availability.absent(self._fleet.neurons, model)
         replies = await self._ask_all(asked, Quote(id=0, model=model), ANSWER_SECONDS)
         quotes = [
             {"neuron": name} | (_quoted(reply) if isinstance(reply, Quoted) else _error(reply))
