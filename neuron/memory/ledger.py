@@ -84,6 +84,10 @@ class Ledger:
         """Bytes on `device` that can be promised now, never below 0."""
         return max(0, self.total[device] - self._foreign[device] - self.reserved(device))
 
+    def foreign(self, device: str) -> int:
+        """Bytes on `device` that other programs hold, as far as it is known."""
+        return self._foreign[device]
+
     def reserved(self, device: str) -> int:
         """Bytes on `device` that models hold or were promised."""
         return sum(amounts.get(device, 0) for amounts in self._booked.values())

@@ -180,6 +180,10 @@ class Parking:
             return 0
         return sum(loan.nbytes for loan in self._loans.values() if not loan.lent)
 
+    def coming(self, device: str) -> int:
+        """The same of what makes way once the loads have ended that fill or read it."""
+        return self.held - self.booked(device) if device == HOST and self._books else 0
+
     def make_way(self, model: str, amounts: Mapping[str, int]) -> None:
         """See that `amounts` (bytes by device) can be booked for `model`, as far as what is parked is in the
         way: its own weights leave last."""

@@ -50,7 +50,7 @@ FINISHING_SHARE = 3 / 4  # of the time that a wish may wait, after which a holde
 PASSED_SHARE = 1 / 4  # of the time that a wish may wait, in which others may pass it
 SOONEST_SECONDS = 5.0  # after which one that was refused may come again,
 RETURN_SHARE = 1 / 2  # and of the time that it may wait, so much before its turn
-SETTLE_SECONDS = 2.0  # until a driver has given back what a process held that ended
+SETTLE_SECONDS = 2.0  # until a driver has given back what a process held that ended, at most
 
 
 class Lender(Protocol):
@@ -117,6 +117,8 @@ class Room:
         # who had its memory it counts for a load that was short of it.
         self._left: dict[str, tuple[float, float]] = {}
         self._asked: set[str] = set()  # tenants that were asked to leave
+        # What models held, by device, that have just ended, and until when a driver may say that it is taken.
+        self._ended: list[tuple[float, dict[str, int]]] = []
         self._runtime = dict(UNMEASURED_BYTES)  # of a process without a model, by kind of device
         self._measured = False  # whether a process on a CPU said what that is
         self._closed = False
@@ -177,7 +179,8 @@ class Room:
 
     def release(self, model: str) -> None:
         """End the booking of `model`, if there is one."""
-        self._tenants.pop(model, None)
+        if self._tenants.pop(model, None) is not None:
+            self._ended.append((time.monotonic() + SETTLE_SECONDS, self._ledger.held_by(model)))
         self._asked.discard(model)
         self._ledger.release(model)
         self._lender.settle()
@@ -411,8 +414,6 @@ class Room:
                 tenant.give_way()
             if name in self._asked and holder.busy and now >= wish.patience:
                 tenant.interrupt()
-        if victims:
-            wish.settles = time.monotonic() + SETTLE_SECONDS
 
     def _explain(self, wish: Wish, need: Need, victims: tuple[str, ...]) -> None:
         """One line in the log for each decision: who leaves, and why not another."""
@@ -450,9 +451,8 @@ class Room:
             wish.tell(place)
 
     def _is_hopeless(self, wish: Wish, need: Need) -> bool:
-        """Whether it would not fit either if nobody else waited, now that what ended has had time to go."""
-        alone = self._outlook().add(need, self.eviction.strategy, wish.leaving)
-        return alone.refusal is not None and time.monotonic() >= wish.settles
+        """Whether it would not fit either if nobody else waited."""
+        return self._outlook().add(need, self.eviction.strategy, wish.leaving).refusal is not None
 
     def _deadline(self, wish: Wish) -> float:
         """Until when the request may wait, monotonic, that has waited longest."""
@@ -499,12 +499,21 @@ class Room:
             name: self._ledger.free(name) + sum(lender.booked(name) for lender in lenders)
             for name in self._ledger.devices
         }
-        later, holders = dict(free), self._holders()
+        later = {
+            name: size + self._parking.coming(name) + self._coming_back(name) for name, size in free.items()
+        }
+        holders = self._holders()
         for holder in holders.values():
             for name, size in holder.coming.items():
                 later[name] += size
         at_work = {NAME: self._texts.at_work} if self._texts is not None else {}
         return Outlook(free, later, holders, at_work, self._ledger.total)
+
+    def _coming_back(self, device: str) -> int:
+        """Bytes that others seem to hold, and a model held that has just ended."""
+        now = time.monotonic()
+        self._ended = [(until, held) for until, held in self._ended if until > now]
+        return min(self._ledger.foreign(device), sum(held.get(device, 0) for _, held in self._ended))
 
     def _changing(self) -> set[str]:
         """Devices of models whose pools shrink or grow now: what is booked there is not what is held."""

@@ -103,5 +103,4 @@ class Wish:
     place: Place | None = None  # as it was told last
     victims: tuple[str, ...] = ()  # as the log has it last
     wanted_pages: int = 0  # that it would have taken, had others not shrunk their pools for it
-    settles: float = 0.0  # until then memory may come back that was given up for it
     keeps: float = 0.0  # until when its model keeps its place, as those may come back who were refused

@@ -211,6 +211,7 @@ def test_what_a_load_reads_or_fills_does_not_leave(place):
     place.park("a")
     reading, filling = place.parking.lend("a", "files", [1]), place.parking.lend("b", "files", [100 * 1024])
     assert place.parking.booked("cpu") == 0
+    assert place.parking.coming("cpu") == 200 * 1024
     place.parking.make_way("c", {"cpu": TOTAL})
     assert place.park("c", 150 * 1024) is None
     place.elsewhere = TOTAL
@@ -218,6 +219,7 @@ def test_what_a_load_reads_or_fills_does_not_leave(place):
     assert place.models == {"a"}
     place.parking.settle(reading, loaded=True, woken=True)
     place.parking.settle(filling, loaded=False)
+    assert (place.parking.booked("cpu"), place.parking.coming("cpu")) == (100 * 1024, 0)
 
 
 def test_a_host_that_runs_short_gets_its_memory_back(place):
@@ -235,7 +237,7 @@ def test_a_neuron_that_may_not_use_the_cpu_parks_all_the_same_and_books_nothing(
     place = Place(300 * 1024, devices=("cuda:0",))
     place.park("a")
     assert place.models == {"a"}
-    assert place.parking.booked("cpu") == 0
+    assert place.parking.booked("cpu") == place.parking.coming("cpu") == 0
     place.parking.make_way("b", {"cuda:0": TOTAL})
     assert place.models == {"a"}
     place.parking.close()

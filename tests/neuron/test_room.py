@@ -2,18 +2,21 @@
 
 import asyncio
 import itertools
+import os
 import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ipc import parked
 from ipc.errors import Code, CortexError
 from ipc.messages.requests import Eviction
 from ipc.messages.state import Device
 from neuron.memory import room
 from neuron.memory.eviction import HALF_LIFE, RESIDENCY_SHARE
-from tests.neuron.room_play import LOAD, TOTAL, TURN, Place, Slow, play
+from neuron.memory.parking import Parking
+from tests.neuron.room_play import LOAD, TOTAL, TURN, Model, Place, Slow, play
 
 
 def test_steady_traffic_on_one_model_does_not_starve_another_and_back(monkeypatch):
@@ -322,6 +325,61 @@ def test_memory_that_comes_back_late_is_waited_for(monkeypatch):
         inventory.refresh = refresh
         await place.models["b"].serve(1.0)
         assert place.models["b"].waits[0] == pytest.approx(1.0 + LOAD, abs=0.6)
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
+def test_what_others_park_while_they_load_is_waited_for_and_they_do_not_pass(monkeypatch):
+    async def scenario():
+        place = Place({"a": 30, "b": 30, "whole": 95}, names=("cpu",))
+        parking = Parking(TOTAL, place.ledger, lambda: (1 << 40, 1 << 40))
+        place.room._parking = parking
+
+        class Parked(Model):
+            async def load(self):
+                loan = parking.lend(self.id, "files", [10])
+                await asyncio.sleep(self.reload_seconds)
+                if loan is not None:
+                    for fd in loan.fds:
+                        os.truncate(fd, 10)
+                        parked.sign(fd, bytes(parked.DIGEST))
+                    parking.settle(loan, loaded=True, woken=True)
+
+        place.models |= {name: Parked(place, name, 30) for name in "ab"}
+        each = [place.users(name, 2, 1.0, 200) for name in place.models]
+        await asyncio.gather(*each)
+        assert len(place.models["whole"].waits) > 20
+        assert max(place.models["whole"].waits) <= 4 * (TURN + 1.0 + 2 * LOAD)
+        await place.room.close()
+        parking.close()
+
+    play(scenario(), monkeypatch)
+
+
+@pytest.mark.parametrize("late", [0.4, 1.6])
+def test_nobody_behind_takes_what_is_late_to_come_back(monkeypatch, late):
+    """A driver gives what a process held back a while after it has ended."""
+
+    async def scenario():
+        place = Place({"a": 30, "b": 30, "whole": 95})
+        inventory, due = place.room._inventory, {}
+        release = place.room.release
+
+        def let_go(name):
+            due[object()] = (asyncio.get_running_loop().time() + late, place.ledger.held_by(name))
+            release(name)
+
+        def refresh():
+            now = asyncio.get_running_loop().time()
+            held = sum(sum(sizes.values()) for until, sizes in due.values() if until > now)
+            free = TOTAL - held - place.ledger.reserved("cuda:0")
+            return [Device(id="cuda:0", kind="cuda", name="", memory_total=TOTAL, memory_free=free)]
+
+        inventory.refresh, place.room.release = refresh, let_go
+        await asyncio.gather(*(place.users(name, 2, 1.0, 200) for name in place.models))
+        assert len(place.models["whole"].waits) > 20
+        assert max(place.models["whole"].waits) <= 4 * (TURN + 1.0 + 2 * LOAD)
         await place.room.close()
 
     play(scenario(), monkeypatch)
