@@ -221,6 +221,8 @@ def _checked(config: GatewayConfig, path: str | Path) -> GatewayConfig:
         if not _ORIGIN.fullmatch(origin):
             text = f"Expected scheme://host:port, loopback or *, not {origin!r}"
             raise ConfigError(path, f"gateway.cors_origins[{i}]", text)
+    for i, host in enumerate(ours.hosts):
+        _check_host(host, host, "", f"gateway.hosts[{i}]", path)
     if ours.key_file is not None:
         _usable(partial(load_secret, ours.key_file), path, "gateway.key_file")
     try:
@@ -269,11 +271,15 @@ def _check_images(config: GatewayConfig, path: str | Path) -> None:
         except ValueError as error:
             raise ConfigError(path, f"images.networks[{i}]", str(error)) from error
     for i, host in enumerate(images.hosts):
-        try:
-            canonical(host.removeprefix("*."))
-        except ValueError as error:
-            text = f"Expected the name of a host, or *.example.com, not {host!r}"
-            raise ConfigError(path, f"images.hosts[{i}]", text) from error
+        _check_host(host.removeprefix("*."), host, ", or *.example.com", f"images.hosts[{i}]", path)
+
+
+def _check_host(name: str, given: str, more: str, key: str, path: str | Path) -> None:
+    try:
+        canonical(name)
+    except ValueError as error:
+        text = f"Expected the name of a host, without a port{more}, not {given!r}"
+        raise ConfigError(path, key, text) from error
 
 
 def _unusable_file(path: Path) -> str:

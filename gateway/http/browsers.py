@@ -17,6 +17,7 @@ from functools import lru_cache
 import falcon
 import falcon.asgi
 
+from gateway.fetching.hosts import canonical
 from gateway.http.limit_headers import header_names
 from gateway.refusals import shown
 
@@ -44,13 +45,13 @@ class Browsers:
 
     def __init__(self, origins: Sequence[str], hosts: Sequence[str]) -> None:
         self._origins = frozenset(origin.lower() for origin in origins)
-        self._hosts = frozenset(host.lower() for host in hosts) | {socket.gethostname().lower()}
+        self._hosts = frozenset(map(canonical, hosts)) | {socket.gethostname().lower()}
 
     async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         host, server = req.get_header("host") or "", req.scope["server"]
         if server is not None and not self.leads_here(host, server[0]):
             raise falcon.HTTPForbidden(
-                description=f"host: {shown(host)} is no name of this gateway; "
+                description=f"host: {shown(_name(host))} is no name of this gateway; "
                 "if it is one, add it to gateway.hosts in its configuration"
             )
         origin = req.get_header("origin")

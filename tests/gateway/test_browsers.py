@@ -97,7 +97,11 @@ def test_a_preflight_is_answered_on_every_route(http: httpx.Client, path: str) -
 def test_a_name_that_somebody_pointed_here_is_refused(http: httpx.Client, host: str, path: str) -> None:
     answer = http.get(path, headers={"host": host})
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
-    assert "gateway.hosts" in answer.json()["error"]["message"]
+    said = answer.json()["error"]["message"]
+    assert (
+        f"{host.partition(':')[0]!r} is no name of this gateway; if it is one, add it to gateway.hosts"
+        in said
+    )
 
 
 def test_nor_are_metrics_for_such_a_name(gateway: GatewayProcess) -> None:
@@ -139,7 +143,7 @@ def open_gateway(neuron: NeuronThread, tmp_path_factory: pytest.TempPathFactory)
         tmp_path_factory.mktemp("gateway"),
         neuron.endpoint,
         cors_origins=["https://chat.example.org"],
-        hosts=["api.example.org"],
+        hosts=["API.example.org.", "bücher.example"],
     )
     try:
         yield process.wait_ready()
@@ -158,4 +162,5 @@ def test_what_the_operator_lists_may_ask_and_nothing_else(open_gateway: GatewayP
     assert status(origin=open_gateway.base) == 200  # its own page, by its address
     assert status(host="gateway:31313", origin="http://gateway:31313") == 200  # and by names that are ours
     assert status(host="api.example.org", origin="https://api.example.org") == 200
+    assert status(host="xn--bcher-kva.example") == 200  # as browsers write it
     assert status(host="gateway:31313", origin="http://other:31313") == 403

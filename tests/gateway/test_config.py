@@ -90,6 +90,7 @@ def test_with_it_goes_which_file_it_was_as_it_was_read(
         ("images: {networks: [10.0.0.1/8]}", "images.networks[0]", "10.0.0.1/8"),
         ("images: {hosts: [a.example, 'https://b.example']}", "images.hosts[1]", "'https://b.example'"),
         ("images: {hosts: ['*..']}", "images.hosts[0]", "'*..'"),
+        ("gateway: {hosts: [a.example, 'b.example:80']}", "gateway.hosts[1]", "without a port"),
         ("images: {fetch: true, limit: 64MiB}", "images.limit", "67108864"),
         ("{images: {fetch: true}, gateway: {body_limit: 50MiB}}", "images.limit", "gateway.body_limit"),
         ("images: {seconds: 0}", "images.seconds", "0"),
