@@ -94,18 +94,16 @@ def render(
         Exception: whatever the template does wrong.
     """
     pieces, length = [], 0
-    budget.begin(seconds, tuple(variables.values()), bounds)
     try:
-        for piece in template.root_render_func(template.new_context(variables)):
-            length += len(piece)
-            if length > bounds.text:
-                raise OverBudget(f"the prompt is longer than {bounds.text:,} characters")
-            pieces.append(piece)
-        return "".join(pieces)
+        with limited(seconds, tuple(variables.values()), bounds):
+            for piece in template.root_render_func(template.new_context(variables)):
+                length += len(piece)
+                if length > bounds.text:
+                    raise OverBudget(f"the prompt is longer than {bounds.text:,} characters")
+                pieces.append(piece)
+            return "".join(pieces)
     except MemoryError:
         raise OverBudget("it takes more memory than there is for it") from None
-    finally:
-        budget.end()
 
 
 class _Metering(NodeTransformer):

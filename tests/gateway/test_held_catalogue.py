@@ -20,8 +20,6 @@ from ipc.settings import ConfigError
 from tests.gateway.fake_neuron import FakeNeuron
 from tests.gateway.fleets import ask, eventually, fleet_of, run
 
-COST = {"input": 0, "output": 2}
-
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

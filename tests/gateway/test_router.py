@@ -154,8 +154,8 @@ def test_the_reason_is_in_words() -> None:
 # --- loaded, and full -------------------------------------------------------------------------------------
 
 
-def more(hosts: list[Host], waits: float, each: float = 1.0, **quotes: Quoted | CortexError) -> str | None:
-    return next((host.name for host in second(hosts, "m", quotes, waits, each)), None)
+def more(hosts: list[Host], waits: float, **quotes: Quoted | CortexError) -> str | None:
+    return next((host.name for host in second(hosts, "m", quotes, waits, each=1.0)), None)
 
 
 def test_one_more_copy_is_loaded_only_where_that_saves_much_time() -> None:

@@ -15,10 +15,8 @@ from neuron.text.frontend import NOTHING_SAID
 from neuron.text.parser import AnswerParser
 from tests.doubles import stands_for
 from tests.neuron.doubles import FrontEnd, described
-from workers.checkpoints.generation import GenerationDefaults
 
 EOS = 25
-DEFAULTS = GenerationDefaults()
 MODEL = described(eos_ids=[EOS])
 
 

@@ -21,8 +21,8 @@ def clock():
     return Clock()
 
 
-def bounds(clock, limit=10, account_limit=10, wait_seconds=60):
-    return Bounds(limit, account_limit, wait_seconds, clock)
+def bounds(clock, limit=10, account_limit=10):
+    return Bounds(limit, account_limit, 60, clock)
 
 
 def refused(room, item, account="a", spare=0):

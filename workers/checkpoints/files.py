@@ -49,19 +49,19 @@ def open_file(path: Path) -> BinaryIO:
     return os.fdopen(fd, "rb")
 
 
-def read_bytes(path: Path, limit: int = FILE_LIMIT) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """All of a file.
 
     Raises:
-        CortexError: MODEL_LOAD_FAILED, also when it is longer than `limit`.
+        CortexError: MODEL_LOAD_FAILED, also when it is longer than FILE_LIMIT.
     """
     with open_file(path) as file:
         try:
-            data = file.read(limit + 1)
+            data = file.read(FILE_LIMIT + 1)
         except OSError as error:
             refuse(path, f"cannot be read: {error.strerror}")
-    if len(data) > limit:
-        refuse(path, f"is larger than {limit:,} bytes")
+    if len(data) > FILE_LIMIT:
+        refuse(path, f"is larger than {FILE_LIMIT:,} bytes")
     return data
 
 
