@@ -179,7 +179,8 @@ def fits_in_elements(key: str, value: Any, inner: bool = False) -> bool:
     if isinstance(value, list):
         return (not inner or bool(value)) and all(fits_in_elements("a", each, True) for each in value)
     if isinstance(value, str):
-        return "]<]minimax[>[<" not in value and (not inner or value == "" or value.isalpha())
+        is_told_by_itself = value == "" or (value.isalpha() and value not in ("true", "false", "null"))
+        return "]<]minimax[>[<" not in value and (not inner or is_told_by_itself)
     return True
 
 
