@@ -56,6 +56,13 @@ def numbered(count: int, **more: Any) -> tuple[str, Any]:
     return COMPLETIONS, {"model": MODEL, "max_tokens": 1, "prompt": [300] * count} | more
 
 
+def spelled(**more: Any) -> tuple[str, Any]:
+    """A long answer by the model that computes, with all that may be told of its tokens."""
+    form = {"type": "json_schema", "name": "long", "schema": {"const": "zq" * 700}}
+    asked = {"model": "demo", "input": "Hi", "top_logprobs": 20, "text": {"format": form}, "store": True}
+    return RESPONSES, asked | more
+
+
 def nested(levels: int) -> Any:
     value: Any = {}
     for _ in range(levels):
@@ -141,6 +148,8 @@ KINDS: dict[str, Callable[[], tuple[str, Any]]] = {
     "log-probabilities of prompts, streamed": lambda: answered(
         prompt=[[300] * 2000] * 18, prompt_logprobs=20, stream=True
     ),
+    "log-probabilities, Responses": lambda: spelled(),
+    "log-probabilities, Responses, streamed": lambda: spelled(stream=True),
     "128 answers, streamed": lambda: answered(
         prompt=["word"] * 128, max_tokens=100, ignore_eos=True, stream=True
     ),

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.dialects.anthropic import messages
+from gateway.dialects.large import leaving
 from gateway.dialects.openai import chat
 from gateway.dialects.openai.responses import request as responses_request
 from gateway.dialects.openai.responses.run import Run
@@ -135,7 +136,7 @@ def items(answer: tuple[str, list[list[int]]], stream: bool, **more: Any) -> lis
     run = Run(None, Script(replies(*answer, stream)), creation)
 
     async def streamed() -> bytes:
-        return b"".join([data async for data in run.events()])
+        return b"".join([data async for data in leaving(run.events())])
 
     response = streams.responses(asyncio.run(streamed())) if stream else json.loads(asyncio.run(run.whole()))
     return without_ids(response["output"])

@@ -8,7 +8,7 @@ client has taken those before, and is gone then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from itertools import islice
 
 import falcon.asgi
@@ -32,6 +32,10 @@ class Large:
     def __init__(self, entries: Iterable[bytes]) -> None:
         self.pieces = list(_gathered(_separated(entries)))
 
+    def whole(self) -> Raw:
+        """It as JSON, for whoever keeps it."""
+        return Raw(b"".join(self.pieces))
+
 
 def batches(values: Iterable[object]) -> Iterator[bytes]:
     """What `Large` makes a list of them of: many are one entry there."""
@@ -40,8 +44,12 @@ def batches(values: Iterable[object]) -> Iterator[bytes]:
         yield encode(batch)[1:-1]
 
 
-def pieces(value: object) -> list[bytes]:
-    """`value` as JSON. Wherever a `Large` stands in it, it may be long."""
+def pieces(value: object, around: Callable[[bytes], bytes] | None = None) -> list[bytes]:
+    """`value` as JSON. Wherever a `Large` stands in it, it may be long.
+
+    Args:
+        around: is applied to the JSON around those.
+    """
     found: list[Large] = []
 
     def leave_out(each: Large) -> Raw:
@@ -49,6 +57,8 @@ def pieces(value: object) -> list[bytes]:
         return _HOLE
 
     whole = encode(value, enc_hook=leave_out)
+    if around is not None:
+        whole = around(whole)
     return list(_gathered(_filled(whole.split(_HOLE), found))) if found else [whole]
 
 
@@ -71,6 +81,16 @@ def put(resp: falcon.asgi.Response, body: Body) -> None:
         return
     resp.content_length = length
     resp.stream = _leaving(body)
+
+
+async def leaving(bodies: AsyncIterable[Body]) -> AsyncIterator[bytes]:
+    """A stream of what may be large, in the same way."""
+    async for body in bodies:
+        if isinstance(body, bytes):
+            yield body
+            continue
+        async for piece in _leaving(list(_gathered(body))):
+            yield piece
 
 
 async def _leaving(body: list[bytes]) -> AsyncIterator[bytes]:

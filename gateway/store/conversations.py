@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import msgspec
 
 from gateway.store.retention import forget
 
-_encode, _decode = msgspec.json.encode, msgspec.json.decode
+_encode = partial(msgspec.json.encode, enc_hook=methodcaller("whole"))  # of lists that are written already
+_decode = msgspec.json.decode
 Object = dict[str, Any]
+
+# What a model reads of a large item, in SQL: all but the log-probabilities of its tokens. To read those would
+# keep the interpreter to itself for tenths of a second; SQLite leaves it to others meanwhile.
+LARGE = 256 << 10  # bytes
+SPOKEN = "json_replace({0}, '$.content[0].logprobs', json('[]'))"
 
 
 def create(db: sqlite3.Connection, account: str, conversation: Object, items: list[Object]) -> None:
@@ -52,23 +60,32 @@ def delete(db: sqlite3.Connection, account: str, conversation_id: str) -> bool:
     return True
 
 
-def items(db: sqlite3.Connection, account: str, conversation_id: str) -> list[Object] | None:
-    """All of them, the first one first; None where there is no such conversation."""
+def items(db: sqlite3.Connection, account: str, conversation_id: str) -> list[tuple[str, msgspec.Raw]] | None:
+    """All of them with their ids, unread, the first one first; None where there is no such conversation."""
+    found = _items(db, account, conversation_id, "data")
+    return None if found is None else [(item_id, msgspec.Raw(data)) for item_id, data in found]
+
+
+def _items(
+    db: sqlite3.Connection, account: str, conversation_id: str, wanted: str
+) -> list[tuple[str, bytes | str]] | None:
     if get(db, account, conversation_id) is None:
         return None
-    rows = db.execute(
-        "SELECT data FROM conversation_items WHERE conversation = ? ORDER BY position", (conversation_id,)
-    )
-    return [_decode(data) for (data,) in rows]
+    rows = f"SELECT id, {wanted} FROM conversation_items WHERE conversation = ? ORDER BY position"
+    return db.execute(rows, (conversation_id,)).fetchall()
 
 
 def use(db: sqlite3.Connection, account: str, conversation_id: str) -> list[Object] | None:
-    """The same for whoever continues it: it counts as used now."""
+    """What a model reads of them, for whoever continues it: it counts as used now."""
     db.execute(
         "UPDATE conversations SET used = ? WHERE id = ? AND account = ?",
         (time.time(), conversation_id, account),
     )
-    return items(db, account, conversation_id)
+    text = "CAST(data AS TEXT)"
+    is_large = f"length(data) > {LARGE} AND json_valid({text})"
+    spoken = f"CASE WHEN {is_large} THEN {SPOKEN.format(text)} ELSE data END"
+    found = _items(db, account, conversation_id, spoken)
+    return None if found is None else [_decode(data) for _, data in found]
 
 
 def append(db: sqlite3.Connection, account: str, conversation_id: str, new: list[Object]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 import msgspec
 
 from gateway.store import owners
-from gateway.store.conversations import append
+from gateway.store.conversations import LARGE, SPOKEN, append
 from gateway.store.retention import Limits, forget, make_room
 
 ACTIVE = ("queued", "in_progress")
@@ -22,7 +24,8 @@ ORPHANED = {
     "message": "the gateway process that worked on it ended before it did; ask again",
 }
 
-_encode, _decode = msgspec.json.encode, msgspec.json.decode
+_encode = partial(msgspec.json.encode, enc_hook=methodcaller("whole"))  # of lists that are written already
+_decode = msgspec.json.decode
 _separate = msgspec.json.Decoder(list[msgspec.Raw]).decode
 Object = dict[str, Any]
 
@@ -53,10 +56,28 @@ class Given(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """Responses, each of which continues the one before; `missing` is the first that is no longer there."""
+    """Responses, each of which continues the one before; `missing` is the first that is no longer there.
 
-    links: list[Stored]
+    Attributes:
+        items: what a model reads of all of them.
+        status: of the last one.
+    """
+
+    items: list[Object]
+    status: str
     missing: str | None
+
+
+class _Link(NamedTuple):
+    id: str
+    status: str
+    previous: str | None
+    items: list[Object]  # what a model reads of it
+
+
+_SPOKEN_OUTPUT = (
+    f"SELECT json_group_array({SPOKEN.format('value')}) FROM json_each(CAST(body AS TEXT), '$.output')"
+)
 
 
 def put(
@@ -121,7 +142,7 @@ def given(db: sqlite3.Connection, account: str, response_id: str) -> Given | Non
     return None if row is None else Given(row[0], _items(row[1]))
 
 
-def _items(data: bytes) -> list[Object]:
+def _items(data: bytes | str) -> list[Object]:
     """A list of items, each read by itself: between two of them other threads have their turn."""
     return [_decode(each) for each in _separate(data)]
 
@@ -136,17 +157,31 @@ def delete(db: sqlite3.Connection, account: str, response_id: str) -> bool:
 
 def chain(db: sqlite3.Connection, account: str, response_id: str) -> Chain:
     """A response and all that it continues, the first one first. They count as used now."""
-    links: list[Stored] = []
+    links: list[_Link] = []
     next_id: str | None = response_id
     while next_id is not None:
-        stored = get(db, account, next_id)
-        if stored is None:
-            return Chain([], next_id)
-        links.append(stored)
-        next_id = stored.body["previous_response_id"]
+        link = _link(db, account, next_id)
+        if link is None:
+            return Chain([], "", next_id)
+        links.append(link)
+        next_id = link.previous
     now = time.time()
-    db.executemany("UPDATE responses SET used = ? WHERE id = ?", [(now, each.body["id"]) for each in links])
-    return Chain(links[::-1], None)
+    db.executemany("UPDATE responses SET used = ? WHERE id = ?", [(now, each.id) for each in links])
+    return Chain([item for link in reversed(links) for item in link.items], links[0].status, None)
+
+
+def _link(db: sqlite3.Connection, account: str, response_id: str) -> _Link | None:
+    row = db.execute(
+        "SELECT id, status, previous, input, "
+        f"CASE WHEN length(body) > {LARGE} THEN ({_SPOKEN_OUTPUT}) END, "
+        f"CASE WHEN length(body) <= {LARGE} THEN body END FROM responses WHERE id = ? AND account = ?",
+        (response_id, account),
+    ).fetchone()
+    if row is None:
+        return None
+    *known, given, spoken, body = row
+    said = _items(spoken) if body is None else _decode(body)["output"]
+    return _Link(*known, [*_items(given), *said])
 
 
 def items(db: sqlite3.Connection, account: str, item_ids: Iterable[str]) -> dict[str, Object]:
@@ -164,11 +199,9 @@ def _item(db: sqlite3.Connection, account: str, item_id: str) -> Object | None:
     ).fetchone()
     if row is not None:
         return _decode(row[0])
-    row = db.execute(
-        f"SELECT body, input FROM responses WHERE id IN ({holders})", (account, item_id)
-    ).fetchone()
-    there = [] if row is None else [*_items(row[1]), *_decode(row[0])["output"]]
-    return next((each for each in there if each["id"] == item_id), None)
+    row = db.execute(f"SELECT id FROM responses WHERE id IN ({holders})", (account, item_id)).fetchone()
+    link = _link(db, account, row[0]) if row is not None else None
+    return next((each for each in link.items if each["id"] == item_id), None) if link is not None else None
 
 
 # --- responses that somebody works on -------------------------------------------------------------------
@@ -210,13 +243,15 @@ def finish(
     return True
 
 
-def cancel(db: sqlite3.Connection, account: str, response_id: str) -> Stored | None:
+def cancel(db: sqlite3.Connection, account: str, response_id: str) -> Written | None:
     """End a response that is worked on, wherever; what has ended stays as it is."""
-    stored = get(db, account, response_id)
-    if stored is not None and stored.body["status"] in ACTIVE:
-        stored.body["status"] = "cancelled"
-        _end(db, stored.body)
-    return stored
+    found = written(db, account, response_id)
+    if found is None or found.status not in ACTIVE:
+        return found
+    body = _decode(found.body)
+    body["status"] = "cancelled"
+    _end(db, body)
+    return written(db, account, response_id)
 
 
 def bury(db: sqlite3.Connection) -> None:

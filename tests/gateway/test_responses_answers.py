@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.dialects import RequestContext, Services
+from gateway.dialects.large import PIECE, leaving
 from gateway.dialects.openai.responses import background, request
 from gateway.dialects.openai.responses.replay import Changes, follow
 from gateway.dialects.openai.responses.request import Creation
@@ -66,7 +67,7 @@ def stream(script: Script, **fields: Any) -> bytes:
     async def run() -> bytes:
         run = Run(None, script, created(stream=True, **fields))
         await run.start()
-        return b"".join([data async for data in run.events()])
+        return b"".join([data async for data in leaving(run.events())])
 
     return asyncio.run(run())
 
@@ -208,6 +209,39 @@ def test_log_probabilities_are_those_of_the_text() -> None:
         assert [entry["token"] for entry in told] == ["a", "b"]
         assert told[0]["top_logprobs"] == [{"token": "?", "logprob": -2.0, "bytes": [63]}]
     assert whole(choice)["output"][1]["content"][0]["logprobs"] == []
+
+
+def test_a_long_answer_is_told_in_pieces_and_is_what_it_is_in_one(tmp_path: Path) -> None:
+    tokens = [token("\u2028", 1)] * 3000
+    text = "\u2028" * len(tokens)
+    fields = {"top_logprobs": 1, "include": ["message.output_text.logprobs"]}
+
+    async def run() -> tuple[list[bytes], list[bytes], bytes]:
+        script = Script(
+            [Started(id=0, prompt_tokens=9)],
+            [delta(text, logprobs=tokens)],
+            [finished(Choice(reason="stop"))],
+        )
+        stream = [each async for each in Run(None, script, created(stream=True, **fields)).events()]
+        creation = created(**fields)
+        store = ResponseStore(tmp_path / "store.db", Limits(max_age=60, max_size=1 << 30))
+        creation.response["store"] = True
+        choice = Choice(reason="stop", text=text, logprobs=tokens)
+        whole = await Run(None, Script([finished(choice)]), creation, store).whole()
+        found = await store.read(kept.written, "", creation.id)
+        store.close()
+        return stream, whole, found.body
+
+    stream, whole, stored = asyncio.run(run())
+    assert all(isinstance(each, bytes) and len(each) <= 2 * PIECE for each in whole)
+    assert b"".join(whole) == stored
+    [item] = json.loads(stored)["output"]
+    assert len(item["content"][0]["logprobs"]) == len(tokens)
+    ends = [each for each in stream if isinstance(each, list)]
+    assert [b"".join(each).count(b"event: ") for each in ends] == [3, 1]
+    assert all(len(piece) <= 2 * PIECE for each in ends for piece in each)
+    told = responses(b"".join(b"".join(each) if isinstance(each, list) else each for each in stream))
+    assert [each["content"] for each in told["output"]] == [item["content"]]
 
 
 def test_text_that_was_held_back_keeps_the_tokens_behind_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import sqlite3
 import subprocess
@@ -100,7 +101,7 @@ def test_what_others_have_is_not_there(store: ResponseStore) -> None:
     assert not write(store, conversations.remove, OTHER, "c", "i")
     assert not write(store, conversations.delete, OTHER, "c")
     write(store, conversations.append, OTHER, "c", [{"id": "j"}])
-    assert read(store, conversations.items, ME, "c") == [{"id": "i"}]
+    assert write(store, conversations.use, ME, "c") == [{"id": "i"}]
     assert read(store, responses.get, ME, "a") == response("a")
 
 
@@ -109,7 +110,7 @@ def test_item_is_found_as_long_as_something_holds_it(store: ResponseStore) -> No
     write(store, conversations.create, ME, {"id": "c", "metadata": {}}, [])
     keep(store, response("a"), conversation="c")
     keep(store, response("b", status="failed"), conversation="c")
-    assert read(store, conversations.items, ME, "c") == [item]
+    assert write(store, conversations.use, ME, "c") == [item]
     write(store, responses.delete, ME, "a")
     assert read(store, responses.items, ME, ["item_a"]).get("item_a") == item
     write(store, conversations.delete, ME, "c")
@@ -118,6 +119,29 @@ def test_item_is_found_as_long_as_something_holds_it(store: ResponseStore) -> No
     write(store, conversations.create, ME, {"id": "c", "metadata": {}}, [item])
     write(store, conversations.delete, ME, "c")
     assert read(store, responses.items, ME, ["item_a"]).get("item_a") == item
+
+
+@pytest.mark.parametrize("count", [1, conversations.LARGE // 10])
+def test_what_is_told_of_tokens_is_kept_and_not_read_to_a_model(store: ResponseStore, count: int) -> None:
+    text = {"type": "output_text", "text": 'é "' + "x" * 10, "annotations": []}
+    said = {"type": "message", "id": "said", "content": [text | {"logprobs": [{"token": "é\u2028"}] * count}]}
+    call = {"type": "function_call", "id": "call", "arguments": '{"logprobs": 1.0}'}
+    body = response("a").body | {"output": [said, call]}
+    write(store, conversations.create, ME, {"id": "c", "metadata": {}}, [])
+    keep(store, Stored(body, response("a").input), conversation="c")
+    keep(store, response("b", "a"))
+    assert read(store, responses.get, ME, "a").body == body
+    assert [json.loads(bytes(each)) for _, each in read(store, conversations.items, ME, "c")][1:] == [
+        said,
+        call,
+    ]
+    is_large = count > 1
+    spoken = said | {"content": [text | {"logprobs": []}]} if is_large else said
+    chain = write(store, responses.chain, ME, "b")
+    assert [each["id"] for each in chain.items] == ["item_a", "said", "call", "item_b"]
+    assert chain.items[1:3] == write(store, conversations.use, ME, "c")[1:] == [spoken, call]
+    write(store, conversations.delete, ME, "c")
+    assert read(store, responses.items, ME, ["said", "call"]) == {"said": spoken, "call": call}
 
 
 def test_what_nobody_continued_goes_with_age(store: ResponseStore) -> None:
@@ -280,7 +304,8 @@ def test_owner_that_is_gone_is_known(store: ResponseStore) -> None:
 def test_end_from_outside_holds_against_the_owner(store: ResponseStore) -> None:
     keep(store, response("a", status="in_progress"), owner=owners.ourselves())
     assert write(store, responses.advance, response("a", status="in_progress").body, [(0, b"e0")])
-    assert write(store, responses.cancel, ME, "a").body["status"] == "cancelled"
+    assert write(store, responses.cancel, ME, "a").status == "cancelled"
+    assert read(store, responses.get, ME, "a").body["status"] == "cancelled"
     assert not write(store, responses.advance, response("a").body, [(1, b"e1")])
     assert not write(store, responses.finish, LIMITS, ME, response("a"), [])
     assert read(store, responses.get, ME, "a").body["status"] == "cancelled"

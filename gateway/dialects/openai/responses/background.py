@@ -175,7 +175,7 @@ class _Recorder:
         """Write until the end, whose events go with the response."""
         written = 0.0
         async for data in run.events():
-            self.note(data)
+            self.note(data if isinstance(data, bytes) else b"".join(data))
             if run.is_over or monotonic() - written < WRITE_SECONDS:
                 continue
             self.is_wanted = await self._store.write(responses.advance, self._creation.response, self.events)

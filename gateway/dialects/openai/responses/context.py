@@ -70,15 +70,17 @@ async def _continued(fields: ContextFields, store: ResponseStore | None, account
     if previous is not None:
         param = "previous_response_id"
         chain = (
-            await store.write(responses.chain, account, previous) if store else responses.Chain([], previous)
+            await store.write(responses.chain, account, previous)
+            if store
+            else responses.Chain([], "", previous)
         )
         if chain.missing is not None:
             continues = "" if chain.missing == previous else f", which {shown(previous)} continues"
             raise bad_request(param, f"there is no response {shown(chain.missing)}{continues}")
-        if (status := chain.links[-1].body["status"]) not in responses.CONTINUABLE:
-            raise bad_request(param, f"the response {shown(previous)} is {status}, and cannot be continued")
-        given = [item for link in chain.links for item in (*link.input, *link.body["output"])]
-        return [Entry(param, item) for item in given]
+        if chain.status not in responses.CONTINUABLE:
+            text = f"the response {shown(previous)} is {chain.status}, and cannot be continued"
+            raise bad_request(param, text)
+        return [Entry(param, item) for item in chain.items]
     if conversation is not None:
         param = "conversation"
         found = await store.write(conversations.use, account, conversation) if store else None

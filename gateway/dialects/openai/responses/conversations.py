@@ -152,8 +152,8 @@ class ItemResource(_Resource):
     ) -> None:
         store, asker = self._open(req)
         found = await store.read(conversations.items, asker.account, conversation_id)
-        item = next((each for each in _there(found, conversation_id) if each["id"] == item_id), None)
-        resp.data = encode(_there(item, item_id, "item"))
+        item = dict(_there(found, conversation_id)).get(item_id)
+        put(resp, bytes(_there(item, item_id, "item")))
 
     async def on_delete(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, conversation_id: str, item_id: str

@@ -9,6 +9,7 @@ import falcon.asgi
 from gateway.dialects import Services
 from gateway.dialects.event_streams import send
 from gateway.dialects.fields import renamed
+from gateway.dialects.large import leaving, put
 from gateway.dialects.openai.responses.background import Background
 from gateway.dialects.openai.responses.replay import follow
 from gateway.dialects.openai.responses.request import NAMES, read
@@ -40,8 +41,8 @@ class CreateResource:
         try:
             if creation.fields.stream:
                 await run.start()
-                send(resp, run.events())
+                send(resp, leaving(run.events()))
             else:
-                resp.data = await run.whole()
+                put(resp, await run.whole())
         except CortexError as error:
             raise renamed(error, NAMES) from None

@@ -9,8 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-from msgspec import Raw
-
+from gateway.dialects.large import Large, pieces
 from gateway.dialects.openai.custom_tools import InputReader
 from gateway.dialects.openai.logprobs import chat_entries
 from gateway.dialects.openai.responses.tools import Origin, Tools
@@ -23,16 +22,27 @@ Status = Literal["completed", "incomplete"]
 
 
 class Events:
-    """Writes events, and counts them."""
+    """Writes events, and counts them.
 
-    def __init__(self) -> None:
+    Args:
+        unread: nobody reads them, and nothing is written.
+    """
+
+    def __init__(self, unread: bool = False) -> None:
         self.count = 0
+        self.unread = unread
 
     def write(self, kind: str, **members: Any) -> bytes:
         """One event."""
-        data = encode({"type": kind, "sequence_number": self.count} | members)
+        return b"".join(self.pieces(kind, **members))
+
+    def pieces(self, kind: str, **members: Any) -> list[bytes]:
+        """The same, of what may be long: a `Large` in it is of one line already."""
+        if self.unread:
+            return []
+        said = pieces({"type": kind, "sequence_number": self.count} | members, on_one_line)
         self.count += 1
-        return b"event: " + kind.encode() + b"\ndata: " + on_one_line(data) + b"\n\n"
+        return [b"event: " + kind.encode() + b"\ndata: ", *said, b"\n\n"]
 
 
 class Piece:
@@ -40,12 +50,16 @@ class Piece:
 
     def __init__(self, events: Events, kind: str, obfuscate: bool, **members: Any) -> None:
         self._events, self._obfuscate = events, obfuscate
+        if events.unread:
+            return
         head = encode({"type": kind} | members)[:-1]
         self._head = b"event: " + kind.encode() + b"\ndata: " + head + b',"delta":'
 
     def write(self, text: str, more: bytes = b"") -> bytes:
         """One event; `more` are further members, each with a comma before it."""
         events = self._events
+        if events.unread:
+            return b""
         number = events.count
         events.count = number + 1
         delta = json_string(text)
@@ -117,12 +131,12 @@ class Output:
             said += self._take_call(piece)
         return said
 
-    def close(self, status: Status) -> bytes:
-        """The end of the item that is open."""
+    def close(self, status: Status) -> list[bytes]:
+        """The end of the item that is open, in pieces."""
         if self._open is None:
-            return b""
+            return []
         item, said = self._open.done(status)
-        said += self.events.write("response.output_item.done", output_index=len(self.items), item=item)
+        said += self.events.pieces("response.output_item.done", output_index=len(self.items), item=item)
         self.items.append(item)
         self._open = None
         return said
@@ -146,7 +160,7 @@ class Output:
         return said
 
     def _begin(self, make: Callable[[Output], _Thought | _Text | _Call]) -> bytes:
-        said = self.close("completed")
+        said = b"".join(self.close("completed"))
         self._open = make(self)
         return said + self._open.begin()
 
@@ -177,11 +191,11 @@ class _Thought:
         self._text.append(text)
         return self._piece.write(text)
 
-    def done(self, status: Status) -> tuple[dict[str, Any], bytes]:
+    def done(self, status: Status) -> tuple[dict[str, Any], list[bytes]]:
         text = "".join(self._text)
         part = {"type": self._type, "text": text}
-        said = self._events.write(f"{self._stem}.done", **self._place, text=text)
-        said += self._events.write(f"{self._part}.done", **self._place, part=part)
+        said = self._events.pieces(f"{self._stem}.done", **self._place, text=text)
+        said += self._events.pieces(f"{self._part}.done", **self._place, part=part)
         sealed = seal(text) if self._output.sealed else None
         return self._item([part], sealed) | {"status": status}, said
 
@@ -200,7 +214,7 @@ class _Text:
         self._events, self._with_logprobs = output.events, output.with_logprobs
         self._id, self._index = output.new_id("msg"), len(output.items)
         self._text: list[str] = []
-        self._logprobs: list[Any] = []
+        self._logprobs: list[bytes] = []  # JSON of one line
         self._ahead: list[TokenLogprob] = []  # tokens whose text has not come yet
         self._place: dict[str, Any] = {"item_id": self._id, "output_index": self._index, "content_index": 0}
         self._piece = Piece(self._events, "response.output_text.delta", output.obfuscate, **self._place)
@@ -223,17 +237,18 @@ class _Text:
             return b""
         self._text.append(text)
         mine, self._ahead = _behind(text, self._ahead)
-        entries = [Raw(each) for each in chat_entries(mine)]
+        entries = list(map(on_one_line, chat_entries(mine)))
         self._logprobs += entries
-        return self._piece.write(text, b',"logprobs":' + on_one_line(encode(entries)))
+        if self._events.unread:
+            return b""
+        return self._piece.write(text, b',"logprobs":[' + b",".join(entries) + b"]")
 
-    def done(self, status: Status) -> tuple[dict[str, Any], bytes]:
+    def done(self, status: Status) -> tuple[dict[str, Any], list[bytes]]:
         text = "".join(self._text)
-        part = _output_text(text, self._logprobs)
-        said = self._events.write(
-            "response.output_text.done", **self._place, text=text, logprobs=self._logprobs
-        )
-        said += self._events.write("response.content_part.done", **self._place, part=part)
+        logprobs = Large(self._logprobs) if self._logprobs else []
+        part = _output_text(text, logprobs)
+        said = self._events.pieces("response.output_text.done", **self._place, text=text, logprobs=logprobs)
+        said += self._events.pieces("response.content_part.done", **self._place, part=part)
         return self._item([part], status), said
 
     def _item(self, parts: list[dict[str, Any]], status: str) -> dict[str, Any]:
@@ -261,9 +276,9 @@ class _Call:
         self._text.append(arguments)
         return self._piece.write(arguments)
 
-    def done(self, status: Status) -> tuple[dict[str, Any], bytes]:
+    def done(self, status: Status) -> tuple[dict[str, Any], list[bytes]]:
         text = "".join(self._text)
-        said = self._events.write(f"{self.stem}.done", **self._place, **self._named(), **{self.key: text})
+        said = self._events.pieces(f"{self.stem}.done", **self._place, **self._named(), **{self.key: text})
         return self._item(text, status), said
 
     def _named(self) -> dict[str, str]:
@@ -298,9 +313,9 @@ class _CustomCall(_Call):
         text = self._reader.push(arguments)
         return super().add(text) if text else b""
 
-    def done(self, status: Status) -> tuple[dict[str, Any], bytes]:
+    def done(self, status: Status) -> tuple[dict[str, Any], list[bytes]]:
         rest = self._reader.finish()
-        said = super().add(rest) if rest else b""
+        said = [super().add(rest)] if rest else []
         item, end = super().done(status)
         return item, said + end
 
@@ -308,7 +323,7 @@ class _CustomCall(_Call):
         return {}
 
 
-def _output_text(text: str, logprobs: list[Any]) -> dict[str, Any]:
+def _output_text(text: str, logprobs: Large | list[Any]) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 

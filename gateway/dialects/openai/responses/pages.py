@@ -13,8 +13,9 @@ DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 MAX_DIGITS = 18
 
 
-def page(req: falcon.asgi.Request, items: list[dict[str, Any]]) -> dict[str, Any]:
-    """The part of `items` that is asked for; the last one comes first unless `order` says otherwise.
+def page(req: falcon.asgi.Request, items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The part of `items` that is asked for, of which each comes with its id; the last one comes first unless
+    `order` says otherwise.
 
     Raises:
         CortexError: a parameter is wrong.
@@ -26,16 +27,16 @@ def page(req: falcon.asgi.Request, items: list[dict[str, Any]]) -> dict[str, Any
     if order == "desc":
         items = items[::-1]
     if (after := req.get_param("after")) is not None:
-        places = [i for i, item in enumerate(items) if item["id"] == after]
+        places = [i for i, (item_id, _) in enumerate(items) if item_id == after]
         if not places:
             raise bad_request("after", f"there is no item {shown(after)}")
         items = items[places[0] + 1 :]
     some = items[:limit]
     return {
         "object": "list",
-        "data": some,
-        "first_id": some[0]["id"] if some else None,
-        "last_id": some[-1]["id"] if some else None,
+        "data": [item for _, item in some],
+        "first_id": some[0][0] if some else None,
+        "last_id": some[-1][0] if some else None,
         "has_more": len(items) > limit,
     }
 

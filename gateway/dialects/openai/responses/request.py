@@ -125,7 +125,7 @@ def _output(fields: CreateFields, tools: Tools, stamp: str) -> Output:
     reasoning, options = fields.reasoning, fields.stream_options
     summary = (reasoning.summary or reasoning.generate_summary) if reasoning is not None else None
     return Output(
-        Events(),
+        Events(unread=not (fields.stream or fields.background)),
         stamp,
         tools,
         summary=summary not in (None, "none"),

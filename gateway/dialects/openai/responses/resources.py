@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import falcon.asgi
+import msgspec
 
 from gateway.dialects import Services
 from gateway.dialects.event_streams import send
@@ -17,22 +18,22 @@ from gateway.dialects.openai.responses.replay import follow
 from gateway.dialects.writing import encode
 from gateway.refusals import NOT_FOUND, shown
 from gateway.store import responses
-from gateway.store.responses import ACTIVE, Given, Stored, Written
+from gateway.store.responses import ACTIVE, Given, Written
 from ipc.errors import Code, CortexError
 
-T = TypeVar("T", Stored, Written, Given)
+T = TypeVar("T", Written, Given)
+
+
+class _Kind(msgspec.Struct):
+    background: bool
 
 
 class _Resource:
     def __init__(self, services: Services, background: Background) -> None:
         self._services, self._background = services, background
 
-    async def _get(self, account: str, response_id: str) -> Stored:
-        """The response as it is now; one whose process is gone has failed."""
-        return await self._look(responses.get, account, response_id)
-
     async def _look(self, look: Callable[..., T | None], account: str, response_id: str) -> T:
-        """The same, as `look` reads it."""
+        """The response as it is now, as `look` reads it; one whose process is gone has failed."""
         store = self._services.store
         found = await store.read(look, account, response_id) if store is not None else None
         if found is not None and found.status in ACTIVE:
@@ -51,10 +52,10 @@ class ResponseResource(_Resource):
         if not flag(req, "stream"):
             put(resp, (await self._look(responses.written, account, response_id)).body)
             return
-        stored = await self._get(account, response_id)
+        await self._look(responses.written, account, response_id)
         after = integer(req, "starting_after", -1, lowest=0)
         store = self._services.store
-        if not (stored.body["background"] and await store.read(responses.has_events, response_id)):
+        if not await store.read(responses.has_events, response_id):
             text = "only a response that was made with background and stream can be read as one again"
             raise bad_request("stream", text)
         send(resp, follow(store, self._background.changes, account, response_id, after))
@@ -73,16 +74,16 @@ class CancelResource(_Resource):
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, response_id: str) -> None:
         account = self._services.context(req).account
-        stored = await self._get(account, response_id)
-        if not stored.body["background"]:
+        found = await self._look(responses.written, account, response_id)
+        if not msgspec.json.decode(found.body, type=_Kind).background:
             text = "only a response that is made with background can be cancelled"
             raise CortexError(Code.BAD_REQUEST, text, param="response_id")
         store = self._services.store
-        stored = await store.write(responses.cancel, account, response_id)
-        if stored is None:  # deleted in between
+        found = await store.write(responses.cancel, account, response_id)
+        if found is None:  # deleted in between
             raise _unknown(response_id)
         self._background.stop(response_id)
-        resp.data = encode(stored.body)
+        put(resp, found.body)
 
 
 class InputItemsResource(_Resource):
@@ -91,7 +92,7 @@ class InputItemsResource(_Resource):
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, response_id: str) -> None:
         account = self._services.context(req).account
         given = await self._look(responses.given, account, response_id)
-        put(resp, encode(page(req, given.items)))
+        put(resp, encode(page(req, [(item["id"], item) for item in given.items])))
 
 
 def _unknown(response_id: str) -> CortexError:

@@ -10,13 +10,13 @@ from time import monotonic
 
 from gateway.dialects.event_streams import KEEP_ALIVE_SECONDS, comment
 from gateway.dialects.fields import renamed
+from gateway.dialects.large import Body, written
 from gateway.dialects.openai.responses import response
 from gateway.dialects.openai.responses.output import Status
 from gateway.dialects.openai.responses.request import NAMES, Creation
 from gateway.dialects.openai.responses.truncate import truncate
 from gateway.dialects.parts import parts
 from gateway.dialects.rendering import rendered
-from gateway.dialects.writing import encode
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.view import Fleet
 from gateway.refusals import BUG
@@ -46,13 +46,13 @@ class Run:
         self._fleet = fleet
         self._exchange, self._creation = exchange, creation
         self._store = store if creation.response["store"] else None
-        self._output, self._write = creation.output, creation.output.events.write
+        self._output, self._events = creation.output, creation.output.events
         self._sent = self._begun = False
         self._early: list[Reply] = []  # that came before the stream began
         self._failure: CortexError | None = None
         self.is_over = False
 
-    async def whole(self) -> bytes:
+    async def whole(self) -> Body:
         """The body of an unstreamed answer. CortexError when it failed."""
         await self._send()
         finished = await self._exchange.whole()
@@ -60,7 +60,7 @@ class Run:
         self._finish(finished)
         await self._keep()
         self._exchange.receipt.on_ready()
-        return encode(self._creation.response)
+        return written(self._creation.response)
 
     def _take(self, finished: Finished) -> None:
         """Make items of a whole answer."""
@@ -86,11 +86,12 @@ class Run:
             self._exchange.receipt.status = 200
             self._failure = error
 
-    async def events(self) -> AsyncIterator[bytes]:
-        """The stream, never silent for longer than a second; what came together is written together."""
+    async def events(self) -> AsyncIterator[Body]:
+        """The stream, never silent for longer than a second; what came together is written together. What may
+        be long comes in pieces, and is whole events together."""
         if not self._begun:
             yield self.begin()
-        written = monotonic()
+        told = monotonic()
         try:
             if self._failure is not None:
                 raise self._failure
@@ -99,12 +100,12 @@ class Run:
             replies, self._early = self._early, []
             while self._exchange.finished is None or replies:
                 data = await self._said(replies)
-                if not data and monotonic() - written >= KEEP_ALIVE_SECONDS:
+                if not data and monotonic() - told >= KEEP_ALIVE_SECONDS:
                     data = comment(None)
                 if data:
                     yield data
-                    written = monotonic()
-                left = max(written + KEEP_ALIVE_SECONDS - monotonic(), 0.0)
+                    told = monotonic()
+                left = max(told + KEEP_ALIVE_SECONDS - monotonic(), 0.0)
                 replies = [] if self._exchange.finished is not None else await self._exchange.take(left)
             finished = self._exchange.finished
             # Whoever records this must not take it for the end.
@@ -132,8 +133,8 @@ class Run:
         """The first events, which `events` begins with, unless they have been asked for."""
         self._begun = True
         status = self._creation.response["status"]
-        created = self._write("response.created", response=self._creation.response)
-        return created + self._write(f"response.{status}", response=self._creation.response)
+        created = self._events.write("response.created", response=self._creation.response)
+        return created + self._events.write(f"response.{status}", response=self._creation.response)
 
     async def _said(self, replies: list[Reply]) -> bytes:
         """What is to be written of replies."""
@@ -152,12 +153,13 @@ class Run:
             return comment(reply)
         if kind is Started and self._creation.response["status"] == "queued":
             self._creation.response["status"] = "in_progress"
-            return self._now()
+            return b"".join(self._now())
         return b""
 
-    def _now(self) -> bytes:
-        """The event that is called as the state is."""
-        return self._write(f"response.{self._creation.response['status']}", response=self._creation.response)
+    def _now(self) -> list[bytes]:
+        """The event that is called as the state is, in pieces."""
+        response = self._creation.response
+        return self._events.pieces(f"response.{response['status']}", response=response)
 
     def _finish(self, finished: Finished) -> None:
         """Note the end."""
