@@ -61,7 +61,8 @@ def place_all(config: NeuronConfig) -> Placement:
             if not measured and model.simulated is None:
                 runtime["cpu"], measured = Worker.measure("cpu"), True
             free = {device: ledger.free(device) for device in ledger.devices}
-            description, fit = place(model, catalogue.folder(model), free, runtime)
+            folder, card = catalogue.take(model)
+            description, fit = place(model, folder, free, runtime, card=card)
         except OSError as error:
             found.problems.append(f"{model.id}: {error}")
             continue

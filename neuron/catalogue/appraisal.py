@@ -12,6 +12,7 @@ from neuron.catalogue.catalogue import Catalogue
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription, describe
 from neuron.memory.fit import Fit, find_fit
+from workers.checkpoints.card import ModelCard
 
 _VERDICTS = {Code.MODEL_NOT_FOUND: "missing", Code.MODEL_TOO_LARGE: "too_large"}
 
@@ -66,6 +67,7 @@ def place(
     free: Mapping[str, int],
     runtime: Mapping[str, int],
     total: Mapping[str, int] | None = None,
+    card: ModelCard | None = None,
 ) -> tuple[ModelDescription, Fit]:
     """What a model is, and where it would go.
 
@@ -74,9 +76,10 @@ def place(
         free: bytes, by device.
         runtime: bytes of a process without a model, by kind of device.
         total: as `find_fit` takes it.
+        card: as `describe` takes it.
 
     Raises:
         CortexError: MODEL_LOAD_FAILED, MODEL_TOO_LARGE or INSUFFICIENT_MEMORY, and why.
     """
-    description = describe(settings, folder)
+    description = describe(settings, folder, card)
     return description, find_fit(description.need(settings, runtime), free, [], "lru", total=total)

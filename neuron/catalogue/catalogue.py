@@ -49,7 +49,7 @@ class Catalogue:
         self._devices = devices
         self._pinned: dict[str, bool] = {}  # models of which somebody said so while we run
         self._looked_at: dict[Path, tuple[Signature, str | None]] = {}  # by the last scan: why it is no model
-        self._cards: dict[Path, ModelCard] = {}  # that the last scan read,
+        self._cards: dict[str, tuple[Path, ModelCard]] = {}  # that the last scan read, and where,
         self._reading = self._reading_cpu = 0.0  # in so many seconds, and so many of CPU time
         self.refused: dict[str, str] = {}  # what the last scan found and cannot load, and why
         self.away: dict[str, ModelSettings] = {}  # whose files it did not find, and which may be pulled
@@ -218,7 +218,7 @@ class Catalogue:
                 signature = before  # it is what it was until it is read again
             elif signature != before:
                 began, worked = monotonic(), thread_time()
-                reason = self._read(path)
+                reason = self._read(model_id, path)
                 self._reading += monotonic() - began
                 self._reading_cpu += thread_time() - worked
             self._looked_at[path] = (signature, reason)
@@ -228,10 +228,10 @@ class Catalogue:
                 self.refused[model_id] = reason
         return found
 
-    def _read(self, path: Path) -> str | None:
+    def _read(self, model_id: str, path: Path) -> str | None:
         """Why what is at `path` is no model; None where it is one, whose card is kept for a moment."""
         try:
-            self._cards[path] = read_card(path)
+            self._cards[model_id] = path, read_card(path)
         except CortexError as error:
             return error.message
         except Exception as error:  # whatever is in its files costs no other model
@@ -239,9 +239,14 @@ class Catalogue:
             return f"{path} cannot be read: {type(error).__name__}: {error}; the log has more"
         return None
 
-    def take_card(self, path: Path) -> ModelCard | None:
-        """What the last scan read there, once."""
-        return self._cards.pop(path, None)
+    def take(self, settings: ModelSettings) -> tuple[Path, ModelCard | None]:
+        """Where a model is, and its card where the last scan read it, once; others are found as by `folder`.
+
+        Raises:
+            CortexError: as `find`.
+        """
+        found = None if settings.id in self._configured else self._cards.pop(settings.id, None)
+        return found or (self.folder(settings), None)
 
     def _configured_signature(self, model_id: str) -> Signature | None:
         """None where nothing of it is there."""

@@ -139,9 +139,9 @@ class Finder:
         return model
 
     def _inspect(self, settings: ModelSettings) -> ModelDescription:
-        folder = self._catalogue.folder(settings)
+        folder, card = self._catalogue.take(settings)
         try:
-            return describe(settings, folder, self._catalogue.take_card(folder))
+            return describe(settings, folder, card)
         except CortexError:
             raise
         except Exception as error:  # whatever is in its files costs no other model

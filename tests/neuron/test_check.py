@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import neuron.catalogue.catalogue
+import neuron.description
 from ipc.errors import CortexError
 from ipc.messages.state import Device
 from neuron.cli import app
@@ -18,6 +20,7 @@ from neuron.inspection import inspect, size_of
 from neuron.processes.worker import Worker
 from neuron.text.frontend import TextFrontEnd
 from tests.neuron.folders import CONFIG, TEMPLATE, write_checkpoint
+from workers.checkpoints.presence import gguf_files
 from workers.checkpoints.reading import read_card
 
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
@@ -48,6 +51,33 @@ def test_what_is_not_followed_is_a_note(check, tmp_path):
     assert code == 0
     assert "mine: generation_config.json: num_beams 4 is not followed" in said
     assert "mine: generation_config.json: temperature '0.6' is a text, and read as 0.6" in said
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_model_is_read_once_and_its_folder_is_not_looked_at_for_each(check, tmp_path, monkeypatch, count):
+    looks, reads = [], []
+
+    def looked(folder: Path) -> list[Path]:
+        looks.append(folder)
+        return gguf_files(folder)
+
+    def counted(path: Path, **more: bool) -> Any:
+        reads.append(path)
+        return read_card(write_checkpoint(tmp_path / "model"), **more)
+
+    monkeypatch.setattr(neuron.catalogue.catalogue, "gguf_files", looked)
+    monkeypatch.setattr(neuron.catalogue.catalogue, "read_card", counted)
+    monkeypatch.setattr(neuron.description, "read_card", counted)
+    folder = tmp_path / "shelf" / "many"
+    folder.mkdir(parents=True)
+    files = [folder / f"m{number}.gguf" for number in range(count)]
+    for file in files:
+        file.touch()
+    code, said = check(model_folders=[str(folder.parent)])
+    assert code == 0
+    assert all(f" many:m{number} " in said for number in range(count))
+    assert [path for path in reads if path.suffix] == files
+    assert looks.count(folder) == 1
 
 
 def test_names_are_shown_as_they_are_whatever_they_hold(check, tmp_path):
