@@ -87,6 +87,9 @@ def place_all(config: NeuronConfig) -> Placement:
             found.notes.append(
                 f"{model.id}: the context is cut from {description.context_length} to fit the memory"
             )
+    folders = (Path(folder) for folder in config.model_folders)
+    absent = [folder for folder in folders if not folder.expanduser().is_dir()]
+    found.notes += [f"model_folders: {folder} is no folder, and nothing is found there" for folder in absent]
     found.notes += [f"{name} is not served here: it {reason}" for name, reason in catalogue.not_here.items()]
     found.notes += [f"{name} is not offered: {reason}" for name, reason in catalogue.refused.items()]
     found.notes += [f"{name} is not here, and pulled when it is asked for" for name in catalogue.away]

@@ -131,6 +131,12 @@ def find_fit(
             anything for it not to fit.
     """
     candidates = candidates_for(need, free)
+    if need.kv_memory is not None and need.kv_memory < _smallest_pool(need):
+        raise CortexError(
+            Code.MODEL_TOO_LARGE,
+            f"{need.model} has kv_memory {need.kv_memory}, and keys and values of "
+            f"{min(need.context_length, SMALLEST_CONTEXT)} tokens take {_smallest_pool(need)} bytes a rank",
+        )
     staying = [holder for holder in holders if holder.model not in leaving]
     holders = [holder for holder in holders if holder.model != need.base]
     evictable = order(holders, need.priority, candidates, strategy)
@@ -324,11 +330,14 @@ def _pool(need: Need, device: str, room: int) -> int:
     return min(int(room * pool_share(device)), max(CPU_KV_DEFAULT, int(ONE_CONTEXT * one_context)))
 
 
+def _smallest_pool(need: Need) -> int:
+    """Bytes on each rank without whose keys and values it is not served."""
+    return need.caches.pages_for(min(need.context_length, SMALLEST_CONTEXT)) * need.caches.page_bytes
+
+
 def _least(need: Need, candidates: list[str]) -> tuple[list[int], str]:
     """The bytes of each rank without which it cannot be loaded, and that in words."""
-    context_length = min(need.context_length, SMALLEST_CONTEXT)
-    smallest = need.caches.pages_for(context_length) * need.caches.page_bytes
-    pool = need.kv_memory if need.kv_memory is not None else smallest
+    pool = need.kv_memory if need.kv_memory is not None else _smallest_pool(need)
     states = need.caches.states_in(0, need.max_sequences)
     pool += states * need.caches.state_bytes
     of_states = f", of which {states} states take {gib(states * need.caches.state_bytes)}" if states else ""

@@ -104,6 +104,12 @@ def test_where_quantised_weights_are_kept_is_said(check, tmp_path):
     assert "is kept" not in said
 
 
+def test_a_model_folder_that_is_not_there_is_said(check, tmp_path):
+    code, said = check(model_folders=[str(tmp_path), "/nowhere"], only_configured=True)
+    assert code == 0
+    assert said.count("model_folders: ") == said.count("model_folders: /nowhere is no folder") == 1
+
+
 def test_keys_and_values_in_8_bits_make_a_longer_context_fit(check, tmp_path):
     folder = write_checkpoint(tmp_path / "model", head_dim=128, max_position_embeddings=40_000)
     config = configured(folder, kv_memory="16MiB")

@@ -78,6 +78,14 @@ def test_a_chosen_pool_is_taken_as_it_is_and_cuts_the_context():
     assert fit.context_length == fit.kv_pages * 32
 
 
+def test_a_chosen_pool_that_holds_too_little_is_named_and_not_the_memory():
+    with pytest.raises(
+        CortexError, match="kv_memory 100000000, and keys and values of 2048 tokens take 2048"
+    ) as why:
+        find_fit(need(kv_memory=100_000_000), {"cpu": 64 * GIB}, [], "lru")
+    assert why.value.code == Code.MODEL_TOO_LARGE
+
+
 def test_ranks_keep_the_order_of_the_devices():
     free = {"cuda:0": 20 * GIB, "cuda:1": 5 * GIB, "cuda:2": 30 * GIB}
     assert find_fit(need(rank_bytes=(GIB, GIB)), free, [], "lru").devices == ("cuda:0", "cuda:2")
