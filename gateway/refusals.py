@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import reprlib
 from typing import Any, NamedTuple
 
 from ipc.errors import Code, CortexError
+
+logger = logging.getLogger("gateway.refusals")
 
 BUG = "the gateway failed; its log says more under the request id"
 
@@ -100,6 +103,18 @@ class Refusal(NamedTuple):
     def of_http(cls, status: int, message: str, request_id: str = "") -> Refusal:
         """What HTTP itself does not allow."""
         return cls(status, HTTP_CODES.get(status, "http_error"), message, request_id=request_id)
+
+
+def log_refusal(refusal: Refusal, request_id: str, method: str, path: str) -> None:
+    """The line of a request that was refused before any model was asked."""
+    logger.info(
+        "request refused request_id=%s method=%s path=%s status=%d reason=%s",
+        request_id,
+        method,
+        shown(path),
+        refusal.status,
+        one_line(f"{refusal.code}: {refusal.message}"),
+    )
 
 
 _brief = reprlib.Repr()

@@ -7,8 +7,6 @@ leaves out is in `gateway.http.connections`.
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -34,6 +32,7 @@ from gateway.http.models import ModelResource, ModelsResource
 from gateway.http.openapi import OpenAPIResource
 from gateway.http.replies import ReplyResource
 from gateway.http.request import Request
+from gateway.http.request_id import HEADERS, request_id
 from gateway.page import resources as page
 from gateway.refusals import Refusal, one_line
 from gateway.store.database import default_path
@@ -48,9 +47,6 @@ START_PATIENCE = 2.0  # seconds that a process waits for its neurons before it t
 
 EXPLAIN = "x-cortex-explain"  # a request that has this header, with any value,
 PLACEMENT = "x-cortex-placement"  # is told in this one which neuron got it, and why
-
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-
 
 Refuse = Callable[[Refusal], tuple[int, bytes]]
 
@@ -194,10 +190,7 @@ class _Identity:
         self._refuse = refuse
 
     async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        given = req.get_header("x-request-id")
-        if given is None or not _REQUEST_ID.fullmatch(given):
-            given = os.urandom(12).hex()
-        req.context.request_id = given
+        req.context.request_id = request_id(req.get_header("x-request-id"))
         req.context.refuse = self._write
 
     def _write(self, refusal: Refusal, req: falcon.asgi.Request) -> tuple[int, bytes]:
@@ -208,7 +201,7 @@ class _Identity:
     async def process_response(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, resource: object, succeeded: bool
     ) -> None:
-        for name in ("x-request-id", "request-id"):  # as OpenAI's clients read it, and Anthropic's
+        for name in HEADERS:
             resp.set_header(name, req.context.request_id)
         if (exchange := req.scope.get(EXCHANGE)) is not None and req.get_header(EXPLAIN):
             await exchange.placed()

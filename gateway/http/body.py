@@ -12,7 +12,7 @@ import falcon.asgi
 
 from gateway.http.aside import SentAside, is_dear
 from gateway.http.connections import CUT
-from gateway.refusals import shown
+from gateway.refusals import Refusal, shown
 
 CHUNK = 1 << 16  # bytes
 
@@ -136,6 +136,6 @@ def _check_whole(req: falcon.asgi.Request, length: int) -> None:
     announced = req.content_length or 0
     if CUT in req.scope or length < announced:
         of = f" of {announced}" if announced else ""
-        ended = 408, f"the body ended after {length}{of} bytes or paused"
-        status, text = req.scope.get(CUT) or ended
-        raise falcon.HTTPError(falcon.code_to_http_status(status), description=text)
+        refusal = Refusal.of_http(408, f"the body ended after {length}{of} bytes or paused")
+        refusal = req.scope.get(CUT) or refusal
+        raise falcon.HTTPError(falcon.code_to_http_status(refusal.status), description=refusal.message)

@@ -22,16 +22,17 @@ from gunicorn.workers import gasgi
 from gateway import config, successors
 from gateway.http.answer import VERSION, HttpAnswer
 from gateway.http.parser import Parser
-from gateway.refusals import BUG, Refusal
+from gateway.http.request_id import HEADERS, request_id
+from gateway.refusals import BUG, Refusal, log_refusal
 
 if TYPE_CHECKING:
     from gateway.http.browsers import Browsers
 
-HEADERS = 4  # a whole header is at most so many times as long as one field of it may be
+FIELDS = 4  # a whole header is at most so many times as long as one field of it may be
 LINGER_SECONDS = 2.0  # that a refused client has to stop sending and to read why,
 UPLOAD_SECONDS = 10.0  # and one that is in the middle of a body
 SLICE = 8 << 10  # bytes that are parsed in one go: in chunks of a byte each they take some milliseconds
-# In the scope of a request whose body did not come whole: status and words of its refusal; None: it ended.
+# In the scope of a request whose body did not come whole: its refusal; None: it ended.
 CUT = "cortex.cut"
 LOOK_AGAIN_SECONDS = 0.1
 # That a connection stays where the process is to end, and after its last answer: a client that was not told
@@ -62,7 +63,7 @@ class Worker(gasgi.ASGIWorker):
         self.is_ending = False
         self._origins, self._hosts = ours.cors_origins, ours.hosts
         self.header_seconds = ours.header_seconds
-        self.header_limit = HEADERS * ours.header_limit
+        self.header_limit = FIELDS * ours.header_limit
         self.body_limit, self.body_seconds = ours.body_limit, ours.body_seconds
 
     @cached_property
@@ -146,7 +147,7 @@ class Connection(ASGIProtocol):
     """One client's connection. What it says is in `ASGIProtocol`; here is when it ends.
 
     Attributes:
-        refusal: status and words, where it ends with one.
+        refusal: with which it ends.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -160,8 +161,7 @@ class Connection(ASGIProtocol):
         self._unparsed = bytearray()  # what came, but for what the parser has
         self._idle_since = 0.0  # by the loop's clock
         self._answering = False  # whether the answer to the last request has begun
-        self._refused = False
-        self.refusal: tuple[int, str] | None = None
+        self.refusal: Refusal | None = None
         # Whether gunicorn was told to tell of requests, which it does itself.
         watchers = self._pre_request, self._post_request
         self._is_watched = worker.log.access_log_enabled or watchers != (None, None)
@@ -266,7 +266,6 @@ class Connection(ASGIProtocol):
         return bool(poll.poll(0))
 
     def _refuse(self, status: int, message: str) -> None:
-        self.refusal = status, message
         self._send_error_response(status, message)
         self._close_transport()
 
@@ -371,18 +370,21 @@ class Connection(ASGIProtocol):
         super()._send_response_start(*args, **kwargs)
 
     def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
-        """The answer to what is no HTTP; nothing where an answer to it has begun."""
-        if self._refused or (self._answering and self._request_ready.is_set()):
+        """The answer to what is no HTTP, and a line of the log; nothing where an answer to it has begun."""
+        if self.refusal is not None or (self._answering and self._request_ready.is_set()):
             return
-        self._refused = True
         # The master has this module, too, and what counts must not be there before its directory is.
         from gateway.dialects import no_header
         from gateway.dialects.registry import refuse_shape
 
         parser = self._callback_parser
         header = parser.header if isinstance(parser, Parser) else no_header
-        status, body = refuse_shape(header)(Refusal.of_http(status, message))
-        headers = {
+        named = request_id(header("x-request-id"))
+        self.refusal = Refusal.of_http(status, message, named)
+        method, path = (getattr(parser, name, None) or b"" for name in ("method", "path"))
+        log_refusal(self.refusal, named, method.decode("latin-1"), path.decode("latin-1").partition("?")[0])
+        status, body = refuse_shape(header)(self.refusal)
+        headers = dict.fromkeys(HEADERS, named) | {
             "content-type": "application/json",
             "content-length": str(len(body)),
             "connection": "close",
@@ -403,7 +405,7 @@ class Connection(ASGIProtocol):
         """Where more may come, stay until the client had time to read what it was told: a socket that is
         closed while more comes is reset, and takes what was said with it."""
         is_early = self.lacks_body()
-        if self._closed or not (self._refused or is_early):
+        if self._closed or not (self.refusal is not None or is_early):
             super()._close_transport()
             return
         self._closed = True

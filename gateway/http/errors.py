@@ -11,7 +11,8 @@ import falcon
 import falcon.asgi
 
 from gateway.fleet.exchange import EXCHANGE
-from gateway.refusals import BUG, Refusal, one_line, shown, unwind
+from gateway.http.connections import CUT
+from gateway.refusals import BUG, Refusal, log_refusal, shown, unwind
 from ipc.errors import Code, CortexError
 
 LONGEST_RETRY = 120  # seconds, after which no client should try again by itself
@@ -36,17 +37,12 @@ def write(refusal: Refusal, req: falcon.asgi.Request, resp: falcon.asgi.Response
 
 def _note(refusal: Refusal, req: falcon.asgi.Request) -> None:
     reason = f"{refusal.code}: {refusal.message}"
+    if req.scope.get(CUT) is not None:  # its connection has told the client, and the log
+        return
     if (exchange := req.scope.get(EXCHANGE)) is not None:
         exchange.receipt.on_refused(reason)  # it says so at its end
         return
-    logger.info(
-        "request refused request_id=%s method=%s path=%s status=%d reason=%s",
-        req.context.request_id,
-        req.method,
-        shown(req.path),
-        refusal.status,
-        one_line(reason),
-    )
+    log_refusal(refusal, req.context.request_id, req.method, req.path)
 
 
 async def _on_cortex_error(

@@ -29,6 +29,7 @@ _request_line = re.compile(rb"([A-Z]{3,20}) (/[\x21-\x7e]*) HTTP/1\.1\r\n").matc
 # A name, and a value with the white space around it. It is looked for where a line begins and nowhere else: a
 # long line that is no field would take the square of its length.
 _fields = re.compile(rb"^(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n", re.MULTILINE).findall
+_is_field = re.compile(_TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*").fullmatch
 # An address in full, as a client has it that takes us for a proxy: RFC 9112, 3.2.2.
 _whole_address = re.compile(rb"https?://([^/?#@]+)([/?#].*)?", re.IGNORECASE).fullmatch
 _is_host = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*", re.ASCII).fullmatch
@@ -85,6 +86,13 @@ class Parser(PythonProtocol):
         del self._buffer[: end + 2]
         self._finalize_headers()
         return True
+
+    def _find_line(self, limit: int, error: Exception) -> int:
+        end = super()._find_line(limit, error)
+        if end > 0 and self._chunk_state == "trailer" and _is_field(self._buffer, 0, end) is None:
+            line = self._buffer[:end].decode("latin-1")
+            raise InvalidHeader(f"{shown(line)}, behind the body, is no field")
+        return end
 
     @property
     def is_plain_body(self) -> bool:

@@ -26,6 +26,7 @@ POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/j
 CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
 GET = b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n"
 # Ways to have a proxy and a server disagree on where a request ends.
+BAD_TRAILERS = (b"no colon", b": nothing", b"a b: c", b"a : b", b" a: b", b"a: \0", b"a: b\rc: d", b"\xe9: b")
 BAD_SIZES = b"-1", b"+5", b"1_0", b"0x5", b"5 ", b" 5", b"", b"5;a\x00", b"5;a\nb", b"5\n"
 BAD_LENGTHS = b"+2", b"-2", b"1_0", b"0x2", b"2, 2", b"2 2", b"", b"\xb2", b"9" * 5000, b"0" * 5000 + b"2"
 BAD_FIELDS = b"x : y", b" x: y", b"x: y\r\n z", b"x: a\x00b", b"x: a\rb", b"x: a\nb: c", b": y", b"x\x00: y"
@@ -377,6 +378,10 @@ def test_the_application_ends_what_it_has_open_however_a_process_is_stopped(at_o
         (CHUNKED + b"2\r\n{}\r\n0\r\n" + b"x: y\r\n" * 200, 431, "header_too_large"),
         (CHUNKED + b"2\r\n{}\r\n0\r\nx: " + b"y" * 20_000, 431, "header_too_large"),
         (CHUNKED + b"2\r\n{}\r\n0\r\ncontent-length: 5\r\n\r\n", 400, "http_error"),
+        *[
+            (CHUNKED + b"2\r\n{}\r\n0\r\na: b\r\n" + line + b"\r\n\r\n", 400, "http_error")
+            for line in BAD_TRAILERS
+        ],
         *[(POST + b"content-length: " + length + b"\r\n\r\n{}", 400, "http_error") for length in BAD_LENGTHS],
         (POST + b"content-length: 2\r\ncontent-length: 2\r\n\r\n{}", 400, "http_error"),
         (POST + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{}", 400, "http_error"),
@@ -424,6 +429,47 @@ def test_of_a_body_that_is_refused_on_its_way_nothing_is_served(
 
     [line] = eventually(told, "the log has it")
     assert "status=413 reason=request_too_large" in line
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("first", "then", "status", "path"),
+    [
+        (CHUNKED + b"2\r\n{}\r\nx\r\n", b"", 400, "/v1/completions"),
+        (CHUNKED + b"2\r\n{}\r\n", b"x\r\n", 400, "/v1/completions"),
+        (CHUNKED + b"2\r\n{}\r\n0\r\n", b"no field\r\n\r\n", 400, "/v1/completions"),
+        (CHUNKED + b"7fffffff\r\n", b"", 413, "/v1/completions"),
+        (CHUNKED, b"7fffffff\r\n", 413, "/v1/completions"),
+        (b"POST /v1/no-such-thing HTTP/1.1\r\n%b?x: y\r\n\r\n", b"", 400, "/v1/no-such-thing"),
+    ],
+)
+def test_what_is_refused_on_its_way_is_told_once_in_the_log_and_the_client_is_told_its_name(
+    gateway: GatewayProcess, first: bytes, then: bytes, status: int, path: str, named: bool
+) -> None:
+    own = f"own-{time.monotonic_ns()}"
+    name = b"x-request-id: %b\r\n" % own.encode() if named else b""
+    first = first.replace(b"%b", name) if b"%b" in first else first.replace(b"\r\n", b"\r\n" + name, 1)
+    with connected(gateway, first) as client:
+        if then:
+            time.sleep(0.1)
+            client.sendall(then)
+        code, headers, _ = answer(client)
+    told = headers["x-request-id"]
+    assert (code, headers["request-id"], told == own) == (status, told, named)
+    with connected(gateway, GET) as client:
+        assert answer(client)[0] == 200  # by now the application has said what it has to
+
+    def lines() -> list[str]:
+        return [line for line in gateway.log.read_text().splitlines() if f"request_id={told} " in line]
+
+    [line] = eventually(lines, "the log has it")
+    assert f"request refused request_id={told} method=POST path={path!r} status={status} reason=" in line
+
+
+def test_fields_behind_a_body_are_read_over(gateway: GatewayProcess) -> None:
+    body = b"%x\r\n%b\r\n0\r\nx-sum: 1\r\nempty:\r\n\r\n" % (len(BODY), BODY)
+    with connected(gateway, CHUNKED + body + GET) as client:
+        assert [answer(client)[0] for _ in range(2)] == [200] * 2
 
 
 def test_a_body_in_very_small_chunks_is_read_and_what_follows_it_too(gateway: GatewayProcess) -> None:
