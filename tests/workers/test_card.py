@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, processors
 
 from ipc.errors import Code, CortexError
 from tests.neuron.folders import CONFIG, TEMPLATE, header, shapes, write_checkpoint, write_safetensors
@@ -236,9 +237,44 @@ def test_a_tokenizer_that_is_still_copied_makes_no_model(tmp_path, indent):
         assert read_card(tmp_path).eos_ids == [5, 0]
 
 
+@pytest.mark.parametrize("kind", ["BPE", "WordPiece", "WordLevel", "Unigram"])
+@pytest.mark.parametrize("more", [0, 300])
+def test_a_compact_tokenizer_ends_at_no_other_pair_of_braces_than_its_last(tmp_path, monkeypatch, kind, more):
+    """Tokens have braces, too, and so has what stands before the model."""
+    path = write_checkpoint(tmp_path) / "tokenizer.json"
+    tokens = ["a", "}", "a}", "}}", '"}}', "]}}", "1}}}", '\\"]}}', *(f"w{number}" for number in range(more))]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    makers = {
+        "BPE": lambda: models.BPE(vocabulary, [("a", "}"), ("}", "}")]),
+        "WordPiece": lambda: models.WordPiece(vocabulary, unk_token="a"),
+        "WordLevel": lambda: models.WordLevel(vocabulary, unk_token="a"),
+        "Unigram": lambda: models.Unigram([(token, -1.0) for token in tokens], 0),
+    }
+    tokenizer = Tokenizer(makers[kind]())
+    tokenizer.post_processor = processors.TemplateProcessing("a $A", special_tokens=[("a", 0)])
+    whole = tokenizer.to_str()
+    cuts = [end for end in range(2, len(whole)) if whole[end - 2 : end] == "}}"]
+    assert len(cuts) >= 8
+    for end in cuts:
+        path.write_text(whole[:end])
+        assert "tokenizer.json: has bad JSON" in refusal(tmp_path), whole[:end][-80:]
+    path.write_text(whole)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    write_json(tmp_path / "tokenizer_config.json", config | {"eos_token": None})
+    read = []
+
+    def counted(file, *more):
+        read.append(file.name)
+        return read_json(file, *more)
+
+    monkeypatch.setattr(text, "read_json", counted)
+    read_card(tmp_path)
+    assert "tokenizer.json" not in read
+
+
 @pytest.mark.parametrize(
     ("changes", "whole"),
-    [({}, False), ({"normalizer": "before them"}, True), ({"added_tokens": "thousands"}, True)],
+    [({}, False), ({"normalizer": "before them"}, True), ({"added_tokens": "thousands"}, False)],
 )
 def test_of_a_tokenizer_no_more_is_read_than_where_its_added_tokens_stand(
     tmp_path, monkeypatch, changes, whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +15,13 @@ from workers.checkpoints.files import open_file, read_json, read_text, refuse
 TOKENIZER = "tokenizer.json"
 BEGINNING = 64 << 10  # bytes of it in which its added tokens stand, if there are not thousands,
 BEHIND_ADDED = b'"normalizer"'  # before this, as the library of its kind writes it
-ENDS = (b"\n}", b"}}")  # of all of it, written with indents and without
-END = 64  # bytes in which that is, whatever space follows
+MODEL, BEFORE_MODEL = b'"model":', b'"decoder":'  # its last key, and the one before
+END = 4 << 10  # bytes in which is seen whether a string is open
+INDENTED = b"\n}"  # how all of it ends and nothing in it does, written with indents
+# Without them: the end of the model and of all, behind whatever its last key has. Of a vocabulary, which ends
+# in a number, there have to be three braces.
+COMPACT = re.compile(rb"(?:[\]\"el]|[\d{]\})\}\}")
+CLOSED = re.compile(rb'(?:[-+.,:{}\[\]\s\d]|"(?:[^"\\]|\\.)*+"|[eE]|true|false|null)*+', re.DOTALL)
 MORE_TEMPLATES = "additional_chat_templates"  # a folder: one file a template, which has its name
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -84,21 +90,41 @@ def added(folder: Path) -> dict[str, int]:
 
 def _whole_beginning(path: Path) -> bytes:
     """The first part of a `tokenizer.json`, which may have many megabytes, once it is seen that all of it is
-    there: while it is copied, it ends in the middle of what is written.
+    there: while it is copied, it ends in the middle of what is written, which may be behind two braces.
 
     Raises:
         CortexError: MODEL_LOAD_FAILED, it is missing or cut short.
     """
     with open_file(path) as file:
         try:
-            beginning = file.read(BEGINNING)
             file.seek(max(0, os.fstat(file.fileno()).st_size - END))
             end = file.read(END).rstrip()
+            file.seek(0)
+            beginning = file.read(BEGINNING)
+            is_whole = end.endswith(INDENTED)
+            if not is_whole and _closes(end):
+                found = beginning.find(MODEL)
+                while found < 0 and (more := file.read(len(beginning))):
+                    seen = len(beginning) - len(MODEL)
+                    beginning += more
+                    found = beginning.find(MODEL, seen)
+                is_whole = found >= 0 and beginning.rfind(BEFORE_MODEL, 0, found) >= 0
         except OSError as error:
             refuse(path, f"cannot be read: {error.strerror}")
-    if not end.endswith(ENDS):
+    if not is_whole:
         read_json(path, _Tokenizer)  # nobody writes it like that, but for us
     return beginning
+
+
+def _closes(end: bytes) -> bool:
+    """Whether the last part of a compact file ends as all of it does, and in no string.
+
+    It may begin in one, which nobody knows: read the other way round, what stands in strings is no JSON.
+    """
+    quote = re.search(rb'(?<!\\)"', end)
+    if quote is None or not (COMPACT.fullmatch(end[-4:]) or COMPACT.fullmatch(end[-3:])):
+        return False
+    return any(CLOSED.fullmatch(end, start) for start in quote.span())
 
 
 def _end_ids(
