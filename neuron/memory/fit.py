@@ -47,6 +47,18 @@ class Need:
         overhead = self.cpu_overhead if device == "cpu" else self.cuda_overhead
         return self.rank_bytes[rank] + overhead
 
+    @property
+    def most_pages(self) -> int:
+        """Of each rank, that all its sequences together can fill."""
+        return self.max_sequences * self.caches.pages_for(self.context_length)
+
+    @property
+    def chosen_pool(self) -> int | None:
+        """Bytes of the pool on each rank, where the user chose them: no more than it can fill."""
+        if self.kv_memory is None:
+            return None
+        return min(self.kv_memory, self.most_pages * self.caches.page_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -259,7 +271,7 @@ def _place(
         return None
     sharing = Counter(devices)
     room = {name: (free[name] - size) // sharing[name] for name, size in fixed.items()}
-    left = min(room.values()) - (need.kv_memory or 0)
+    left = min(room.values()) - (need.chosen_pool or 0)
     states = need.caches.states_in(left, need.max_sequences)
     of_states = states * need.caches.state_bytes
     if any(size < of_states for size in room.values()):
@@ -269,7 +281,7 @@ def _place(
     if shared and need.kv_memory is None:
         one_context = need.caches.pages_for(context_length) * page_bytes
         pool = min(pool, max(int(ONE_CONTEXT * one_context), pool // 2))
-    most = need.max_sequences * need.caches.pages_for(need.context_length)
+    most = need.most_pages
     if page_bytes and need.kv_memory is not None:
         most = min(most, need.kv_memory // page_bytes)
     pages = min(most, pool // page_bytes) if page_bytes else most
@@ -322,8 +334,8 @@ def pool_share(device: str) -> float:
 
 def _pool(need: Need, device: str, room: int) -> int:
     """Bytes that the pool of one rank may take of the `room` that is left for it on `device`."""
-    if need.kv_memory is not None:
-        return need.kv_memory if need.kv_memory <= room else 0
+    if need.chosen_pool is not None:
+        return need.chosen_pool if need.chosen_pool <= room else 0
     if device != "cpu":
         return int(room * pool_share(device))
     one_context = need.caches.pages_for(need.context_length) * need.caches.page_bytes
@@ -337,7 +349,7 @@ def _smallest_pool(need: Need) -> int:
 
 def _least(need: Need, candidates: list[str]) -> tuple[list[int], str]:
     """The bytes of each rank without which it cannot be loaded, and that in words."""
-    pool = need.kv_memory if need.kv_memory is not None else _smallest_pool(need)
+    pool = need.chosen_pool if need.chosen_pool is not None else _smallest_pool(need)
     states = need.caches.states_in(0, need.max_sequences)
     pool += states * need.caches.state_bytes
     of_states = f", of which {states} states take {gib(states * need.caches.state_bytes)}" if states else ""

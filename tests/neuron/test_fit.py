@@ -86,6 +86,17 @@ def test_a_chosen_pool_that_holds_too_little_is_named_and_not_the_memory():
     assert why.value.code == Code.MODEL_TOO_LARGE
 
 
+def test_of_a_chosen_pool_that_is_larger_than_all_sequences_fill_no_more_is_asked_for_than_is_booked():
+    """Else who waits for it holds no place in the line for the rest, and whoever comes later takes that."""
+    filled = 4 * 8192 * 100_000
+    booked = 4 * GIB + filled
+    fit = find_fit(need(kv_memory=40 * GIB), {"cuda:0": booked}, [], "lru")
+    assert fit.reservations == {"cuda:0": booked}
+    assert (fit.kv_pages, fit.context_length) == (4 * 256, 8192)
+    with pytest.raises(CortexError, match=r"needs at least 7\.05 GiB"):
+        find_fit(need(kv_memory=40 * GIB), {"cuda:0": booked - 1}, [], "lru")
+
+
 def test_ranks_keep_the_order_of_the_devices():
     free = {"cuda:0": 20 * GIB, "cuda:1": 5 * GIB, "cuda:2": 30 * GIB}
     assert find_fit(need(rank_bytes=(GIB, GIB)), free, [], "lru").devices == ("cuda:0", "cuda:2")
@@ -374,7 +385,8 @@ def test_a_pool_that_was_resized_is_booked_and_budgeted_as_it_is():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"rank_bytes": (30 * GIB,)}, {"kv_memory": 30 * GIB}, {"caches": full(GIB // 16)}]
+    "changes",
+    [{"rank_bytes": (30 * GIB,)}, {"kv_memory": 30 * GIB, "max_sequences": 40}, {"caches": full(GIB // 16)}],
 )
 def test_what_would_not_fit_on_an_empty_device_is_too_large_and_what_would_is_not(changes):
     holders = [holder("pinned", 20 * GIB, pinned=True)]
