@@ -26,6 +26,8 @@ from ipc.watched_file import LOOK_SECONDS, WatchedFile
 logger = logging.getLogger("gateway.fleet.held_catalogue")
 
 TELL_SECONDS = 60.0  # for a neuron, which may have to read many headers from a cold disk
+AGAIN_SECONDS = 1.0  # after one that did not take it, and twice as long after each further time,
+MOST_SECONDS = 60.0  # and at most so long
 COPY = "catalogue"  # of the last good file, for processes that start while it is not
 
 
@@ -123,6 +125,8 @@ class CatalogueAtNeuron:
         self._waits = False  # to be told, until the file has been read
         self._again = False
         self._telling: asyncio.Task[None] | None = None
+        self._seconds = AGAIN_SECONDS  # until it is told again, once it does not take it
+        self._retry: asyncio.TimerHandle | None = None
 
     async def greet(self, within: float) -> None:
         """It answers, and may have begun anew: tell it, now or once the file has been read.
@@ -141,6 +145,7 @@ class CatalogueAtNeuron:
 
     def _tell_once_read(self) -> None:
         """While the file is newer than what we have of it, another process may have told it what is newer."""
+        self._stop_retry()
         self._waits = not self._held.is_current
         if not self._waits:
             self._tell_soon()
@@ -157,10 +162,13 @@ class CatalogueAtNeuron:
 
     def counts(self, version: str) -> None:
         """That catalogue counts there now: where it is another than the last time, ask whose it is."""
-        if version and self.reply is not None and version != self.reply.version:
+        if not version or self.reply is None or version == self.reply.version:
+            return
+        if self._retry is None and self._telling.done():  # else it is asked in any case
             self._tell_once_read()
 
     def close(self) -> None:
+        self._stop_retry()
         if self._telling is not None:
             self._telling.cancel()
 
@@ -174,10 +182,25 @@ class CatalogueAtNeuron:
                 if error.message != self.error and self._client.alive:
                     logger.warning("catalogue not taken neuron=%s reason=%s", self._name, error)
                 self.error = error.message
+                if self._client.alive:
+                    self._tell_again()
                 continue
             if (reply.version, reply.own, reply.refused) != (self.reply and _facts(self.reply)):
                 self._log(reply, said.version)
             self.reply, self.error = reply, None
+            self._seconds = AGAIN_SECONDS
+            self._stop_retry()
+
+    def _tell_again(self) -> None:
+        """It did not take it: tell it after a while, longer after each failure."""
+        self._stop_retry()
+        self._retry = asyncio.get_running_loop().call_later(self._seconds, self._tell_once_read)
+        self._seconds = min(2 * self._seconds, MOST_SECONDS)
+
+    def _stop_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
 
     def _log(self, reply: CatalogueReply, version: str) -> None:
         if reply.version != version:

@@ -127,6 +127,7 @@ class FakeNeuron:
     checked: list[FleetCatalogue] = field(default_factory=list)  # the same, that it was to check
     appraisals: dict[str, Appraisal] = field(default_factory=dict)
     catalogue: str = ""  # the version of the one that counts
+    refuses_catalogues: bool = False
     makes_of_catalogues: dict[str, object] = field(default_factory=dict)  # fields of its `CatalogueReply`
     ranks: dict[str, list[RankState]] = field(default_factory=dict)  # by model
     cancelled: int = 0
@@ -213,7 +214,11 @@ class FakeNeuron:
             case SetCatalogue(catalogue=said):
                 self.catalogues.append(said)
                 reply = CatalogueReply(id=request.id, version=said.version, origin=said.origin)
-                peer.send(msgspec.structs.replace(reply, **self.makes_of_catalogues))
+                if self.refuses_catalogues:
+                    why = "the disk is full"
+                    peer.send(Failed(id=request.id, code=Code.INTERNAL, message=why))
+                else:
+                    peer.send(msgspec.structs.replace(reply, **self.makes_of_catalogues))
             case CheckCatalogue(catalogue=said):
                 self.checked.append(said)
                 names = [*(model.id for model in said.models), *said.elsewhere]

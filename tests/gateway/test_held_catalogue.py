@@ -208,6 +208,49 @@ def test_a_gateway_hears_that_the_catalogue_of_another_counts_by_now(write, capl
     assert sum("another gateway counts, whose file is newer" in text for text in caplog.messages) == 1
 
 
+def test_a_neuron_that_does_not_take_the_catalogue_is_told_again_after_longer_and_longer_pauses(
+    write, monkeypatch, caplog
+) -> None:
+    path = write({"id": "echo"})
+    pauses = []
+    tell_again = held_catalogue.CatalogueAtNeuron._tell_again
+
+    def noted(at_a: held_catalogue.CatalogueAtNeuron) -> None:
+        pauses.append(at_a._seconds)
+        tell_again(at_a)
+
+    monkeypatch.setattr(held_catalogue.CatalogueAtNeuron, "_tell_again", noted)
+    monkeypatch.setattr(held_catalogue, "AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(held_catalogue, "MOST_SECONDS", 0.06)
+
+    async def scenario() -> None:
+        neuron = FakeNeuron(name="a", models=("echo",), refuses_catalogues=True)
+        async with fleet_of(neuron, models_config=str(path)) as fleet:
+            at_a = fleet.neurons[0].catalogue
+            await eventually(lambda: len(pauses) >= 4)
+            assert (at_a.reply, at_a.told()) == (None, {"error": "the disk is full"})
+            neuron.refuses_catalogues = False
+            await eventually(lambda: at_a.reply)
+            assert pauses[:4] == [0.02, 0.04, 0.06, 0.06]
+            assert at_a.told()["error"] is None
+            pauses.clear()
+            monkeypatch.setattr(held_catalogue, "MOST_SECONDS", 3600)
+            at_a._seconds = 3600
+            neuron.refuses_catalogues, neuron.catalogue = True, "9"  # that of another gateway counts by now
+            told = len(neuron.catalogues)
+            for _ in range(5):
+                neuron._tell()
+                assert await ask(fleet) == "one two"
+            await eventually(lambda: pauses)
+            for _ in range(5):
+                neuron._tell()
+                assert await ask(fleet) == "one two"
+            assert len(neuron.catalogues) == told + 1  # however often it says so
+
+    run(scenario)
+    assert sum("catalogue not taken" in text for text in caplog.messages) == 2
+
+
 def test_a_process_that_has_not_read_the_file_yet_does_not_call_back_what_another_told(
     write, monkeypatch
 ) -> None:
