@@ -16,6 +16,7 @@ import gateway.config
 import neuron.config
 from gateway import catalogue
 from gateway.commands.cli import app as cortex_command
+from ipc.model_settings import LIVE
 from ipc.settings import load_settings
 from neuron.cli import app as neuron_command
 from tests.end_to_end.harness import PATIENCE
@@ -156,6 +157,11 @@ def test_the_page_has_every_key_of_a_model_with_its_default():
     told = keys_in("### Models", neuron.config.ModelSettings) | {"id": "m"}
     settings = msgspec.convert([told], list[neuron.config.ModelSettings])
     assert settings == [neuron.config.ModelSettings(id="m")]
+
+
+def test_the_page_names_the_keys_that_count_without_a_load():
+    [told] = re.findall(r"Of a model that is loaded, (.*?) count at once", PAGES["docs/operations.md"], re.S)
+    assert set(re.findall(r"`(\w+)`", told)) == LIVE
 
 
 def test_every_target_of_make_is_there():
