@@ -159,13 +159,17 @@ def test_float32_and_a_missing_library_are_left_to_torch(monkeypatch):
     torch.testing.assert_close(linear(x), F.linear(x, weight), rtol=0.02, atol=0.1)
 
 
-def test_how_many_tokens_torch_is_left_is_known_of_each_type(monkeypatch):
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_how_many_tokens_torch_is_left_is_known_of_each_type(dtype, monkeypatch):
     found = {}
     for avx512 in (False, True):
         for native in (False, True):
             monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda avx512=avx512: avx512)
-            monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+            of_bfloat16 = native and dtype == torch.bfloat16  # one has nothing to say of the other
+            of_float16 = native and dtype == torch.float16
+            monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=of_bfloat16: has)
+            monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda has=of_float16: has)
             dense.most_tokens.cache_clear()
-            found[avx512, native] = dense.most_tokens(torch.bfloat16)
+            found[avx512, native] = dense.most_tokens(dtype)
     dense.most_tokens.cache_clear()
     assert [each for each, tokens in found.items() if tokens == dense.ALL] == [(True, False)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from workers.execution import device
-from workers.execution.device import tune_cpu
+from workers.execution.device import THREAD_BYTES, num_threads, tune_cpu
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -47,3 +49,9 @@ def test_where_there_is_a_kernel_that_rounds_float32_it_may_not(dtype, x86, amx,
     tune_cpu(getattr(torch, dtype))
     may = dtype == "bfloat16" and x86 and not amx
     assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if may else "ieee")
+
+
+def test_a_further_thread_has_enough_weights_to_read():
+    spec = SimpleNamespace(threads=4)
+    weights = (0, THREAD_BYTES - 1, THREAD_BYTES, 3 * THREAD_BYTES, 100 * THREAD_BYTES)
+    assert [num_threads(spec, each) for each in weights] == [1, 1, 2, 4, 4]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.workers.engines import logits_of
+from tests.workers.test_model import load
 from workers.execution import threads
 from workers.execution.threads import Threads, Use, use
 
@@ -74,6 +76,15 @@ def test_where_the_kernel_says_nothing_the_number_stays(machine):
     machine.looks = False
     machine.steps(3, others=4.0)
     assert machine.changes == []
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_an_engine_looks_before_each_step_unless_a_thread_may_change_no_bit(tiny, exact, monkeypatch):
+    runner = load(tiny("qwen3_tied").folder, exact=exact)
+    steps: list[int] = []
+    monkeypatch.setattr(Threads, "follow", lambda self: steps.append(self.most))
+    logits_of(runner, [1, 2, 3])
+    assert len(steps) == (0 if exact else 1)
 
 
 def test_what_the_kernel_says_holds_for_this_process():
