@@ -10,6 +10,8 @@ from torch import Tensor
 
 from workers.checkpoints.rope import Rope
 
+Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
+
 
 class Rotary:
     """The angles by which each position turns the pairs of a head's dimensions.
@@ -33,8 +35,8 @@ class Rotary:
         self.interleaved = interleaved
         self.axes = None if sections is None else axes(sections).to(device)
 
-    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for `rotate`, `[tokens, 1, head_dim]` float32; once a step, for all layers.
+    def __call__(self, positions: Tensor) -> Angles:
+        """For `rotate`; once a step, for all layers.
 
         Args:
             positions: `[tokens]`, or of what is seen `[3, tokens]`: time, row and column.

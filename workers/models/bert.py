@@ -70,10 +70,6 @@ class Bert(Encoder):
             x = block(x, attend)
         return x
 
-    def norm(self, x: Tensor) -> Tensor:
-        """What `__call__` gives is normalised."""
-        return x
-
 
 class Block:
     """Attention, then the feed-forward network, with a norm behind each sum."""

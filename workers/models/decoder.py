@@ -24,7 +24,7 @@ from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm, WholeNorm, over_rms
-from workers.layers.rotary import Rotary, rotate_part
+from workers.layers.rotary import Angles, Rotary, rotate_part
 from workers.layers.sinks import Sinks
 from workers.models.experts import MixtureOfExperts
 from workers.models.latent import LatentAttention
@@ -34,8 +34,6 @@ from workers.models.routers import ROUTERS
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Shard, Slice, bytes_filled
-
-Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
 
 
 class Places(NamedTuple):

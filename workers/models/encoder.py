@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
+from torch import Tensor
+
 from workers.layers.linear import Linear
 from workers.weights.loader import Shard, Slice, bytes_filled
 
@@ -30,6 +32,10 @@ class Encoder:
     def tables(self) -> Iterable[Slice]:
         """What is read besides the blocks."""
         raise NotImplementedError
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Of hidden states, the last one; nothing where blocks end with theirs."""
+        return x
 
     def parts(self) -> Iterator[Shard]:
         """What this rank reads from the checkpoint, and what then becomes of it."""

@@ -21,8 +21,8 @@ from workers.checkpoints.model_config import ModelConfig
 from workers.layers.embedding import Embedding, VocabularySlice
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import HeadNorm, RMSNorm, over_rms
-from workers.layers.rotary import rotate
-from workers.models.decoder import Angles, Block, Decoder, Places, Seen
+from workers.layers.rotary import Angles, rotate
+from workers.models.decoder import Block, Decoder, Places, Seen
 from workers.models.experts import MixtureOfExperts, Router
 from workers.models.mlp import MLP, activated
 from workers.models.residual import Residual, only

@@ -17,14 +17,12 @@ from workers.checkpoints.model_config import ModelConfig
 from workers.layers.embedding import Embedding, VocabularySlice
 from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
-from workers.layers.rotary import Rotary, rotate
+from workers.layers.rotary import Angles, Rotary, rotate
 from workers.models.encoder import Encoder
 from workers.models.mlp import gated
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Slice
-
-Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
 
 
 class ModernBert(Encoder):

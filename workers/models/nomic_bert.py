@@ -20,15 +20,13 @@ from workers.checkpoints.model_config import ModelConfig
 from workers.layers.embedding import Embedding, VocabularySlice
 from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
-from workers.layers.rotary import Rotary, rotate
+from workers.layers.rotary import Angles, Rotary, rotate
 from workers.models.encoder import Encoder
 from workers.models.experts import MixtureOfExperts
 from workers.models.mlp import activated, gated
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Slice
-
-Angles = tuple[Tensor, Tensor]  # cosines and sines, [tokens, 1, head_dim] float32
 
 
 class NomicBert(Encoder):
@@ -72,10 +70,6 @@ class NomicBert(Encoder):
         x, angles = self.embedding_norm(x), self.rotary(positions)
         for block in self.blocks:
             x = block(x, angles, attend)
-        return x
-
-    def norm(self, x: Tensor) -> Tensor:
-        """What `__call__` gives is normalised."""
         return x
 
 
