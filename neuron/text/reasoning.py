@@ -105,10 +105,10 @@ def think_tags(texts: Iterable[str], vocabulary: Collection[str] = ()) -> ThinkT
     for tags in sorted(KNOWN, key=lambda tags: not tags.behind):
         if any(tags.closing in text and tags.behind in text for text in texts):
             return tags
-    if not (alike := [tags for tags in KNOWN if any(tags.closing in text for text in texts)]):
-        return next((tags for tags in KNOWN if tags.closing in vocabulary), None)
+    alike = [tags for tags in KNOWN if any(tags.closing in text for text in texts)]
+    alike = alike or [tags for tags in KNOWN if tags.closing in vocabulary]
     # What stands around its answers need not be in a template: then its tokens tell.
-    return next((tags for tags in alike if tags.behind in vocabulary), alike[0])
+    return next((tags for tags in alike if tags.behind in vocabulary), alike[0] if alike else None)
 
 
 def _marked(tag: str, tokens: Collection[str]) -> str:

@@ -219,6 +219,10 @@ def test_where_several_think_alike_the_tokens_around_answers_tell_which_it_is():
     texts = ["<|START_THINKING|>hm<|END_THINKING|>"]
     assert think_tags(texts) == BY_NAME["command_a"]
     assert think_tags(texts, ("<|START_TEXT|>", "<|END_TEXT|>")) == NORTH
+    assert think_tags([], ("<|END_THINKING|>", "<|END_TEXT|>")) == NORTH
+    assert think_tags(["no tags"], ("</think>", "</answer>")) == BY_NAME["hunyuan"]
+    assert think_tags(["no tags"], ("</think>", "</response>")) == BY_NAME["ernie"]
+    assert think_tags(["no tags"], ("</think>", "</tool_call>")) == THINK
     assert think_tags(["<think>hm</think>"], ("</think>", "</tool_call>")) == THINK
 
 
