@@ -60,6 +60,8 @@ _NOT_DONE = {  # keys of the config that would change numbers, and what they are
 # Ways to begin with A and B that leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take
 # from its weights what they put into the adapter, which beside the whole base would count twice.
 _BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+# What names have at their end for how weights are stored: those of bitsandbytes, and GGUF's, with a label.
+_STORED_AS = re.compile(r"(-unsloth)?-bnb-[48]bit$|(-gguf)?(:.*)?$")
 
 
 class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,10 +79,10 @@ class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
         """Why it may be for another base than the one of these names; None where one of them is what it says.
 
         A name is only that: people rename folders, and shapes were compared. The last part counts, and of a
-        folder of the hub's cache its repository's.
+        folder of the hub's cache its repository's; not how the weights are stored.
         """
-        said = _parts(self.made_for)
-        if not said or any(said[-1] in _parts(name) for name in names):
+        said = _last(self.made_for)
+        if not said or said in map(_last, names):
             return None
         return f"the adapter {self.name} says that it was made for {self.made_for}: see whether this is that"
 
@@ -155,9 +157,15 @@ def read_adapter(name: str, folder: Path | str, base: ModelCard) -> AdapterCard:
     )
 
 
-def _parts(name: str) -> list[str]:
-    """Of a path, or of an id of the hub, however its cache spells it."""
-    return [part for part in re.split(r"/|--", name.casefold()) if part]
+def _last(name: str) -> str:
+    """The last part of a path, or of an id of the hub, however its cache spells it; "": there is none."""
+    parts = [part for part in re.split(r"[/\\]", name.casefold()) if part]
+    if parts[-2:-1] == ["snapshots"]:
+        parts = parts[:-2]
+    last = parts[-1] if parts else ""
+    if last.startswith("models--"):
+        last = last.rpartition("--")[2]
+    return _STORED_AS.sub("", last)
 
 
 def _place(path: Path, full: str, tensor: Tensor, usual_name: Callable[[str], str]) -> tuple[str, str]:
