@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -350,6 +351,61 @@ def test_a_setting_that_is_not_supported_is_named(made, tmp_path, config, words)
     message = refusal(tmp_path)
     assert "config.json: quantization_config" in message
     assert words in message
+
+
+def test_the_layers_of_a_mixed_checkpoint_may_stand_in_modelopts_own_file_alone(made, tmp_path):
+    shutil.copytree(made("modelopt_mixed").folder, tmp_path, dirs_exist_ok=True)
+    whole = read_card(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    layers = config["quantization_config"].pop("quantized_layers")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "config.json: quantization_config.quant_algo MIXED_PRECISION has no" in refusal(tmp_path)
+    said = {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": said}))
+    card = read_card(tmp_path)
+    assert (card.tensors, card.notes) == (whole.tensors, whole.notes)
+
+
+@pytest.mark.parametrize("is_in_config", [True, False])
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            {"quantized_layers": {"a": {"quant_algo": "FP8_PB_WO"}}},
+            "quantized_layers.a.quant_algo FP8_PB_WO is",
+        ),
+        (
+            {"quantized_layers": {"a": {"quant_algo": "NVFP4", "group_size": 8}}},
+            "quantized_layers.a.group_size 8 is",
+        ),
+        ({"quantized_layers": ["a"]}, "quant_algo MIXED_PRECISION has no quantized_layers"),
+    ],
+)
+def test_what_is_wrong_in_modelopts_own_file_is_said_of_that(made, tmp_path, is_in_config, said, words):
+    config = json.loads((made("modelopt_mixed").folder / "config.json").read_text())
+    del config["quantization_config"]["quantized_layers"]
+    if not is_in_config:
+        del config["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    beside = {"quantization": {"quant_algo": "MIXED_PRECISION"} | said}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(beside))
+    assert f"hf_quant_config.json: quantization.{words}" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"quant_algo": "INT4_AWQ"}, "quantization.quant_algo INT4_AWQ is not supported"),
+        ({"quant_algo": "FP8", "exclude_modules": "lm_head"}, "quantization.exclude_modules is no list"),
+        ([], "quantization is no object"),
+    ],
+)
+def test_so_is_what_stands_there_alone(made, tmp_path, said, words):
+    config = json.loads((made("modelopt_mixed").folder / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": said}))
+    assert f"hf_quant_config.json: {words}" in refusal(tmp_path)
 
 
 def test_modules_that_are_listed_as_not_quantised_have_plain_weights(tmp_path):

@@ -11,44 +11,67 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workers.checkpoints.files import refuse
+from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.quantisation import fp8
 from workers.checkpoints.quantisation.scheme import Find, Parts, Scheme, Stored, strings
 
 NV, MX = 16, 32  # elements of a block
-WITHIN, MIXED = "quantization", "MIXED_PRECISION"
+# As ModelOpt writes it; before 2025, nothing of it stood in `config.json`, and later not always all of it.
+BESIDE, WITHIN = "hf_quant_config.json", "quantization"
+MIXED = "MIXED_PRECISION"
 
 
-def read_modelopt(path: Path, given: Mapping[str, Any]) -> Scheme:
-    """The scheme of ModelOpt's `quantization_config`, or of the file that it writes beside, where all of it
-    stands in an object of its own."""
+def beside(folder: Path) -> dict[str, Any]:
+    """What ModelOpt's own file in `folder` says; nothing where there is none. CortexError: it is damaged."""
+    path = folder / BESIDE
+    if not path.exists():
+        return {}
+    if not isinstance(says := read_json(path, dict[str, Any]).get(WITHIN), dict):
+        refuse(path, f"{WITHIN} is no object")
+    return says
+
+
+def read_modelopt(path: Path, given: Mapping[str, Any], within: str = "quantization_config") -> Scheme:
+    """The scheme of ModelOpt's `quantization_config`, in which all may stand in an object of its own, or of
+    the file that it writes beside.
+
+    Args:
+        within: what `given` is in the file at `path`, for whoever reads why it is refused.
+    """
     if isinstance(inner := given.get(WITHIN), dict):
         given = {**given, **inner}
     skipped = (
-        *strings(path, "ignore", given.get("ignore")),
-        *strings(path, "exclude_modules", given.get("exclude_modules")),
+        *strings(path, "ignore", given.get("ignore"), within),
+        *strings(path, "exclude_modules", given.get("exclude_modules"), within),
     )
     if (kind := given.get("quant_algo")) != MIXED:
-        return Scheme(*_algorithm(path, given), skipped, fp8.BESIDE)
+        return Scheme(*_algorithm(path, given, within), skipped, fp8.BESIDE)
     layers = given.get("quantized_layers")
+    if not layers and (layers := beside(path.parent).get("quantized_layers")):
+        path, within = path.with_name(BESIDE), WITHIN
     if (
         not layers
         or not isinstance(layers, dict)
         or not all(isinstance(each, dict) for each in layers.values())
     ):
-        refuse(path, f"quantization_config.quant_algo {kind} has no quantized_layers, an object for each")
-    titles = {title for title, _ in (_algorithm(path, each) for each in layers.values())}
+        refuse(path, f"{within}.quant_algo {kind} has no quantized_layers, an object for each")
+    titles = {
+        title
+        for title, _ in (
+            _algorithm(path, each, f"{within}.quantized_layers.{name}") for name, each in layers.items()
+        )
+    }
     return Scheme(" and ".join(sorted(titles)), _either, skipped, fp8.BESIDE)
 
 
-def _algorithm(path: Path, given: Mapping[str, Any]) -> tuple[str, Find]:
+def _algorithm(path: Path, given: Mapping[str, Any], within: str) -> tuple[str, Find]:
     """What an algorithm of ModelOpt makes of weights. CortexError: it is another than there are."""
     kind, size = given.get("quant_algo"), given.get("group_size")
     if not isinstance(kind, str) or kind not in ALGORITHMS:
         known = ", ".join(ALGORITHMS)
-        refuse(path, f"quantization_config.quant_algo {kind} is not supported; there are {known}")
+        refuse(path, f"{within}.quant_algo {kind} is not supported; there are {known}")
     if "NVFP4" in kind and size not in (None, NV):
-        refuse(path, f"quantization_config.group_size {size} is not supported; {NV} is")
+        refuse(path, f"{within}.group_size {size} is not supported; {NV} is")
     return ALGORITHMS[kind]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workers.checkpoints.files import read_json, refuse
+from workers.checkpoints.files import refuse
 from workers.checkpoints.quantisation import awq, bitsandbytes, compressed, fp4, fp8, gptq
 from workers.checkpoints.quantisation.scheme import Scheme
 
@@ -20,7 +20,6 @@ SCHEMES: dict[str, Callable[[Path, Mapping[str, Any]], Scheme]] = {
     "modelopt_fp4": fp4.read_modelopt,
     "mxfp4": fp4.read_mxfp4,
 }
-BESIDE = "hf_quant_config.json"  # as ModelOpt writes it; before 2025, nothing of it stood in `config.json`
 KEYS = ("quantization_config", "compression_config")
 
 
@@ -44,11 +43,7 @@ def read(path: Path, given: Mapping[str, Any]) -> Scheme | None:
                 f"there are {', '.join(SCHEMES)}",
             )
         return SCHEMES[method](path, says)
-    beside = path.parent / BESIDE
-    if not beside.exists():
+    says = fp4.beside(path.parent)
+    if says.get("quant_algo") is None:
         return None
-    says = read_json(beside, dict[str, Any])
-    within = says.get(fp4.WITHIN)
-    if not isinstance(within, dict):
-        refuse(beside, f"{fp4.WITHIN} is no object")
-    return None if within.get("quant_algo") is None else fp4.read_modelopt(beside, says)
+    return fp4.read_modelopt(path.with_name(fp4.BESIDE), says, fp4.WITHIN)

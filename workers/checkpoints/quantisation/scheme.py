@@ -195,17 +195,15 @@ def group_format(kind: str, group: int, columns: int) -> str | None:
     return f"{kind}_{largest[0]}" if largest else None
 
 
-def strings(path: Path, key: str, value: Any) -> tuple[str, ...]:
-    """A list of names and patterns in `config.json`; None is an empty one."""
+def strings(path: Path, key: str, value: Any, within: str = "quantization_config") -> tuple[str, ...]:
+    """A list of names and patterns that stands `within` the file at `path`; None is an empty one."""
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        refuse(path, f"quantization_config.{key} is no list of names")
+        refuse(path, f"{within}.{key} is no list of names")
     for pattern in value:
         if pattern.startswith("re:") and not _is_quick(pattern.removeprefix("re:")):
-            refuse(
-                path, f"quantization_config.{key}: {pattern} is no regular expression, or may take for ever"
-            )
+            refuse(path, f"{within}.{key}: {pattern} is no regular expression, or may take for ever")
     return tuple(value)
 
 
