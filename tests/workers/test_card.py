@@ -384,6 +384,21 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path, name)
     assert f"{name}: is no regular file" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_in_place_of_a_file_is_told_as_one(tmp_path, name):
+    write_checkpoint(tmp_path)
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0a' * 32}\nsize 11421896\n"
+    (tmp_path / name).write_text(pointer)
+    assert f"{name}: is a pointer of git-lfs" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.safetensors"])
+def test_weights_in_files_of_other_names_are_told(tmp_path, name):
+    write_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / name)
+    assert refusal(tmp_path).endswith(f"nor model.safetensors.index.json, and {name} is not read")
+
+
 def test_a_tensor_named_twice_is_refused_by_its_name(tmp_path):
     path = write_checkpoint(tmp_path) / "model.safetensors"
     entries = header(shapes(CONFIG))

@@ -20,6 +20,7 @@ from ipc.errors import Code, CortexError
 T = TypeVar("T")
 
 FILE_LIMIT = 100_000_000  # bytes of any file that is read whole
+POINTER, POINTER_LIMIT = b"version https://git-lfs.github.com/spec/", 1024  # how one begins, and its bytes
 SEARCHED = 16 << 20  # bytes of one in which is looked for what is wrong
 MAX_PLACE = 200  # characters of where that stands
 # Where Python's Infinity stands in published files, and says that there is no limit: of the steps of Mamba-2.
@@ -43,10 +44,23 @@ def open_file(path: Path) -> BinaryIO:
         refuse(path, "is missing")
     except (OSError, ValueError) as error:
         refuse(path, f"cannot be read: {getattr(error, 'strerror', error)}")
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    found = os.fstat(fd)
+    why = None
+    if not stat.S_ISREG(found.st_mode):
+        why = "is no regular file"
+    elif found.st_size < POINTER_LIMIT and _begins(fd) == POINTER:
+        why = "is a pointer of git-lfs, and not the file that it stands for, which `git lfs pull` fetches"
+    if why is not None:
         os.close(fd)
-        refuse(path, "is no regular file")
+        refuse(path, why)
     return os.fdopen(fd, "rb")
+
+
+def _begins(fd: int) -> bytes:
+    try:
+        return os.pread(fd, len(POINTER), 0)
+    except OSError:  # whoever reads it says so
+        return b""
 
 
 def read_bytes(path: Path) -> bytes:

@@ -45,6 +45,7 @@ DTYPE_BYTES = {
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+WEIGHTS = frozenset((".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5"))  # how files end that hold some
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         return read_header(folder / SINGLE)
     index = folder / INDEX
     if not index.exists():
-        refuse(folder, f"holds neither {SINGLE} nor {INDEX}")
+        refuse(folder, f"holds neither {SINGLE} nor {INDEX}{_in_their_place(folder)}")
     weight_map = read_json(index, _Index).weight_map
     shards: dict[str, Mapping[str, Tensor]] = {}
     for name in dict.fromkeys(weight_map.values()):
@@ -107,6 +108,14 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             if weight_map.get(tensor, name) != name:
                 refuse(folder / name, f"holds {tensor!r}, and so does {weight_map[tensor]}")
     return tensors
+
+
+def _in_their_place(folder: Path) -> str:
+    """What is said of weights in files of other names."""
+    with suppress(OSError):
+        if others := sorted(each.name for each in folder.iterdir() if each.suffix in WEIGHTS):
+            return f", and {others[0]} is not read"
+    return ""
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
