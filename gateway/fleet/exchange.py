@@ -28,10 +28,12 @@ from ipc.errors import Code, CortexError
 from ipc.messages.replies import (
     Cancelled,
     Delta,
+    Embeddings,
     Failed,
     Finished,
     LogprobPiece,
     Progress,
+    Ranked,
     Reply,
     Started,
     VectorPiece,
@@ -212,7 +214,12 @@ class Exchange:
                 self._pieces = self._pieces or Pieces()
                 self._pieces.take(reply)
             elif kind in ONE_REPLY:
-                self.receipt.reply = reply if self._pieces is None else self._pieces.join_vectors(reply)
+                if self._pieces is not None:
+                    reply = self._pieces.join_vectors(reply)
+                if lack := self._lack(reply):
+                    self._give_up(CortexError(Code.INTERNAL, f"the neuron answers with {lack}"))
+                    return []
+                self.receipt.reply = reply
                 if self._needs_load:
                     self._neuron.served(self._request.model)
             elif kind is Failed or kind is Cancelled:
@@ -334,6 +341,15 @@ class Exchange:
         """End a request whose neuron says what cannot be."""
         self._call.cancel()
         self._fail(Failed.of(0, error))
+
+    def _lack(self, reply: OneReply) -> str:
+        """What of a reply that has one part for each input is not as it was asked for; nothing: all is."""
+        found = (
+            reply.vectors if type(reply) is Embeddings else reply.scores if type(reply) is Ranked else None
+        )
+        if found is None or not isinstance(self._request, Embed) or len(found) == len(self._request.input):
+            return ""
+        return f"{len(found)} results for {len(self._request.input)} inputs"
 
     def _has_all_choices(self, finished: Finished) -> bool:
         """Whether it ends the choices that were asked for, each once."""

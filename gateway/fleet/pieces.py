@@ -50,7 +50,7 @@ class Pieces:
     def take(self, piece: LogprobPiece | VectorPiece) -> None:
         """The next one."""
         if isinstance(piece, VectorPiece):
-            self._vectors.update(zip(piece.numbers, piece.vectors, strict=True))
+            self._vectors.update(zip(piece.numbers, piece.vectors, strict=False))  # the end tells what lacks
             return
         (self._of_prompts if piece.of_prompt else self._of_choices)[piece.index].append(piece)
 

@@ -14,7 +14,6 @@ from ipc.messages.replies import Embeddings, Finished, Ranked, Started, Text, To
 from ipc.messages.requests import CountTokens, Detokenize, Embed, Generate
 
 CLIENT_LEFT = 499  # nobody receives it: it stands in metrics and the log only
-MOST_TOKENS = 1 << 40  # of one request, whatever a neuron says that it came to
 SHORTEST_STREAM = 8  # tokens, of which it can be said how fast they came
 
 # Of OpenTelemetry's, by what is asked.
@@ -202,23 +201,13 @@ class Receipt:
     def usage(self) -> Usage:
         """What it came to; of a request without a regular end, as much as is known here."""
         if self.finished is not None:
-            said = self.finished.usage
-        elif isinstance(self.reply, Embeddings | Ranked):
-            said = Usage(prompt_tokens=self.reply.prompt_tokens)
-        elif self.cut_short is not None:
-            said = self.cut_short
-        else:
-            prompt_tokens = self.started.prompt_tokens if self.started is not None else 0
-            said = Usage(prompt_tokens=prompt_tokens, completion_tokens=self._tokens)
-        counts = said.prompt_tokens, said.completion_tokens, said.cached_tokens, said.reasoning_tokens
-        if min(counts) >= 0 and max(counts) <= MOST_TOKENS:
-            return said
-        return Usage(
-            prompt_tokens=_bounded(said.prompt_tokens),
-            completion_tokens=_bounded(said.completion_tokens),
-            cached_tokens=_bounded(said.cached_tokens),
-            reasoning_tokens=_bounded(said.reasoning_tokens),
-        )
+            return self.finished.usage
+        if isinstance(self.reply, Embeddings | Ranked):
+            return Usage(prompt_tokens=self.reply.prompt_tokens)
+        if self.cut_short is not None:
+            return self.cut_short
+        prompt_tokens = self.started.prompt_tokens if self.started is not None else 0
+        return Usage(prompt_tokens=prompt_tokens, completion_tokens=self._tokens)
 
     def _reason(self) -> str:
         if self.left:
@@ -247,7 +236,3 @@ class Receipt:
         if not self._tokens:  # it was not streamed
             self._first_token = finished.timings.first_token
             counts.first_token.observe(self._first_token)
-
-
-def _bounded(tokens: int) -> int:
-    return min(max(tokens, 0), MOST_TOKENS)

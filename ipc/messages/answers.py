@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from ipc.messages.conversation import ToolCall
-from ipc.messages.values import Finite, Plain
+from ipc.messages.values import Finite, Plain, TokenTotal
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Usage(Plain):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0  # part of prompt_tokens
-    reasoning_tokens: int = 0  # part of completion_tokens
+    prompt_tokens: TokenTotal = 0
+    completion_tokens: TokenTotal = 0
+    cached_tokens: TokenTotal = 0  # part of prompt_tokens
+    reasoning_tokens: TokenTotal = 0  # part of completion_tokens
 
 
 class Timings(Plain):

@@ -15,7 +15,7 @@ from ipc.messages.answers import Choice, Timings, TokenLogprob, ToolCallDelta, U
 from ipc.messages.catalogue import Appraisal
 from ipc.messages.requests import Eviction
 from ipc.messages.state import Device, ModelState, RankState
-from ipc.messages.values import Count, Digest, Finite
+from ipc.messages.values import Count, Digest, Finite, TokenTotal
 
 
 class Reply(msgspec.Struct, tag_field="type", omit_defaults=True, kw_only=True):
@@ -25,7 +25,7 @@ class Reply(msgspec.Struct, tag_field="type", omit_defaults=True, kw_only=True):
 class Started(Reply, tag="started"):
     """Every prompt is tokenised and accepted by the engine."""
 
-    prompt_tokens: int  # of all prompts
+    prompt_tokens: TokenTotal  # of all prompts
     prompt_token_ids: list[list[int]] | None = None  # of each prompt, when `return_token_ids`
 
 
@@ -125,7 +125,7 @@ class Done(Reply, tag="done"):
 
 
 class TokenCount(Reply, tag="token_count"):
-    tokens: int
+    tokens: TokenTotal
 
 
 class Tokens(Reply, tag="tokens"):
@@ -150,12 +150,12 @@ class VectorPiece(Reply, tag="vectors"):
 
 class Embeddings(Reply, tag="embeddings"):
     vectors: list[bytes]  # float32, little-endian, in the order of the input
-    prompt_tokens: int
+    prompt_tokens: TokenTotal
 
 
 class Ranked(Reply, tag="ranked"):
-    scores: list[float]  # of the documents, in their order; the higher, the better
-    prompt_tokens: int
+    scores: list[Finite]  # of the documents, in their order; the higher, the better
+    prompt_tokens: TokenTotal
 
 
 class PageHashes(Reply, tag="page_hashes"):

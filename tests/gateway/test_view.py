@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from math import inf, nan
 from pathlib import Path
@@ -22,9 +23,10 @@ from gateway.fleet.prefixes import MOST
 from gateway.telemetry import metrics
 from ipc.errors import Code, CortexError
 from ipc.messages.answers import Choice, Timings, Usage
-from ipc.messages.replies import Finished, Quoted, State
-from ipc.messages.requests import Eviction, Strategy
+from ipc.messages.replies import Embeddings, Finished, Quoted, Ranked, Reply, State, VectorPiece
+from ipc.messages.requests import Embed, Eviction, Rerank, Strategy
 from ipc.messages.state import Device, ModelState
+from tests.gateway import fake_neuron
 from tests.gateway.fake_neuron import FakeNeuron
 from tests.gateway.fleets import ask, count, eventually, fleet_of, generate, run
 
@@ -117,23 +119,57 @@ def test_state_that_is_not_whole_changes_what_it_names() -> None:
     assert known() == {"d": "ready"}
 
 
-@pytest.mark.parametrize(("said", "counted"), [(-5, 0), (1 << 62, 1 << 40)])
-def test_a_neuron_that_lies_about_tokens_costs_no_request_its_account(
-    said: int, counted: int, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("said", [-5, 1 << 62])
+def test_a_neuron_that_lies_about_tokens_costs_a_request_its_answer_and_nobody_his_account(
+    said: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fake_neuron, "Usage", lambda **counts: Usage(prompt_tokens=said))
+
     async def scenario() -> None:
         async with fleet_of(FakeNeuron()) as fleet:
             exchange = Exchange(fleet, "r")
             await exchange.send(generate("echo"))
-            finished = await exchange.whole()
-            exchange.receipt.finished = msgspec.structs.replace(
-                finished, usage=Usage(prompt_tokens=said, completion_tokens=said)
-            )
+            with pytest.raises(CortexError, match=r"cannot be read: finished: .*prompt_tokens"):
+                await exchange.whole()
             with caplog.at_level(logging.INFO):
                 exchange.close()
                 fleet.ended.write()
         (line,) = [text for text in caplog.messages if text.startswith("request ended")]
-        assert f"prompt_tokens={counted} completion_tokens={counted}" in line
+        assert "prompt_tokens=2 completion_tokens=0" in line  # as it had said before
+
+    run(scenario)
+
+
+def vectors(count: int) -> list[Reply]:
+    return [Embeddings(id=1, vectors=[b""] * count, prompt_tokens=2)]
+
+
+def vectors_in_pieces(count: int) -> list[Reply]:
+    piece = VectorPiece(id=1, numbers=[*range(count)], vectors=[b""] * (count + 1))
+    return [piece, Embeddings(id=1, vectors=[], prompt_tokens=2)]
+
+
+def scores(count: int) -> list[Reply]:
+    return [Ranked(id=1, scores=[0.5] * count, prompt_tokens=2)]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("replies", [vectors, vectors_in_pieces, scores])
+def test_other_results_than_there_were_inputs_fail_their_request(
+    replies: Callable[[int], list[Reply]], count: int
+) -> None:
+    fields = {"id": 0, "model": "echo", "input": ["a", "b"]}
+
+    async def scenario() -> None:
+        async with fleet_of(FakeNeuron()) as fleet:
+            exchange = Exchange(fleet, "r")
+            await exchange.send(Rerank(**fields, query="c") if replies is scores else Embed(**fields))
+            for reply in replies(count):
+                exchange._call.push(reply)
+            with pytest.raises(CortexError, match=f"{count} results for 2 inputs") as caught:
+                await exchange.one()
+            assert caught.value.code == Code.INTERNAL
+            exchange.close()
 
     run(scenario)
 
