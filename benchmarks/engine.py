@@ -1,7 +1,8 @@
-"""Tokens per second of the engine beside transformers': `python -m benchmarks.engine [--json PATH]`.
+"""Tokens per second beside transformers and llama.cpp: `python -m benchmarks.engine [--peer PYTHON]`.
 
-Random weights in the shape of Qwen3-0.6B, bfloat16, on the CPU. Both read the same files and run in the same
-process with the same number of threads, in turn, so that a busy moment of the machine hits both.
+Random weights in the shape of Qwen3-0.6B on the CPU, in bfloat16, and beside llama.cpp's Q8_0 in int8, too.
+All have the same weights and number of threads, and compute in turn, so that a busy moment of the machine
+hits all. PYTHON is that of an environment with llama-cpp-python; without it there is transformers alone.
 
 * prefill: a prompt of 512 tokens and its first token.
 * decode: the next token after 128, of one sequence alone and of 8 at once.
@@ -16,17 +17,21 @@ import os
 import statistics
 import tempfile
 import time
-from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
+import gguf
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, Qwen3Config
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.gguf import LlamaCpp, write_q8
 from benchmarks.one_rank import spec_of
 from ipc.worker_messages import SamplingParams
 from workers.checkpoints.reading import read_card
@@ -48,27 +53,30 @@ SHAPE = Qwen3Config(
 PREFILL = 512
 CONTEXT = 128  # tokens before the first decode step
 STEPS = 8  # decode steps in a row
-MEASURES = {"prefill 512": PREFILL, "decode alone": 1, "decode 8 at once": 8}  # tokens a step
+ALONE, EIGHT = "decode alone", "decode 8 at once"
+MEASURES = {"prefill 512": PREFILL, ALONE: 1, EIGHT: 8}  # tokens a step
+OURS, OURS_INT8 = "cortex", "cortex int8"
+TRANSFORMERS, LLAMA, LLAMA_Q8 = "transformers", "llama.cpp", "llama.cpp Q8_0"
+PAIRS = ((OURS, TRANSFORMERS), (OURS, LLAMA), (OURS_INT8, LLAMA_Q8))  # of as many bytes a weight
 
 
-class Engine(ABC):
+class Engine(Protocol):
     """Greedy, and it keeps one batch in decode for each of the sizes in MEASURES."""
 
-    @abstractmethod
     def prefill(self, tokens: int) -> None:
         """A prompt by itself, to its first token."""
 
-    @abstractmethod
     def decode(self, sequences: int) -> None:
         """One token more for each sequence of that batch."""
 
 
-class Cortex(Engine):
-    def __init__(self, folder: Path, threads: int, steps: int) -> None:
+class Cortex:
+    def __init__(self, folder: Path, threads: int, steps: int, quantization: str | None = None) -> None:
         self.pages = pages_for(CONTEXT + steps)  # of each sequence
         self.runner = ModelRunner(
             spec_of(
                 device="cpu",
+                quantization=quantization,
                 threads=threads,
                 context_length=4096,
                 max_sequences=16,
@@ -77,7 +85,7 @@ class Cortex(Engine):
             ),
             read_card(folder),
         )
-        self.runner.load(lambda fraction, message: None)
+        self.weight_bytes = self.runner.load(lambda fraction, message: None).memory.weights
         self.slots = {1: range(1, 2), 8: range(2, 10)}
         for slot in (slot for slots in self.slots.values() for slot in slots):
             start = pages_for(PREFILL) + (slot - 1) * self.pages
@@ -96,7 +104,7 @@ class Cortex(Engine):
         self.runner.execute(StepPlan(1, [], [], [Scheduled(slot, 1) for slot in self.slots[sequences]]))
 
 
-class Transformers(Engine):
+class Transformers:
     def __init__(self, folder: Path, threads: int, steps: int) -> None:
         torch.set_num_threads(threads)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
@@ -128,6 +136,37 @@ def write_weights(folder: Path, shape: PretrainedConfig = SHAPE) -> int:
     return sum(parameter.nbytes for parameter in model.parameters())
 
 
+def write_gguf(folder: Path, path: Path) -> Path:
+    """The same for llama.cpp, in the same type and without a vocabulary; returns `path`."""
+    config = Qwen3Config.from_pretrained(folder)
+    writer = gguf.GGUFWriter(path, "qwen3")
+    writer.add_tokenizer_model("none")
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        known = names.get_name(name, (".weight",))
+        if tensor.dim() == 1:
+            writer.add_tensor(known, tensor.float().numpy())
+        else:
+            kept = tensor.view(torch.uint8).numpy()
+            writer.add_tensor(known, kept, raw_dtype=gguf.GGMLQuantizationType.BF16)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def measure(engines: dict[str, Engine], rounds: int, weight_bytes: int) -> dict[str, dict[str, float]]:
     """Seconds of a step, the median of all: by engine and measure."""
     memory = torch.ones(weight_bytes // 4)
@@ -154,43 +193,63 @@ def timed(function: Callable[..., object], *args: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer", metavar="PYTHON", help="a Python that has llama-cpp-python")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--layers", type=int, default=SHAPE.num_hidden_layers, help="fewer, to try the program"
+    )
     parser.add_argument("--json", metavar="PATH", help="write the results there, too")
     arguments = parser.parse_args()
 
     transformers_logging.disable_progress_bar()
-    steps = (arguments.rounds + 1) * STEPS
-    with tempfile.TemporaryDirectory(prefix="cortex-benchmark-") as name:
-        weight_bytes = write_weights(Path(name))
-        engines = {
-            "cortex": Cortex(Path(name), arguments.threads, steps),
-            "transformers": Transformers(Path(name), arguments.threads, steps),
-        }
-    seconds = measure(engines, arguments.rounds, weight_bytes)
-    read = seconds.pop("memory")["read"]
+    threads, steps = arguments.threads, (arguments.rounds + 1) * STEPS
+    shape = Qwen3Config(**{**SHAPE.to_dict(), "num_hidden_layers": arguments.layers, "layer_types": None})
+    with ExitStack() as ended, tempfile.TemporaryDirectory(prefix="cortex-benchmark-") as name:
+        folder = Path(name)
+        weight_bytes = write_weights(folder, shape)
+        ours = {OURS: Cortex(folder, threads, steps)}
+        theirs: dict[str, Engine] = {TRANSFORMERS: Transformers(folder, threads, steps)}
+        if arguments.peer:
+            ours[OURS_INT8] = Cortex(folder, threads, steps, "int8")
+            plain, q8 = write_gguf(folder, folder / "plain.gguf"), folder / "q8_0.gguf"
+            write_q8(arguments.peer, plain, q8)
+            for key, path in ((LLAMA, plain), (LLAMA_Q8, q8)):
+                theirs[key] = peer = LlamaCpp(arguments.peer, path, threads)
+                ended.callback(peer.close)
+        seconds = measure({**ours, **theirs}, arguments.rounds, weight_bytes)
+    rate = weight_bytes / seconds.pop("memory")["read"]
     results = {
         name: {key: tokens / result[key] for key, tokens in MEASURES.items()}
         for name, result in seconds.items()
     }
 
     table = Table(
-        title=f"tokens/s, Qwen3-0.6B in bfloat16, {arguments.threads} threads, torch {torch.__version__}"
+        title=f"tokens/s, Qwen3-0.6B in bfloat16 or int8, {threads} threads, torch {torch.__version__}"
     )
     for heading in ("", *MEASURES):
         table.add_column(heading, justify="right" if heading else "left")
     for name, result in results.items():
         table.add_row(name, *(f"{value:,.1f}" for value in result.values()))
-    ratios = [ours / theirs for ours, theirs in zip(*(r.values() for r in results.values()), strict=True)]
-    table.add_row("ratio", *(f"{ratio:.2f}" for ratio in ratios))
-    limits = [tokens / read if tokens < PREFILL else None for tokens in MEASURES.values()]
-    shown = (f"{limit:,.1f}" if limit else "" for limit in limits)
-    table.add_row(f"memory's limit ({weight_bytes / read / 1e9:.1f} GB/s)", *shown)
-    Console().print(table)
+    table.add_section()
+    for mine, peer in PAIRS:
+        if peer in results:
+            ratios = (results[mine][key] / results[peer][key] for key in MEASURES)
+            table.add_row(f"{mine} / {peer}", *(f"{ratio:.2f}" for ratio in ratios))
+    for mine, peer in PAIRS[1:]:
+        if peer in results:
+            ratio = results[mine][EIGHT] / results[peer][ALONE]
+            table.add_row(f"8 of {mine} / 1 of {peer}", "", "", f"{ratio:.2f}")
+    table.add_section()
+    for name, engine in ours.items():
+        share = results[name][ALONE] * engine.weight_bytes / rate
+        table.add_row(f"{name}, of memory's {rate / 1e9:.1f} GB/s", "", f"{share:.0%}", "")
+    Console(width=120).print(table)
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
-            rates = {"threads": arguments.threads, "bytes_per_second": weight_bytes / read}
-            json.dump({**rates, "tokens_per_second": results}, file, indent=2)
+            json.dump(
+                {"threads": threads, "bytes_per_second": rate, "tokens_per_second": results}, file, indent=2
+            )
 
 
 if __name__ == "__main__":

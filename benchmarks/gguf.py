@@ -79,9 +79,17 @@ class Cortex:
 
 
 class LlamaCpp:
-    def __init__(self, python: str, path: Path) -> None:
-        command = [python, str(PEER), str(path)]
+    """In a process of its own, of another Python."""
+
+    def __init__(self, python: str, path: Path, threads: int = 1) -> None:
+        command = [python, str(PEER), str(path), "--threads", str(threads)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def prefill(self, tokens: int) -> None:
+        self.seconds("prefill", tokens)
+
+    def decode(self, sequences: int) -> None:
+        self.seconds("decode", sequences)
 
     def seconds(self, name: str, count: int) -> float:
         print(name, count, file=self.process.stdin, flush=True)
@@ -92,6 +100,11 @@ class LlamaCpp:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+
+
+def write_q8(python: str, model: Path, path: Path) -> None:
+    """Have llama.cpp write a GGUF file in Q8_0."""
+    subprocess.run([python, str(PEER), str(model), str(path)], check=True)
 
 
 def measure(engines: dict[str, Callable[[str, int], float]], rounds: int) -> dict[str, dict[str, float]]:
@@ -120,7 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cortex-benchmark-") as folder:
         if arguments.q8 or arguments.quantization:
             path = Path(folder, "q8_0.gguf")
-            subprocess.run([arguments.peer, str(PEER), str(arguments.model), str(path)], check=True)
+            write_q8(arguments.peer, arguments.model, path)
         peer = LlamaCpp(arguments.peer, path)
         ours = arguments.model if arguments.quantization else path
         cortex = Cortex(ours, arguments.rounds, arguments.quantization)

@@ -1,12 +1,13 @@
 """llama.cpp beside benchmarks.gguf: a program for a Python that has llama-cpp-python, and nothing of ours.
 
 `python llama_cpp_peer.py MODEL` answers each line of its input, `prefill TOKENS` or `decode SEQUENCES`,
-with the seconds of CPU time that it took on one thread. With a second file it writes the model there instead,
-in Q8_0 or the format that is named after it.
+with the seconds of CPU time that it took, on one thread or `--threads`. With a second file it writes the
+model there instead, in Q8_0 or the format that is named after it.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import sys
 import time
@@ -23,11 +24,11 @@ SEQUENCES = {1: range(1, 2), 8: range(2, 10)}  # that are in decode, by how many
 class Engine:
     """Greedy, and it keeps one sequence in decode, and eight."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, threads: int) -> None:
         model_params, params = llama.llama_model_default_params(), llama.llama_context_default_params()
         model_params.n_gpu_layers = 0
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = 16_384, 512, 512, 10
-        params.n_threads = params.n_threads_batch = 1
+        params.n_threads = params.n_threads_batch = threads
         model = llama.llama_model_load_from_file(path.encode(), model_params)
         self.context = llama.llama_init_from_model(model, params)
         self.sampler = llama.llama_sampler_init_greedy()
@@ -66,16 +67,21 @@ class Engine:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("target", nargs="?")
+    parser.add_argument("format", nargs="?", default="Q8_0")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
     quiet = llama.llama_log_callback(lambda *ignored: None)
     llama.llama_log_set(quiet, ctypes.c_void_p(0))
     llama.llama_backend_init()
-    if len(sys.argv) > 2:
-        source, target, *named = sys.argv[1:]
+    if arguments.target:
         params = llama.llama_model_quantize_default_params()
-        params.ftype = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{named[0] if named else 'Q8_0'}")
+        params.ftype = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{arguments.format}")
         params.allow_requantize = True
-        sys.exit(llama.llama_model_quantize(source.encode(), target.encode(), params))
-    engine = Engine(sys.argv[1])
+        sys.exit(llama.llama_model_quantize(arguments.model.encode(), arguments.target.encode(), params))
+    engine = Engine(arguments.model, arguments.threads)
     for line in sys.stdin:
         name, count = line.split()
         start = time.process_time()
