@@ -148,7 +148,7 @@ KINDS: dict[str, Callable[[], tuple[str, Any]]] = {
     "log-probabilities of prompts, streamed": lambda: answered(
         prompt=[[300] * 2000] * 18, prompt_logprobs=20, stream=True
     ),
-    "log-probabilities, Responses": lambda: spelled(),
+    "log-probabilities, Responses": spelled,
     "log-probabilities, Responses, streamed": lambda: spelled(stream=True),
     "128 answers, streamed": lambda: answered(
         prompt=["word"] * 128, max_tokens=100, ignore_eos=True, stream=True

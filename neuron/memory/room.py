@@ -23,7 +23,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -51,6 +51,14 @@ PASSED_SHARE = 1 / 4  # of the time that a wish may wait, in which others may pa
 SOONEST_SECONDS = 5.0  # after which one that was refused may come again,
 RETURN_SHARE = 1 / 2  # and of the time that it may wait, so much before its turn
 SETTLE_SECONDS = 2.0  # until a driver has given back what a process held that ended, at most
+
+
+class _Ended(NamedTuple):
+    """A model that has just ended: a driver may say for a while that its memory is taken."""
+
+    until: float  # monotonic
+    held: dict[str, int]  # bytes by device
+    others: dict[str, int]  # what other programs held then
 
 
 class Lender(Protocol):
@@ -117,8 +125,7 @@ class Room:
         # who had its memory it counts for a load that was short of it.
         self._left: dict[str, tuple[float, float]] = {}
         self._asked: set[str] = set()  # tenants that were asked to leave
-        # What models held, by device, that have just ended, and until when a driver may say that it is taken.
-        self._ended: list[tuple[float, dict[str, int]]] = []
+        self._ended: list[_Ended] = []
         self._runtime = dict(UNMEASURED_BYTES)  # of a process without a model, by kind of device
         self._measured = False  # whether a process on a CPU said what that is
         self._closed = False
@@ -180,7 +187,9 @@ class Room:
     def release(self, model: str) -> None:
         """End the booking of `model`, if there is one."""
         if self._tenants.pop(model, None) is not None:
-            self._ended.append((time.monotonic() + SETTLE_SECONDS, self._ledger.held_by(model)))
+            others = {name: self._ledger.foreign(name) for name in self._ledger.devices}
+            until = time.monotonic() + SETTLE_SECONDS
+            self._ended.append(_Ended(until, self._ledger.held_by(model), others))
         self._asked.discard(model)
         self._ledger.release(model)
         self._lender.settle()
@@ -510,10 +519,13 @@ class Room:
         return Outlook(free, later, holders, at_work, self._ledger.total)
 
     def _coming_back(self, device: str) -> int:
-        """Bytes that others seem to hold, and a model held that has just ended."""
+        """Bytes that others seem to hold since models ended that held as much."""
         now = time.monotonic()
-        self._ended = [(until, held) for until, held in self._ended if until > now]
-        return min(self._ledger.foreign(device), sum(held.get(device, 0) for _, held in self._ended))
+        self._ended = [each for each in self._ended if each.until > now]
+        if not self._ended:
+            return 0
+        more = self._ledger.foreign(device) - min(each.others[device] for each in self._ended)
+        return max(0, min(more, sum(each.held.get(device, 0) for each in self._ended)))
 
     def _changing(self) -> set[str]:
         """Devices of models whose pools shrink or grow now: what is booked there is not what is held."""

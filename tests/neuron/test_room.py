@@ -330,6 +330,37 @@ def test_memory_that_comes_back_late_is_waited_for(monkeypatch):
     play(scenario(), monkeypatch)
 
 
+def test_what_other_programs_hold_all_the_time_is_not_waited_for(monkeypatch):
+    """As what a model held, where one has just ended."""
+
+    async def scenario():
+        place = Place({"a": 30, "b": 30, "next": 35, "huge": 75})
+
+        def refresh():
+            free = TOTAL - 30 - place.ledger.reserved("cuda:0")
+            return [Device(id="cuda:0", kind="cuda", name="", memory_total=TOTAL, memory_free=free)]
+
+        place.room._inventory.refresh = refresh
+        for name in "ab":
+            await place.models[name].serve(0.1)
+        await asyncio.sleep(60)
+        place.models["a"].give_way()
+        again = asyncio.create_task(place.models["a"].serve(0.1))
+        await asyncio.sleep(0.01)
+        await place.models["next"].serve(0.1)
+        await again
+        assert place.models["next"].waits == [pytest.approx(LOAD, abs=0.2)]
+        await asyncio.sleep(60)
+        place.models["next"].give_way()
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(CortexError):
+            await place.models["huge"].serve(0.1)
+        assert asyncio.get_running_loop().time() - began < 0.2
+        await place.room.close()
+
+    play(scenario(), monkeypatch)
+
+
 def test_what_others_park_while_they_load_is_waited_for_and_they_do_not_pass(monkeypatch):
     async def scenario():
         place = Place({"a": 30, "b": 30, "whole": 95}, names=("cpu",))

@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import os
@@ -235,6 +236,23 @@ def test_a_tokenizer_that_is_still_copied_makes_no_model(tmp_path, indent):
     for end in (b"", b"\n"):
         path.write_bytes(whole + end)
         assert read_card(tmp_path).eos_ids == [5, 0]
+
+
+def test_no_more_of_a_tokenizer_is_searched_than_one_may_have(tmp_path, monkeypatch):
+    path = write_checkpoint(tmp_path) / "tokenizer.json"
+    path.write_text(json.dumps({"x": {"y": {"z": "a" * (8 << 20)}}}, separators=(",", ":")))
+    monkeypatch.setattr(text, "FILE_LIMIT", 1 << 20)
+    read = 0
+
+    class Counted(io.FileIO):
+        def read(self, size):
+            nonlocal read
+            read += len(data := super().read(size))
+            return data
+
+    monkeypatch.setattr(text, "open_file", Counted)
+    read_card(tmp_path)
+    assert 64 << 10 < read < 4 << 20
 
 
 @pytest.mark.parametrize("kind", ["BPE", "WordPiece", "WordLevel", "Unigram"])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from workers.checkpoints.files import open_file, read_json, read_text, refuse
+from workers.checkpoints.files import FILE_LIMIT, open_file, read_json, read_text, refuse
 
 TOKENIZER = "tokenizer.json"
 BEGINNING = 64 << 10  # bytes of it in which its added tokens stand, if there are not thousands,
@@ -104,7 +104,7 @@ def _whole_beginning(path: Path) -> bytes:
             is_whole = end.endswith(INDENTED)
             if not is_whole and _closes(end):
                 found = beginning.find(MODEL)
-                while found < 0 and (more := file.read(len(beginning))):
+                while found < 0 and len(beginning) < FILE_LIMIT and (more := file.read(len(beginning))):
                     seen = len(beginning) - len(MODEL)
                     beginning += more
                     found = beginning.find(MODEL, seen)
