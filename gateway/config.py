@@ -53,7 +53,7 @@ class Listeners(Struct, frozen=True, kw_only=True):
     header_seconds: Timeout = 30  # until a header has to be there
     # Longer than clients keep a connection that idles (reqwest and Go 90, nginx and .NET 60), so that none is
     # closed while they use it again.
-    keepalive_seconds: Annotated[float, Meta(ge=1, extra=SECONDS)] = 100
+    keepalive_seconds: Annotated[float, Meta(ge=1, le=86_400, extra=SECONDS)] = 100
     # That a request which is not streamed waits for its model to load, and for its turn: less than proxies
     # wait for an answer.
     load_wait_seconds: Duration = 90

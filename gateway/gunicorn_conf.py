@@ -83,6 +83,13 @@ def when_ready(server: Any) -> None:
     finds another `bind` listens anew, while the old processes still have the ports."""
     if not server.cfg.reuse_port:  # else each process listens itself
         server.cfg.set("bind", _bind_given)
+    stop = server.stop
+
+    def end_all(graceful: bool = True) -> None:
+        successors.end_all()
+        stop(graceful)
+
+    server.stop = end_all
 
 
 def on_reload(server: Any) -> None:

@@ -86,13 +86,15 @@ class Worker(gasgi.ASGIWorker):
             self._ending = self.loop.create_task(self._end())
 
     async def _end(self) -> None:
-        began = self.loop.time()
-        replaced = successors.is_replaced(self.age)
-        until = began + (REPLACED_SECONDS if replaced else self.cfg.graceful_timeout - LINGER_SECONDS)
+        began, seconds = self.loop.time(), self.cfg.graceful_timeout - LINGER_SECONDS
+        takes_its_time = successors.is_replaced(self.age)
+        until = began + (REPLACED_SECONDS if takes_its_time else seconds)
         try:
             for server in self.servers:
                 server.close()
             while self.connections and (now := self.loop.time()) < until:
+                if takes_its_time and successors.do_all_end():
+                    takes_its_time, until = False, now + seconds
                 if now - began >= LAST_SECONDS:
                     for connection in tuple(self.connections):
                         connection.end_if_idle(LAST_SECONDS)
@@ -288,7 +290,7 @@ class Connection(ASGIProtocol):
         except Exception:
             self.log.exception("request failed")
             answer.closes = True
-        if not answer.has_begun:
+        if not answer.has_begun and not self.transport.is_closing():
             self._send_error_response(500, BUG)
         return answer.is_complete and not answer.closes and self.worker.alive
 

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -312,6 +313,27 @@ def test_a_process_that_is_replaced_ends_its_requests_first_and_another_serves_m
         process.stop()
 
 
+def test_a_process_that_is_replaced_says_what_it_ends_where_the_gateway_stops(
+    neuron: NeuronThread, tmp_path: Path
+) -> None:
+    process = GatewayProcess(tmp_path, neuron.endpoint, "--graceful-timeout", "6").wait_ready()
+    body = json.dumps({"model": "breaks/template_failed", "prompt": "one", "stream": True}).encode()
+    [old] = process.workers()
+    try:
+        with connected(process, head(len(body)) + body) as client:
+            assert b" 200 " in client.recv(4096)
+            process.process.send_signal(signal.SIGHUP)
+            eventually(lambda: set(process.workers()) - {old}, "another process")
+            process.wait_ready()
+            process.process.send_signal(signal.SIGTERM)
+            process.process.wait(LATE)
+        told = process.log.read_text()
+        assert "connections are ended that still had requests count=1" in told
+        assert told.count("request ended") == 1
+    finally:
+        process.stop()
+
+
 def test_a_process_ends_though_ending_its_connections_fails() -> None:
     worker = Worker.__new__(Worker)
     worker.servers, worker.connections, worker.alive, worker.age = [], {object()}, True, 1
@@ -464,6 +486,25 @@ def test_what_is_refused_on_its_way_is_told_once_in_the_log_and_the_client_is_to
 
     [line] = eventually(lines, "the log has it")
     assert f"request refused request_id={told} method=POST path={path!r} status={status} reason=" in line
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_that_leaves_within_its_body_is_one_line(gateway: GatewayProcess, reset: bool) -> None:
+    own = f"own-{time.monotonic_ns()}"
+    first = CHUNKED.replace(b"\r\n", b"\r\nx-request-id: %b\r\n" % own.encode(), 1)
+    with connected(gateway, first + b"2\r\n{") as client:
+        time.sleep(0.1)
+        if reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def lines() -> list[str]:
+        return [line for line in gateway.log.read_text().splitlines() if own in line]
+
+    eventually(lines, "the log has it")
+    with connected(gateway, GET) as client:
+        assert answer(client)[0] == 200
+    [line] = lines()
+    assert "status=408" in line
 
 
 def test_fields_behind_a_body_are_read_over(gateway: GatewayProcess) -> None:
