@@ -12,6 +12,7 @@ import mmap
 _BYTES = 8
 # An age as gunicorn counts processes: those of up to that age are replaced. Then, whether all end.
 _said = mmap.mmap(-1, _BYTES + 1)
+_own: int | None = None  # the age of this process, which is no master
 
 
 def replace(age: int) -> None:
@@ -22,6 +23,17 @@ def replace(age: int) -> None:
 def is_replaced(age: int) -> bool:
     """Whether others are in place of the process of that age."""
     return age <= int.from_bytes(_said[:_BYTES], "little")
+
+
+def serve_as(age: int) -> None:
+    """In a process: that is its age."""
+    global _own
+    _own = age
+
+
+def am_replaced() -> bool:
+    """Whether others are in place of this process."""
+    return _own is not None and is_replaced(_own)
 
 
 def end_all() -> None:

@@ -17,7 +17,7 @@ from time import monotonic
 
 from msgspec.structs import replace
 
-from gateway import config
+from gateway import config, successors
 from gateway.fleet.breaker import Breaker
 from gateway.fleet.directory import Directory
 from gateway.fleet.held_catalogue import CatalogueAtNeuron
@@ -96,7 +96,9 @@ class Neuron:
         self._eviction = eviction
         while True:
             try:
-                hello = await self.client.ask(Hello(id=0, client=name, eviction=eviction), HELLO_SECONDS)
+                # one that is replaced has the settings of before
+                said = None if successors.am_replaced() else eviction
+                hello = await self.client.ask(Hello(id=0, client=name, eviction=said), HELLO_SECONDS)
                 self.version = hello.version
                 self._compare(hello.eviction)
                 self.heard &= hello.instance == self.instance  # a new one may have other models

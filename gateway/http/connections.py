@@ -75,6 +75,7 @@ class Worker(gasgi.ASGIWorker):
 
     async def _serve(self) -> None:
         gasgi.ASGIProtocol = Connection  # where it looks for the class of a connection,
+        successors.serve_as(self.age)
         protocol.PythonProtocol = Parser  # and where that looks for the class of its parser
         await super()._serve()
 

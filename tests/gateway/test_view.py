@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway import config
+from gateway import config, successors
 from gateway.config import NeuronSettings
 from gateway.fleet.breaker import FAILURES
 from gateway.fleet.exchange import Exchange
@@ -40,6 +40,33 @@ def test_neuron_is_told_the_eviction_policy_and_tells_its_state() -> None:
             assert not fleet.knows("nothing")
 
     run(scenario)
+
+
+def test_a_process_that_is_replaced_tells_no_neuron_its_way_to_make_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would be that of before, and the neuron takes what a gateway said last."""
+    monkeypatch.setattr(successors, "am_replaced", lambda: True)
+
+    async def scenario() -> None:
+        neuron = FakeNeuron()
+        async with fleet_of(neuron) as fleet:
+            assert fleet.knows("echo")
+            assert neuron.eviction is None
+
+    run(scenario)
+
+
+def test_who_is_replaced_is_known_in_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(successors, "_said", bytearray(9))
+    monkeypatch.setattr(successors, "_own", None)
+    successors.replace(2)
+    assert not successors.am_replaced()  # the master
+    for age, replaced in ((1, True), (2, True), (3, False)):
+        successors.serve_as(age)
+        assert (successors.am_replaced(), successors.do_all_end()) == (replaced, False)
+    successors.end_all()
+    assert successors.do_all_end()
 
 
 @pytest.mark.parametrize("other", [None, "priority", "lru"])
