@@ -133,6 +133,7 @@ class CatalogueAtNeuron:
 
         Return when it has taken that, or has had `within` seconds for it.
         """
+        self._seconds = AGAIN_SECONDS
         self._tell_once_read()
         if not self._waits:
             await asyncio.wait((self._telling,), timeout=within)

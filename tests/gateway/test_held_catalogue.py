@@ -246,6 +246,10 @@ def test_a_neuron_that_does_not_take_the_catalogue_is_told_again_after_longer_an
                 neuron._tell()
                 assert await ask(fleet) == "one two"
             assert len(neuron.catalogues) == told + 1  # however often it says so
+            pauses.clear()
+            await at_a.greet(1.0)  # a new instance, or a link that is whole again
+            await eventually(lambda: pauses)
+            assert pauses[0] == 0.02
 
     run(scenario)
     assert sum("catalogue not taken" in text for text in caplog.messages) == 2
