@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.store.retention import forget
 
-_encode = partial(msgspec.json.encode, enc_hook=methodcaller("whole"))  # of lists that are written already
+encode = partial(msgspec.json.encode, enc_hook=methodcaller("whole"))  # of lists that are written already
 _decode = msgspec.json.decode
 Object = dict[str, Any]
 
@@ -27,7 +27,7 @@ def create(db: sqlite3.Connection, account: str, conversation: Object, items: li
     now = time.time()
     db.execute(
         "INSERT INTO conversations VALUES (?, ?, ?, ?, ?)",
-        (conversation["id"], account, now, now, _encode(conversation)),
+        (conversation["id"], account, now, now, encode(conversation)),
     )
     append(db, account, conversation["id"], items)
 
@@ -47,7 +47,7 @@ def update(db: sqlite3.Connection, account: str, conversation_id: str, metadata:
         conversation["metadata"] = metadata
         db.execute(
             "UPDATE conversations SET body = ?, used = ? WHERE id = ?",
-            (_encode(conversation), time.time(), conversation_id),
+            (encode(conversation), time.time(), conversation_id),
         )
     return conversation
 
@@ -100,7 +100,7 @@ def append(db: sqlite3.Connection, account: str, conversation_id: str, new: list
     ).fetchone()
     db.executemany(
         "INSERT OR IGNORE INTO conversation_items VALUES (?, ?, ?, ?)",
-        [(conversation_id, last + 1 + i, item["id"], _encode(item)) for i, item in enumerate(new)],
+        [(conversation_id, last + 1 + i, item["id"], encode(item)) for i, item in enumerate(new)],
     )
     db.executemany(
         "INSERT OR REPLACE INTO holders VALUES (?, ?, ?)",

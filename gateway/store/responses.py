@@ -5,14 +5,12 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
-from functools import partial
-from operator import methodcaller
 from typing import Any, NamedTuple
 
 import msgspec
 
 from gateway.store import owners
-from gateway.store.conversations import LARGE, SPOKEN, append
+from gateway.store.conversations import LARGE, SPOKEN, append, encode
 from gateway.store.retention import Limits, forget, make_room
 
 ACTIVE = ("queued", "in_progress")
@@ -24,7 +22,6 @@ ORPHANED = {
     "message": "the gateway process that worked on it ended before it did; ask again",
 }
 
-_encode = partial(msgspec.json.encode, enc_hook=methodcaller("whole"))  # of lists that are written already
 _decode = msgspec.json.decode
 _separate = msgspec.json.Decoder(list[msgspec.Raw]).decode
 Object = dict[str, Any]
@@ -107,8 +104,8 @@ def put(
             now,
             body["previous_response_id"],
             owner,
-            _encode(body),
-            _encode(stored.input),
+            encode(body),
+            encode(stored.input),
         ),
     )
     _record(db, body["id"], events)
@@ -216,7 +213,7 @@ def advance(db: sqlite3.Connection, body: Object, events: list[tuple[int, bytes]
     owner = owners.ourselves()
     changed = db.execute(
         "UPDATE responses SET status = ?, body = ? WHERE id = ? AND owner = ?",
-        (body["status"], _encode(body), body["id"], owner),
+        (body["status"], encode(body), body["id"], owner),
     ).rowcount
     if changed:
         _record(db, body["id"], events)
@@ -278,12 +275,12 @@ def _end(db: sqlite3.Connection, body: Object) -> None:
     response_id, status = body["id"], body["status"]
     db.execute(
         "UPDATE responses SET status = ?, owner = NULL, body = ? WHERE id = ?",
-        (status, _encode(body), response_id),
+        (status, encode(body), response_id),
     )
     (last,) = db.execute("SELECT max(number) FROM events WHERE response = ?", (response_id,)).fetchone()
     if last is not None:
         kind = f"response.{status}"
-        data = _encode({"type": kind, "sequence_number": last + 1, "response": body})
+        data = encode({"type": kind, "sequence_number": last + 1, "response": body})
         _record(db, response_id, [(last + 1, f"event: {kind}\ndata: ".encode() + data)])
 
 
