@@ -136,6 +136,6 @@ def _check_whole(req: falcon.asgi.Request, length: int) -> None:
     announced = req.content_length or 0
     if CUT in req.scope or length < announced:
         of = f" of {announced}" if announced else ""
-        refusal = Refusal.of_http(408, f"the body ended after {length}{of} bytes or paused")
-        refusal = req.scope.get(CUT) or refusal
+        ended = f"the body ended after {length}{of} bytes or paused"
+        refusal = req.scope.get(CUT) or Refusal.of_http(408, ended)
         raise falcon.HTTPError(falcon.code_to_http_status(refusal.status), description=refusal.message)

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import os
 import signal
 import socket
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gateway.http.connections import LAST_SECONDS, SLICE, Connection, Reading, Worker
+from gateway.http.connections import SLICE, Connection, Reading
 from gateway.http.parser import Parser
 from tests.gateway.conftest import PATIENCE, GatewayProcess, NeuronThread, eventually
+from tests.gateway.raw_requests import BODY, CHUNKED, GET, LATE, POST, answer, connected, head
 
-BODY = json.dumps({"model": "echo", "prompt": "one two"}).encode()
-POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
-GET = b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n"
 # Ways to have a proxy and a server disagree on where a request ends.
 BAD_TRAILERS = (b"no colon", b": nothing", b"a b: c", b"a : b", b" a: b", b"a: \0", b"a: b\rc: d", b"\xe9: b")
 BAD_SIZES = b"-1", b"+5", b"1_0", b"0x5", b"5 ", b" 5", b"", b"5;a\x00", b"5;a\nb", b"5\n"
@@ -34,7 +29,6 @@ BAD_FIELDS = b"x : y", b" x: y", b"x: y\r\n z", b"x: a\x00b", b"x: a\rb", b"x: a
 SECONDS = 2.5  # of each limit below
 SILENCE = 5.0  # seconds, after which either side gives up the other
 KEPT = 3  # seconds that an idle connection stays
-LATE = 25.0  # more than any of them takes on a busy machine, less than what is configured by default
 
 
 @pytest.fixture(scope="module")
@@ -54,28 +48,6 @@ def strict(neuron: NeuronThread, tmp_path_factory: pytest.TempPathFactory) -> It
         process.stop()
 
 
-@contextmanager
-def connected(gateway: GatewayProcess, *sent: bytes) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE) as client:
-        for data in sent:
-            client.sendall(data)
-        yield client
-
-
-def answer(client: socket.socket) -> tuple[int, dict[str, str], Any]:
-    """Status, headers and JSON of one answer."""
-    file = client.makefile("rb", buffering=0)  # which reads nothing of the next answer
-    status = int(file.readline().split()[1])
-    headers = {}
-    while line := file.readline().strip():
-        name, _, value = line.decode().partition(":")
-        headers[name.lower()] = value.strip()
-    body, length = b"", int(headers["content-length"])
-    while piece := file.read(length - len(body)):
-        body += piece
-    return status, headers, json.loads(body)
-
-
 def refused(client: socket.socket, status: int, code: str) -> None:
     """Its answer is that error, and the connection ends cleanly after it."""
     got, headers, body = answer(client)
@@ -83,10 +55,6 @@ def refused(client: socket.socket, status: int, code: str) -> None:
     assert body["error"]["message"]
     assert headers["content-type"] == "application/json"
     assert client.recv(1) == b""
-
-
-def head(length: int) -> bytes:
-    return POST + b"content-length: %d\r\n\r\n" % length
 
 
 # --- time -----------------------------------------------------------------------------------------------
@@ -232,122 +200,6 @@ def test_a_request_that_waits_in_the_socket_while_the_process_stands_still_is_an
         assert answer(client)[0] == 200
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_idle_connections_do_not_hold_up_a_stop_before_which_all_is_logged(
-    neuron: NeuronThread, tmp_path: Any, number: signal.Signals
-) -> None:
-    process = GatewayProcess(tmp_path, neuron.endpoint).wait_ready()
-    try:
-        with connected(process, GET) as idle, connected(process) as silent:
-            assert answer(idle)[0] == 200
-            with connected(process, head(len(BODY)) + BODY) as asking:
-                assert answer(asking)[0] == 200
-                process.process.send_signal(number)
-            process.process.wait(LATE)
-            assert idle.recv(1) == silent.recv(1) == b""
-        assert process.log.read_text().count("request ended") == 1
-    finally:
-        process.stop()
-
-
-def test_a_client_that_was_not_told_of_the_end_is_answered_once_more(
-    neuron: NeuronThread, tmp_path: Path
-) -> None:
-    process = GatewayProcess(tmp_path, neuron.endpoint).wait_ready()
-    slow = json.dumps({"model": "slow", "prompt": "one " * 60}).encode()
-    try:
-        with connected(process, head(len(slow)) + slow) as client:
-            eventually(lambda: neuron.working("slow"), "the neuron has the request")
-            process.process.send_signal(signal.SIGTERM)
-            status, headers, _ = answer(client)  # begun before that, or after
-            assert (status, headers.get("connection")) == (200, None)
-            client.sendall(GET)
-            status, headers, _ = answer(client)
-            assert (status, headers["connection"]) == (200, "close")
-            assert client.recv(1) == b""
-        process.process.wait(LATE)
-    finally:
-        process.stop()
-
-
-def test_a_connection_that_was_idle_long_before_the_end_is_answered_once_more(
-    neuron: NeuronThread, tmp_path: Path
-) -> None:
-    process = GatewayProcess(tmp_path, neuron.endpoint).wait_ready()
-    try:
-        with connected(process, GET) as client:
-            assert answer(client)[0] == 200
-            time.sleep(LAST_SECONDS + 0.2)
-            process.process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)  # the end has begun
-            client.sendall(GET)
-            status, headers, _ = answer(client)
-            assert (status, headers["connection"]) == (200, "close")
-        process.process.wait(LATE)
-    finally:
-        process.stop()
-
-
-def test_a_process_that_is_replaced_ends_its_requests_first_and_another_serves_meanwhile(
-    neuron: NeuronThread, tmp_path: Path
-) -> None:
-    process = GatewayProcess(tmp_path, neuron.endpoint, "--graceful-timeout", "2").wait_ready()
-    body = json.dumps({"model": "breaks/template_failed", "prompt": "one", "stream": True}).encode()
-    [old] = process.workers()
-    try:
-        with connected(process, head(len(body)) + body) as client:
-            assert b" 200 " in client.recv(4096)
-            process.process.send_signal(signal.SIGHUP)
-            [new] = eventually(lambda: set(process.workers()) - {old}, "another process")
-            process.wait_ready()
-            time.sleep(1)  # longer than it would have if none came in its place
-            assert old in process.workers()
-            os.kill(new, signal.SIGKILL)
-            eventually(lambda: set(process.workers()) - {old, new}, "one in the place of that one")
-            process.wait_ready()
-            neuron.let_fail()
-            with client.makefile("rb") as rest:
-                assert b'"error"' in rest.read()
-        eventually(lambda: old not in process.workers(), "it ends")
-    finally:
-        process.stop()
-
-
-def test_a_process_that_is_replaced_says_what_it_ends_where_the_gateway_stops(
-    neuron: NeuronThread, tmp_path: Path
-) -> None:
-    process = GatewayProcess(tmp_path, neuron.endpoint, "--graceful-timeout", "6").wait_ready()
-    body = json.dumps({"model": "breaks/template_failed", "prompt": "one", "stream": True}).encode()
-    [old] = process.workers()
-    try:
-        with connected(process, head(len(body)) + body) as client:
-            assert b" 200 " in client.recv(4096)
-            process.process.send_signal(signal.SIGHUP)
-            eventually(lambda: set(process.workers()) - {old}, "another process")
-            process.wait_ready()
-            process.process.send_signal(signal.SIGTERM)
-            process.process.wait(LATE)
-        told = process.log.read_text()
-        assert "connections are ended that still had requests count=1" in told
-        assert told.count("request ended") == 1
-    finally:
-        process.stop()
-
-
-def test_a_process_ends_though_ending_its_connections_fails() -> None:
-    worker = Worker.__new__(Worker)
-    worker.servers, worker.connections, worker.alive, worker.age = [], {object()}, True, 1
-    worker.log, worker.cfg = logging.getLogger("gunicorn"), SimpleNamespace(graceful_timeout=0)
-
-    async def end() -> None:
-        worker.loop = asyncio.get_running_loop()
-        await worker._end()
-
-    with pytest.raises(AttributeError):
-        asyncio.run(end())
-    assert not worker.alive
-
-
 def test_a_connection_that_was_aborted_has_nothing_unread() -> None:
     async def scenario() -> None:
         async with await asyncio.start_server(lambda *_: None, "127.0.0.1") as server:
@@ -359,21 +211,6 @@ def test_a_connection_that_was_aborted_has_nothing_unread() -> None:
             assert not connection._has_unread()
 
     asyncio.run(scenario())
-
-
-@pytest.mark.parametrize("at_once", [False, True])
-def test_the_application_ends_what_it_has_open_however_a_process_is_stopped(at_once: bool) -> None:
-    worker, ended = Worker.__new__(Worker), []
-
-    class Lifespan:
-        async def shutdown(self) -> None:
-            ended.append(1)
-
-    worker.servers, worker.connections, worker.nr_conns = [], set(), 0
-    worker.log, worker.lifespan = logging.getLogger("gunicorn"), Lifespan()
-    worker._quick_shutdown = at_once
-    asyncio.run(worker._shutdown())
-    assert ended == [1]
 
 
 # --- size -----------------------------------------------------------------------------------------------
