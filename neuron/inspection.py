@@ -22,13 +22,13 @@ from workers.checkpoints.blocks import QUANTIZATIONS
 from workers.checkpoints.caches import state_bytes
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.computing import missing_type
-from workers.checkpoints.files import refuse
+from workers.checkpoints.files import refuse_absent
 from workers.checkpoints.layers import Layer
+from workers.checkpoints.presence import CONFIG
 from workers.checkpoints.reading import read_card
 from workers.checkpoints.stored_tensors import StoredTensor, nbytes
 from workers.checkpoints.vision import Vision
 
-ADAPTER = "adapter_config.json"
 RANKS = (1, 2, 4, 8)
 NAMED = 3  # tokens that the model does not have
 
@@ -74,12 +74,10 @@ def inspect(path: Path, devices: list[Device], outline: Outline | None = None) -
     Raises:
         CortexError: MODEL_LOAD_FAILED naming the file, and why it cannot be served.
     """
-    if path.is_file() and path.suffix != ".gguf":
+    if path.is_file() and path.suffix != ".gguf" and (path.parent / CONFIG).exists():
         path = path.parent
     if not path.exists():
-        refuse(path, "is not there")
-    if (path / ADAPTER).is_file() and not (path / "config.json").exists():
-        refuse(path, "is an adapter, which is served beside its base: list it there, under `adapters`")
+        refuse_absent(path, "is not there")
     card = read_card(path)
     facts, problems, notes = _facts(card), [], list(card.notes)
     try:

@@ -247,6 +247,8 @@ def test_what_does_not_fit_on_a_device_says_so(tmp_path):
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported"),
         ({"logits_scaling": 3.0}, "logits_scaling 3.0 is not understood"),
         ({"quantization_config": {"quant_method": "hqq"}}, "quantised (hqq)"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "quantization: the weights are quantised (MLX)"),
+        ({"quip_params": {"codebook": "E8P12"}}, "quip_params: the weights are quantised (QuIP#)"),
         ({"num_hidden_layers": 3}, "'model.layers.2.input_layernorm.weight' is in none of its files"),
     ],
 )
@@ -286,8 +288,13 @@ def test_a_template_that_writes_one_of_them_is_refused_as_it_is_when_it_is_loade
 
 def test_what_is_no_checkpoint_says_what_it_is(tmp_path):
     assert "nowhere: is not there" in look(tmp_path / "nowhere")[1]
+    (tmp_path / "gone.gguf").symlink_to("nowhere")
+    assert "gone.gguf: is a link to a file that is not there" in look(tmp_path / "gone.gguf")[1]
+    (tmp_path / "gone.gguf").unlink()
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert "is an adapter, which is served beside its base" in look(tmp_path)[1]
+    for path in (tmp_path, tmp_path / "adapter_config.json"):
+        assert "is an adapter, which is served beside its base" in look(path)[1]
+    assert look(write_checkpoint(tmp_path) / "adapter_config.json")[0] == 0  # of one with that beside it
 
 
 def test_a_checkpoint_is_looked_at_without_torch(tmp_path):

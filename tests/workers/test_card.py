@@ -410,11 +410,16 @@ def test_a_pointer_of_git_lfs_in_place_of_a_file_is_told_as_one(tmp_path, name):
     assert f"{name}: is a pointer of git-lfs" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.safetensors"])
-def test_weights_in_files_of_other_names_are_told(tmp_path, name):
+@pytest.mark.parametrize(("ending", "said"), [(".qweight", True), (".scales", True), (".bias", False)])
+def test_what_stands_where_a_weight_is_missing_is_told(tmp_path, ending, said):
     write_checkpoint(tmp_path)
-    (tmp_path / "model.safetensors").rename(tmp_path / name)
-    assert refusal(tmp_path).endswith(f"nor model.safetensors.index.json, and {name} is not read")
+    packed = {
+        name.replace("q_proj.weight", f"q_proj{ending}"): shape for name, shape in shapes(CONFIG).items()
+    }
+    write_safetensors(tmp_path / "model.safetensors", header(packed))
+    name = "model.layers.0.self_attn.q_proj"
+    other = f", and '{name}{ending}' is: the weights are quantised, and config.json does not say how"
+    assert refusal(tmp_path).endswith(f"{name}.weight' is in none of its files{other if said else ''}")
 
 
 def test_a_tensor_named_twice_is_refused_by_its_name(tmp_path):

@@ -292,6 +292,10 @@ GROUP = {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 128}}
     [
         ({"quant_method": "hqq"}, "the weights are quantised (hqq), which is not supported; there are awq,"),
         ({"quant_method": None}, "quantised (unknown)"),
+        (
+            {"group_size": 64, "bits": 4, "mode": "affine"},
+            "quantization_config: the weights are quantised (MLX)",
+        ),
         ({"quant_method": ["awq"]}, "the weights are quantised (['awq'])"),
         ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "weight_block_size [64, 64]"),
         ({"quant_method": "fp8", "fmt": "e5m2"}, "fmt 'e5m2' is not supported"),

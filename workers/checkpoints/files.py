@@ -20,6 +20,8 @@ from ipc.errors import Code, CortexError
 T = TypeVar("T")
 
 FILE_LIMIT = 100_000_000  # bytes of any file that is read whole
+CACHED = "models--"  # how a folder of the hub's cache begins, before its organisation and its name
+HALF = ".aria2"  # at the end of a name beside a file: that one has its full size, and holes
 POINTER, POINTER_LIMIT = b"version https://git-lfs.github.com/spec/", 1024  # how one begins, and its bytes
 SEARCHED = 16 << 20  # bytes of one in which is looked for what is wrong
 MAX_PLACE = 200  # characters of where that stands
@@ -32,6 +34,21 @@ def refuse(path: Path, why: str) -> NoReturn:
     raise CortexError(Code.MODEL_LOAD_FAILED, f"{path}: {why}", details={"file": str(path)})
 
 
+def refuse_absent(path: Path, why: str = "is missing") -> NoReturn:
+    """Refuse a file that is not there, or to which only a link is."""
+    if path.is_symlink():
+        why = "is a link to a file that is not there"
+        if repository := repository_of(path):
+            why += f": `neuron pull {repository}` fetches it"
+    refuse(path, why)
+
+
+def repository_of(path: Path) -> str:
+    """The hub's name of the repository in whose cached copy `path` is; empty: it is in none."""
+    found = (folder.name.split("--") for folder in path.parents if folder.name.startswith(CACHED))
+    return next(("/".join(names[1:]) for names in found), "")
+
+
 def open_file(path: Path) -> BinaryIO:
     """Open a regular file to be read; never waits for anybody.
 
@@ -41,7 +58,7 @@ def open_file(path: Path) -> BinaryIO:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        refuse(path, "is missing")
+        refuse_absent(path)
     except (OSError, ValueError) as error:
         refuse(path, f"cannot be read: {getattr(error, 'strerror', error)}")
     found = os.fstat(fd)
@@ -50,6 +67,8 @@ def open_file(path: Path) -> BinaryIO:
         why = "is no regular file"
     elif found.st_size < POINTER_LIMIT and _begins(fd) == POINTER:
         why = "is a pointer of git-lfs, and not the file that it stands for, which `git lfs pull` fetches"
+    elif os.path.exists(f"{path}{HALF}"):
+        why = f"is a download that is not finished, as {path.name}{HALF} beside it says"
     if why is not None:
         os.close(fd)
         refuse(path, why)

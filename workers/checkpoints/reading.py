@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
@@ -21,6 +22,7 @@ from workers.checkpoints import (
     gemma4_unified_vision,
     gemma4_vision,
     generation,
+    missing,
     pixtral,
     registry,
     rope,
@@ -40,7 +42,7 @@ from workers.checkpoints.gguf import checkpoint as gguf
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.gguf.latent import LATENT_HEADS
 from workers.checkpoints.model_config import ModelConfig
-from workers.checkpoints.presence import CONFIG, gguf_files
+from workers.checkpoints.presence import CONFIG, gguf_files, is_checkpoint, is_whole
 from workers.checkpoints.quantisation import registry as schemes
 from workers.checkpoints.safetensors import DTYPE_BYTES as STORED_BYTES
 from workers.checkpoints.safetensors import Tensor, read_tensors
@@ -220,10 +222,22 @@ def _of_folder(folder: Path, mtp: bool) -> ModelCard:
 
 def _family(folder: Path, path: Path) -> tuple[str, Family]:
     """The architecture that its `config.json` names, and whose it is."""
+    if folder.is_file():
+        refuse(folder, missing.what_is(folder.name))
+    if not os.path.lexists(path):
+        said = missing.instead(folder, missing.PIPELINES) or _within(folder) or missing.instead(folder)
+        refuse(path, f"is missing{said}")
     about = read_json(path, _About)
     if (found := registry.find(about.architectures)) is None:
         _refuse_unknown(folder, about)
     return found
+
+
+def _within(folder: Path) -> str:
+    """What is said of models in a folder that is none."""
+    inner = chain(folder.glob("*/"), folder.glob("snapshots/*"))
+    found = sorted(str(each.relative_to(folder)) for each in inner if is_checkpoint(each) and is_whole(each))
+    return f", and models are within: name one of them, as {found[0]}" if found else ""
 
 
 def _of_stages(stages: Iterable[Stage]) -> Iterator[TensorSpec]:

@@ -21,7 +21,8 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 
 from ipc.errors import CortexError
-from workers.checkpoints.files import decode_json, open_file, read_json, refuse
+from workers.checkpoints import missing
+from workers.checkpoints.files import decode_json, open_file, read_json, refuse, refuse_absent
 
 HEADER_LIMIT = 100_000_000  # bytes, as in the reference implementation
 DTYPE_BYTES = {
@@ -45,7 +46,6 @@ DTYPE_BYTES = {
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-WEIGHTS = frozenset((".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5"))  # how files end that hold some
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +85,21 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         CortexError: MODEL_LOAD_FAILED naming the file: no weights, a shard missing or cut short, a header
             that does not describe its file, a tensor that is not in the shard that should have it.
     """
-    if (folder / SINGLE).exists():
-        return read_header(folder / SINGLE)
-    index = folder / INDEX
+    single, index = folder / SINGLE, folder / INDEX
+    if single.exists():
+        return read_header(single)
     if not index.exists():
-        refuse(folder, f"holds neither {SINGLE} nor {INDEX}{_in_their_place(folder)}")
+        for path in (single, index):
+            if path.is_symlink():
+                refuse_absent(path)
+        refuse(folder, f"holds neither {SINGLE} nor {INDEX}{missing.instead(folder)}")
     weight_map = read_json(index, _Index).weight_map
     shards: dict[str, Mapping[str, Tensor]] = {}
     for name in dict.fromkeys(weight_map.values()):
         if Path(name).name != name:
             refuse(index, f"names a shard outside its folder: {name!r}")
         if not (folder / name).exists():
-            refuse(folder / name, "is missing, and the index names it")
+            refuse(folder / name, f"is missing, and the index names it{missing.rest(folder / name)}")
         shards[name] = read_header(folder / name)
     tensors: dict[str, Tensor] = {}
     for tensor, name in weight_map.items():
@@ -110,14 +113,6 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _in_their_place(folder: Path) -> str:
-    """What is said of weights in files of other names."""
-    with suppress(OSError):
-        if others := sorted(each.name for each in folder.iterdir() if each.suffix in WEIGHTS):
-            return f", and {others[0]} is not read"
-    return ""
-
-
 def read_header(path: Path) -> dict[str, Tensor]:
     """The tensors of one file, in the order of their bytes.
 
@@ -127,8 +122,11 @@ def read_header(path: Path) -> dict[str, Tensor]:
     with open_file(path) as file:
         file_size = os.fstat(file.fileno()).st_size
         try:
-            header_size = int.from_bytes(file.read(8), "little")
-            if file_size < 8 or header_size > file_size - 8:
+            beginning = file.read(8)
+            header_size = int.from_bytes(beginning, "little")
+            if not 0 < header_size <= file_size - 8:
+                if other := missing.begins_as(beginning):
+                    refuse(path, f"is no safetensors file{other}")
                 refuse(path, f"is cut short: {file_size:,} bytes do not even hold its header")
             if header_size > HEADER_LIMIT:
                 refuse(

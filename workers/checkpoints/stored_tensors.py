@@ -102,7 +102,7 @@ def check_tensors(
         tensor = stored.find(name)
         if tensor is None:
             where = path if path in files else folder
-            refuse(where, f"the tensor {name!r} is in none of its files")
+            refuse(where, f"the tensor {name!r} is in none of its files{_packed(name, path, tensors)}")
         if tensor.shape != shape:
             refuse(tensor.file, f"{name!r} is {list(tensor.shape)}, and {path.name} wants {list(shape)}")
         if tensor.dtype not in (FORMATS if len(shape) == 2 else PLAIN):
@@ -110,6 +110,15 @@ def check_tensors(
             refuse(tensor.file, f"{name!r} is {tensor.dtype}, and {what} are {', '.join(PLAIN)}")
         found[name] = place(tensor, sharing)
     return [weight_file(file, folder) for file in files], found, stored.used
+
+
+def _packed(name: str, path: Path, tensors: Iterable[str]) -> str:
+    """What is said of tensors that stand where the weight of that name is missing."""
+    module = name.removesuffix("weight")
+    for other in tensors:
+        if other.startswith(module) and not other.endswith("bias"):
+            return f", and {other!r} is: the weights are quantised, and {path.name} does not say how"
+    return ""
 
 
 def _order(groups: StoredTensor) -> StoredTensor:

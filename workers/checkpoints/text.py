@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from workers.checkpoints import missing
 from workers.checkpoints.files import FILE_LIMIT, open_file, read_json, read_text, refuse
 
 TOKENIZER = "tokenizer.json"
@@ -74,7 +75,10 @@ def read(folder: Path) -> TextFormat:
     Raises:
         CortexError: MODEL_LOAD_FAILED, there is no tokenizer, or a file is damaged.
     """
-    beginning = _whole_beginning(folder / TOKENIZER)
+    path = folder / TOKENIZER
+    if not os.path.lexists(path):
+        refuse(path, f"is missing{missing.instead(folder, missing.TOKENIZERS)}")
+    beginning = _whole_beginning(path)
     path = folder / "tokenizer_config.json"
     tokens = read_json(path, _TokenizerConfig) if path.exists() else _TokenizerConfig()
     special = {name: _content(token) for name in SPECIAL if (token := getattr(tokens, name)) is not None}

@@ -249,9 +249,20 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 
+SEES = "is what sees for a model, and no model: that one's own GGUF file is read, and without this one"
+NO_MODELS = {  # what else files are, by `general.type` or their architecture
+    "mmproj": SEES,
+    "clip": SEES,
+    "adapter": "is an adapter in GGUF, and adapters are read as PEFT writes them",
+    "imatrix": "is figures for whoever quantises a model, and no model",
+}
+
 
 def find(file: Gguf) -> Architecture:
     """How `file` is read; raises CortexError for an unknown architecture, saying what the file is."""
+    for kind in (file.metadata.get("general.type"), file.architecture):
+        if kind in NO_MODELS:
+            refuse(file.path, NO_MODELS[kind])
     found = ARCHITECTURES.get(file.architecture)
     if found is None:
         refuse(file.path, f"is {file}: such files are not supported; there are {', '.join(ARCHITECTURES)}")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from workers.checkpoints import missing
 from workers.checkpoints.blocks import FORMATS
 from workers.checkpoints.files import open_file, refuse
 from workers.checkpoints.safetensors import Tensor
@@ -134,8 +135,8 @@ class Reader:
 
     def header(self, file_size: int) -> Gguf:
         """All of it; raises what `errors` refuses."""
-        if self._bytes(4) != MAGIC:
-            refuse(self._path, "is no GGUF file")
+        if (beginning := self._bytes(4)) != MAGIC:
+            refuse(self._path, f"is no GGUF file{missing.begins_as(beginning)}")
         version, tensors, entries = self._numbers("<IQQ")
         if version not in VERSIONS:
             big = version & 0xFFFF == 0 and version >> 24 in VERSIONS

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from workers.checkpoints import missing
 from workers.checkpoints.files import refuse
 from workers.checkpoints.gguf.header import SUFFIX, Gguf, read_header
 from workers.checkpoints.safetensors import Tensor
@@ -64,7 +65,8 @@ def parts_of(path: Path) -> list[Path]:
     paths = [path.with_name(f"{name}-{number:05}-of-{count:05}{SUFFIX}") for number in range(1, count + 1)]
     for each in paths:
         if not each.exists():
-            refuse(each, f"is missing, and {path.name} is another part of the same model")
+            rest = missing.rest(each)
+            refuse(each, f"is missing, and {path.name} is another part of the same model{rest}")
     return paths
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from workers.checkpoints.files import refuse
 from workers.checkpoints.quantisation import awq, bitsandbytes, compressed, fp4, fp8, gptq
@@ -21,6 +21,8 @@ SCHEMES: dict[str, Callable[[Path, Mapping[str, Any]], Scheme]] = {
     "mxfp4": fp4.read_mxfp4,
 }
 KEYS = ("quantization_config", "compression_config")
+MLX = "MLX"  # which names no method
+OTHERS = {"quantization": MLX, "quip_params": "QuIP#"}  # keys of those that have their own
 
 
 def read(path: Path, given: Mapping[str, Any]) -> Scheme | None:
@@ -36,14 +38,20 @@ def read(path: Path, given: Mapping[str, Any]) -> Scheme | None:
         if not isinstance(says, dict):
             refuse(path, f"{key} is no object")
         method = says.get("quant_method")
+        if method is None and {"group_size", "bits"} <= says.keys():
+            method = MLX
         if not isinstance(method, str) or method not in SCHEMES:
-            refuse(
-                path,
-                f"{key}: the weights are quantised ({method or 'unknown'}), which is not supported; "
-                f"there are {', '.join(SCHEMES)}",
-            )
+            _refuse(path, key, method)
         return SCHEMES[method](path, says)
+    for key, method in OTHERS.items():
+        if given.get(key):
+            _refuse(path, key, method)
     says = fp4.beside(path.parent)
     if says.get("quant_algo") is None:
         return None
     return fp4.read_modelopt(path.with_name(fp4.BESIDE), says, fp4.WITHIN)
+
+
+def _refuse(path: Path, key: str, method: object) -> NoReturn:
+    what = f"the weights are quantised ({method or 'unknown'}), which is not supported"
+    refuse(path, f"{key}: {what}; there are {', '.join(SCHEMES)}")
