@@ -3,8 +3,9 @@
 Without a device every kernel is compiled for every card: registers a thread, bytes of shared memory a block,
 bytes spilt, and the widest load of a weight. From these follow how many blocks a multiprocessor holds, how
 many bytes each of their threads waits for, and what share of memory's rate that many allow where a grid fills
-a card. It fails where a kernel spills or does not fit. Tests compile the worst of each sort; all others are
-left to this, which takes a core more than an hour.
+a card. It fails where a kernel spills, does not fit, or is launched before the one before it has ended and
+does not wait for that first. Tests compile the worst of each sort; all others are left to this, which takes a
+core more than an hour.
 
 With a device they also run, over the shapes of an 8B model's MLP; figures are shares of the rate at which the
 same device copies memory.
@@ -40,6 +41,7 @@ from workers.kernels import (
 )
 from workers.kernels.attention_triton import WINDOWS
 from workers.kernels.eight_bits_triton import FP8, INT8, WHOLE
+from workers.kernels.launch import DEPENDENT
 from workers.kernels.pairs import Pairs
 from workers.weights.blocks import Blocks
 
@@ -84,6 +86,9 @@ ALIGNED = (  # formats with rows that begin at 16 bytes
 KEPT = {WHOLE: "", INT8: "int8", FP8: "fp8"}  # keys and values
 HEAD_DIMS = (64, 80, 96, 128, 192, 256, 512, 576)  # 576: latent vectors, 512 of which are values
 SHAPES = ((14336, 4096), (4096, 14336))  # rows, columns
+# what sees no memory but a launch's arguments: of what the assembler is told, and of what it makes of that
+HARMLESS = re.compile(r"(ld\.param|mov|cvt|cvta|add|sub|mul|mad|shl|shr|and|or|setp|selp)\.")
+HARMLESS_CODE = re.compile(r"(LDC|LDCU|ULDC|S2R|S2UR|MOV|UMOV|NOP)\b")
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,14 @@ class Compiled:
     def code(self) -> str:
         """Instructions of the card, which take the disassembler half a second."""
         return _tool(self.kernel, "nvdisasm", "-c")
+
+    @property
+    def waits_first(self) -> bool:
+        """Whether each of its threads waits for what was launched before it ahead of all else: as the
+        assembler is told, and as it has it."""
+        return is_first(_told(self.kernel.asm["ptx"]), "griddepcontrol.wait", HARMLESS) and is_first(
+            _instructions(self.code), "ACQBULK", HARMLESS_CODE
+        )
 
     @cached_property
     def loop(self) -> str:
@@ -193,6 +206,7 @@ def compile_for(
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
+    options["launch_pdl"] = capability >= DEPENDENT  # as `workers.kernels.launch.Launcher` has it
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
@@ -238,6 +252,26 @@ def _few(capability: int, kernel: Any, *given: Any) -> Compiled:
     warps = 1 if shape.tokens <= skinny.FEW.value else skinny.WARPS
     options = {"num_warps": warps, "num_stages": shape.stages, "maxnreg": shape.registers}
     return Compiled(compile_for(capability, kernel, *given, **options), True)
+
+
+def is_first(instructions: Iterable[str], wanted: str, harmless: re.Pattern[str]) -> bool:
+    """Whether that instruction comes, without a condition, and nothing before it but what is harmless."""
+    others = (each for each in instructions if not harmless.match(each))
+    return next(others, "") == wanted
+
+
+def _told(ptx: str) -> Iterator[str]:
+    """What a kernel tells the assembler to do, and its labels but those of debuggers."""
+    body = ptx.partition(".entry")[2].partition("{")[2]
+    for line in body.splitlines():
+        told = line.partition("//")[0].strip().rstrip(";")
+        if told and not re.match(r"\.|\$L__(tmp|func_begin)\d+:", told):
+            yield told
+
+
+def _instructions(code: str) -> list[str]:
+    """Those of a card, without what some disassemblers add of how long each of them waits."""
+    return re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(.*?)\s*(?:[&?].*)?;", code, re.M)
 
 
 def longest_loop(code: str) -> str:
@@ -432,9 +466,10 @@ def main() -> None:
                 continue
             found = compile_one(capability)
             print(f"| {name} | {card.name} | {found} |", flush=True)
-            if found.spilt or found.shared > SHARED_BYTES[capability]:
-                faults.append(f"{name} on {card.name}: {found}")
-    print("\n".join(["", *faults] if faults else ["\nNone spills, and all fit."]))
+            races = capability >= DEPENDENT and not found.waits_first
+            if found.spilt or found.shared > SHARED_BYTES[capability] or races:
+                faults.append(f"{name} on {card.name}: {found}{', and does not wait first' * races}")
+    print("\n".join(["", *faults] if faults else ["\nNone spills, all fit, and all wait first."]))
     if device is not None:
         rate = memory_rate(device)
         measure(device, rate)

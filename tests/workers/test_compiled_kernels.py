@@ -5,20 +5,26 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 import workers.kernels
+from workers.kernels.launch import DEPENDENT
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="torch for the CPU has no Triton")
+
+
+NAMES = [each.name for each in pkgutil.iter_modules(workers.kernels.__path__) if each.name[0] != "_"]
+FOLDER = Path(workers.kernels.__file__).parent
+LAUNCHING = [name for name in NAMES if "import Launcher" in (FOLDER / f"{name}.py").read_text()]
 
 
 def launched():
     """Kernels that no other calls: these there are to be launched."""
     from triton.runtime.jit import JITFunction
 
-    names = [each.name for each in pkgutil.iter_modules(workers.kernels.__path__) if each.name[0] != "_"]
-    modules = [importlib.import_module(f"workers.kernels.{name}") for name in names]
+    modules = [importlib.import_module(f"workers.kernels.{name}") for name in NAMES]
     found = {each for module in modules for each in vars(module).values() if isinstance(each, JITFunction)}
     called = {id(each.fn.__globals__.get(name)) for each in found for name in each.fn.__code__.co_names}
     return {each for each in found if id(each) not in called}
@@ -28,7 +34,7 @@ def test_no_kernel_that_is_launched_is_forgotten_where_all_are_compiled():
     from benchmarks.kernels import kernels
 
     compiled = {kernel for kernel, _, _ in kernels()}
-    assert {each.__module__ for each in compiled} >= {"workers.kernels.skinny", "workers.kernels.norm_triton"}
+    assert {each.__module__ for each in compiled} == {f"workers.kernels.{name}" for name in LAUNCHING}
     assert launched() == compiled
 
 
@@ -60,6 +66,64 @@ def test_a_small_kernel_fits_its_card_and_spills_nothing(name, capability, varia
     assert found.shared <= SHARED_BYTES[capability]
     assert found.spilt == 0
     assert found.blocks >= 1
+
+
+@pytest.mark.parametrize("capability", [90, 120])
+@pytest.mark.parametrize("name", LAUNCHING)
+def test_every_kernel_waits_for_what_came_before_it_ahead_of_all_else(name, capability):
+    from benchmarks.kernels import kernels
+
+    seen = set()
+    for kernel, _, compile_one in kernels():
+        if kernel.__module__ != f"workers.kernels.{name}" or kernel in seen:
+            continue
+        seen.add(kernel)
+        found = compile_one(capability)
+        assert found.kernel.metadata.launch_pdl
+        assert found.waits_first, kernel.__name__
+    assert seen == {each for each in launched() if each.__module__ == f"workers.kernels.{name}"} != set()
+
+
+@pytest.mark.parametrize("capability", [80, 86, 89])
+def test_cards_without_dependent_launches_have_no_word_of_them(capability):
+    from benchmarks.small_kernels import compile_norm
+
+    assert capability < DEPENDENT
+    found = compile_norm(capability)
+    assert not found.kernel.metadata.launch_pdl
+    assert "griddepcontrol" not in found.kernel.asm["ptx"]
+    assert not found.waits_first
+
+
+@pytest.mark.parametrize("name", ["forgets", "reads", "writes", "returns", "chooses"])
+def test_a_kernel_that_does_not_wait_or_not_at_once_is_found_out(name):
+    from benchmarks.kernels import Compiled, compile_for
+    from tests.workers import late_kernels
+
+    kinds = {"x": "*fp32", "y": "*fp32", "n": "i32"}
+    kernel = compile_for(90, getattr(late_kernels, name), kinds, {}, ["x", "y"], num_warps=1)
+    assert kernel.metadata.launch_pdl
+    assert not Compiled(kernel, True).waits_first
+
+
+def test_nothing_is_ahead_of_what_is_first():
+    from benchmarks.kernels import HARMLESS, HARMLESS_CODE, is_first
+
+    wait = "griddepcontrol.wait"
+    assert is_first(["ld.param.b64 %rd6, [x]", "mov.u32 %r1, %tid.x", wait, "ret"], wait, HARMLESS)
+    for early in ("ld.global.b32 {%r1}, [%rd1]", "@%p1 bra $L__BB0_2", "$L__BB0_1:", "ret", "st.shared.b32"):
+        assert not is_first([early, wait], wait, HARMLESS), early
+    assert not is_first([f"@%p1 {wait}"], wait, HARMLESS)
+    assert not is_first([], wait, HARMLESS)
+    assert is_first(["LDC R1, c[0x0][0x28]", "ACQBULK", "EXIT"], "ACQBULK", HARMLESS_CODE)
+    for early in (
+        "LDG.E R4, desc[UR4][R2.64]",
+        "LDGSTS.E [R5], desc[UR4][R6.64]",
+        "@P0 EXIT",
+        "BRA `(.L_x_1)",
+    ):
+        assert not is_first([early, "ACQBULK"], "ACQBULK", HARMLESS_CODE), early
+    assert not is_first(["@!P0 ACQBULK"], "ACQBULK", HARMLESS_CODE)
 
 
 @pytest.mark.parametrize("capability", [80, 120])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ class Kernel:
         self.params = function.params
         backend = make_backend(GPUTarget("cuda", 90, 32))
         self.binder = create_function_from_signature(function.signature, function.params, backend)
-        self.asked = 0
+        self.asked, self.dependent = 0, []
 
     def wanted(self, arguments, options):
         _, specialization, _ = self.binder(*arguments)
@@ -35,6 +36,7 @@ class Kernel:
     def __getitem__(self, grid):
         def launch(*arguments, **options):
             self.asked += 1
+            self.dependent.append(options["launch_pdl"])
             return Compiled(self, self.wanted(arguments, options), options)
 
         return launch
@@ -91,6 +93,43 @@ def test_numbers_that_make_no_difference_are_no_kinds():
         strides = (64, 16, 1024, 32)
         launcher((1, 2, 3), *[x] * 9, *[at] * 5, *numbers, *strides, 0.1, 0.0, *constants, num_warps=4)
     assert kernel.asked == 1
+
+
+@pytest.mark.parametrize("capability", [0, 75, 80, 86, 89, 90, 100, 120])
+def test_launches_are_dependent_where_a_card_has_that_and_nobody_compares(monkeypatch, capability):
+    from workers.kernels import launch
+    from workers.kernels.norm_triton import norm_kernel
+
+    monkeypatch.setattr(launch, "capability_of", lambda device: capability)
+    kernel = Kernel(norm_kernel)
+    launcher, arguments = launch.Launcher(kernel), next(variants())
+    for dependent in (True, False, True, False):
+        monkeypatch.setattr(launch, "dependent", dependent)
+        launcher((3, 1, 1), *arguments, num_warps=4)
+    assert kernel.dependent == [capability >= 90, False]
+
+
+def test_what_triton_compiled_for_dependent_launches_is_launched_so(monkeypatch):
+    """Also when it is called by itself, as a launcher does it from the second time on."""
+    from triton.runtime import driver
+
+    from benchmarks.small_kernels import compile_norm
+
+    launches = []
+
+    def launcher_of(source, metadata):
+        return lambda *given: launches.append(metadata.launch_pdl)
+
+    utils = SimpleNamespace(load_binary=lambda *given: (1, 1, 32, 0, 1024))
+    utils.get_device_properties = lambda device: {"max_shared_mem": 1 << 20}
+    card = SimpleNamespace(utils=utils, launcher_cls=launcher_of, get_current_stream=lambda device: 0)
+    card.get_current_device, card.get_current_target = (lambda: 0), (lambda: SimpleNamespace(warp_size=32))
+    found = {capability: compile_norm(capability).kernel for capability in (89, 90)}
+    monkeypatch.setattr(type(driver), "active", card)
+    for capability in (89, 90):
+        for _ in range(2):
+            found[capability][(1, 1, 1)]("x")
+    assert launches == [False, False, True, True]
 
 
 class Unbuilt:

@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.eight_bits_triton import KINDS, WHOLE, number_of, scale_of
 from workers.kernels.launch import Launcher, capability_of
 
@@ -274,6 +275,7 @@ def attention_kernel(
     BLOCK_REST: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
+    wait_for_previous()
     place, kv_head = tl.program_id(0) // programs, tl.program_id(1)
     sequence, start, count, context = _rows_of(place, order, starts, contexts, first, SINGLE)
     first_row = tl.program_id(0) % programs * BLOCK_M
@@ -374,6 +376,7 @@ def join_kernel(
     BLOCK_V: tl.constexpr,
 ):
     """One head of one token, of the splits of its keys."""
+    wait_for_previous()
     place, token, head = tl.program_id(0) // tokens, tl.program_id(0) % tokens, tl.program_id(1)
     _, start, count, context = _rows_of(place, order, starts, contexts, first, SINGLE)
     if token >= count:

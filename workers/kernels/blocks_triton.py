@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.floats_triton import e2m1, e4m3
 from workers.kernels.launch import Launcher
 from workers.weights.blocks import Blocks
@@ -205,6 +206,7 @@ def product_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    wait_for_previous()
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = w + (tl.minimum(n, num_rows - 1).to(tl.int64) * row_bytes)[:, None, None]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ipc.worker_messages import PAGE_SIZE
 from workers.kernels.attention_triton import Sequences, scale_blocks, scale_stride
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.eight_bits_triton import KINDS, WHOLE, quantised
 from workers.kernels.launch import Launcher
 
@@ -66,6 +67,7 @@ def write_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    wait_for_previous()
     token = tl.program_id(0).to(tl.int64)
     page, place = slot_of(token, owners, starts, contexts, tables, pages, PAGE)
     head, d = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.launch import Launcher
 
 
@@ -27,6 +28,7 @@ def choice_kernel(
     EXPERTS: tl.constexpr,  # the same
 ):
     """A program has a token. Of equal experts the first is chosen; one whose logit is NaN comes last."""
+    wait_for_previous()
     token, i, place = tl.program_id(0).to(tl.int64), tl.arange(0, EXPERTS), tl.arange(0, PLACES)
     there = i < experts
     logit = tl.load(logits + token * experts + i, mask=there, other=float("-inf"))

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.launch import Launcher
 
 BLOCK = 512  # columns that a program has
@@ -19,6 +20,7 @@ def chosen_kernel(
     CHOSEN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    wait_for_previous()
     token, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there, total = i < columns, tl.zeros((BLOCK,), tl.float32)
     at = pairs + token * CHOSEN * columns + i

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.launch import Launcher
 
 ELEMENTS = 1024  # of a program
@@ -24,6 +25,7 @@ def decay_kernel(
     stride,  # elements, from one token's to the next
     BLOCK: tl.constexpr,
 ):
+    wait_for_previous()
     token, h = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     there = h < heads
     x = tl.load(step + token * stride + h, mask=there, other=0.0).to(tl.float32)
@@ -51,6 +53,7 @@ def gated_norm_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    wait_for_previous()
     token, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     there = (h < heads)[:, None] & (d < SIZE)[None, :]

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.launch import Launcher
 from workers.kernels.pairs import Pairs
 from workers.kernels.planes_triton import STEP
@@ -59,6 +60,7 @@ def experts_kernel(
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
 ):
+    wait_for_previous()
     number = tl.arange(0, EXPERTS)
     first = tl.load(starts + number, mask=number < experts, other=0)
     last = tl.load(starts + number + 1, mask=number < experts, other=0)

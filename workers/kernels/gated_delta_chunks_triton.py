@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.checkpoints.model_config import DeltaNet
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.gated_delta import EPS
 from workers.kernels.gated_delta_triton import Places
 from workers.kernels.launch import Launcher, capability_of
@@ -99,6 +100,7 @@ def solve_kernel(
     CHUNK: tl.constexpr,
     SLICE: tl.constexpr,
 ):
+    wait_for_previous()
     head, chunk = tl.program_id(1), first + tl.program_id(0)
     sequence, i = tl.load(owners + chunk), tl.arange(0, CHUNK)
     row = tl.load(starts + sequence) + (chunk - tl.load(chunk_starts + sequence)) * CHUNK + i
@@ -187,6 +189,7 @@ def pass_kernel(
     SLICE: tl.constexpr,  # a quarter of the rows of a matrix, at least
     BLOCK_V: tl.constexpr,
 ):
+    wait_for_previous()
     sequence, head = first_sequence + tl.program_id(0), tl.program_id(1)
     i, d = tl.arange(0, CHUNK), tl.arange(0, SLICE)
     e = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.checkpoints.model_config import DeltaNet
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.gated_delta import EPS
 from workers.kernels.launch import Launcher
 
@@ -58,6 +59,7 @@ def convolve_kernel(
     SILU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    wait_for_previous()
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = c < channels
@@ -89,6 +91,7 @@ def keep_inputs_kernel(
     BLOCK: tl.constexpr,
 ):
     """The last inputs of each sequence, for its next token. All are read before one is written."""
+    wait_for_previous()
     sequence = tl.program_id(0).to(tl.int64)
     c = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     place = tl.arange(0, PLACES)[:, None]
@@ -123,6 +126,7 @@ def recur_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
+    wait_for_previous()
     sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     d, e = tl.arange(0, BLOCK_K), tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
     there = d < KEY_DIM

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.launch import Launcher
 
 BLOCK = 1024  # elements of a row that a program has
@@ -20,6 +21,7 @@ def gated_kernel(
     ACTIVATION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    wait_for_previous()
     row, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = i < inner
     gate = tl.load(gate_up + row * stride + i, mask=there, other=0.0).to(tl.float32)

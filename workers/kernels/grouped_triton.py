@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.kernels.blocks_triton import KINDS, STEP, read_step, table_of
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.launch import Launcher
 from workers.kernels.pairs import Pairs
 from workers.weights.blocks import Blocks, Weight
@@ -46,6 +47,7 @@ def grouped_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    wait_for_previous()
     number = tl.arange(0, EXPERTS)
     first = tl.load(starts + number, mask=number < experts, other=0)
     count = tl.load(starts + number + 1, mask=number < experts, other=0) - first

@@ -9,6 +9,7 @@ from torch import Tensor
 from ipc.worker_messages import PAGE_SIZE
 from workers.kernels.attention_triton import Sequences, scale_blocks, scale_stride
 from workers.kernels.cache_triton import keep, slot_of
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.eight_bits_triton import KINDS, WHOLE
 from workers.kernels.fused import Turn
 from workers.kernels.launch import Launcher
@@ -56,6 +57,7 @@ def heads_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    wait_for_previous()
     token = tl.program_id(0).to(tl.int64)
     head, d = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
     is_query = head < HEADS

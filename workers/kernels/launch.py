@@ -4,6 +4,8 @@ Triton looks at each argument of each launch, and at what the kernel's module ho
 compiled: 50 µs for a kernel with forty arguments (H200, Triton 3.6), which for a step that is no graph is
 longer than the device needs. What it compiled can be called by itself; here it is found by as much of the
 arguments as Triton compiles for.
+
+Where the card has it, a kernel is launched before the one before it has ended: see `dependent_triton`.
 """
 
 from __future__ import annotations
@@ -18,11 +20,16 @@ from ipc.errors import Code, CortexError
 
 ALIGNED = 16  # bytes, or a number's divisor, for which Triton compiles a kernel of its own
 INT32 = 1 << 31
+DEPENDENT = 90  # capability of cards, from which on launches may be dependent
 MOST_WORDS = 500  # characters of what a compiler says
+
+dependent = True  # whether they are where they may be; a benchmark compares
 
 
 class Launcher:
-    """Launches one kernel, which is a `triton.jit` function without keyword arguments or defaults."""
+    """Launches one kernel, which is a `triton.jit` function without keyword arguments or defaults, and calls
+    `wait_for_previous` before anything else.
+    """
 
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
@@ -53,9 +60,11 @@ class Launcher:
         if not self._parameters:  # it is interpreted
             self._kernel[grid](*arguments, **options)
             return
-        key = (num_warps, num_stages, registers, *map(_kind, self._parameters, arguments))
+        key = (num_warps, num_stages, registers, dependent, *map(_kind, self._parameters, arguments))
         compiled = self._compiled.get(key)
         if compiled is None:
+            device = next(each.device for each in arguments if isinstance(each, Tensor))
+            options["launch_pdl"] = dependent and capability_of(device) >= DEPENDENT
             self._compiled[key] = self._built(grid, arguments, options)
         else:
             compiled[grid](*arguments)

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.launch import Launcher
 
 
@@ -26,6 +27,7 @@ def norm_kernel(
     AFTER: tl.constexpr,  # `beside` is added to the norm
     BLOCK: tl.constexpr,
 ):
+    wait_for_previous()
     row, i = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     there = i < SIZE
     value = tl.load(x + row * x_stride + i, mask=there, other=0.0).to(tl.float32)

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.launch import Launcher
 
 MOST = 512  # pairs: each is compared with all others
@@ -25,6 +26,7 @@ def pairs_kernel(
     PIECE: tl.constexpr,  # pairs that a program has
 ):
     """A pair's place is the number of those before it: of lower experts, or earlier ones of its own."""
+    wait_for_previous()
     every = tl.arange(0, PAIRS)
     theirs = tl.load(numbers + every, mask=every < pairs, other=1 << 30).to(tl.int32)
     mine = tl.program_id(0) * PIECE + tl.arange(0, PIECE)

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.launch import Launcher
 from workers.kernels.planes_triton import (
     BY_SIXTEEN,
@@ -339,6 +340,7 @@ def product_kernel(
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
 ):
+    wait_for_previous()
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(2) * N + tl.arange(0, N)
     begin = tl.program_id(1) * split_steps * STEP
@@ -376,6 +378,7 @@ def dequantise_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Rows as numbers: of each program `BLOCK_N` of them, and the columns of a step."""
+    wait_for_previous()
     DTYPE: tl.constexpr = y.dtype.element_ty
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = w + tl.minimum(n, num_rows - 1).to(tl.int64) * row_stride

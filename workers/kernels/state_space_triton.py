@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.checkpoints.model_config import Mamba
+from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.gated_delta_triton import Places
 from workers.kernels.launch import Launcher
 
@@ -40,6 +41,7 @@ def space_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
+    wait_for_previous()
     sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     shared: tl.constexpr = HEADS // GROUPS
     group = head // shared
