@@ -1,8 +1,7 @@
 """From a model that is not there to its first token, by a worker that waits: `python -m benchmarks.waking`.
 
 The weights come from files in the page cache ("load"), or from memory in which they are parked ("wake"). The
-first load of all parks them; it is the one that meets everything for the first time (kernels, libraries). The
-kernel of the host sees parked pages read for the first time by the first wake, and not by the second.
+first load of all parks them; it is the one that meets everything for the first time (kernels, libraries).
 Beside the seconds stands what the bytes alone would take, at the rate of the page cache or of a copy to the
 device, measured in the same run; then what the seconds went to: `weights` until they are there, with the
 making of the tensors and, on a CPU, their packing, `step` for the measurement of the largest one and the

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,30 @@ def test_what_quantisation_made_is_woken_and_not_made_again(
     again, woken = load(folder, fds, 1, quantization)
     assert woken == {True}
     assert same(again, filled)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_all_that_is_parked_has_been_read_before_a_wake_reads_it(folders, memory, monkeypatch, refused):
+    read, send = [], os.sendfile
+
+    def sendfile(out: int, fd: int, offset: int, count: int) -> int:
+        if refused:
+            raise OSError(22, "Invalid argument")
+        sent = send(out, fd, offset, min(count, 3000))  # less than asked for, as a kernel may
+        read.append((offset, offset + sent))
+        return sent
+
+    monkeypatch.setattr(parking.os, "sendfile", sendfile)
+    filled, _ = load(folders("qwen3_moe"), fds := [memory()])
+    again, woken = load(folders("qwen3_moe"), fds)
+    assert woken == {True}
+    assert same(again, filled)
+    if refused:
+        return
+    assert max(end for _, end in read) == os.fstat(fds[0]).st_size
+    gaps = [start - end for (_, end), (start, _) in pairwise(sorted(read))]
+    assert all(0 <= gap < parking.ALIGNED for gap in gaps)
+    assert min(read)[0] == parked.HEAD
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

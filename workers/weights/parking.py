@@ -12,6 +12,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -123,9 +124,21 @@ class _Filling:
         try:
             while rest:
                 count = os.pwrite(self._fd, rest, offset)
+                _read_to_nowhere(self._fd, offset, count)
                 rest, offset = rest[count:], offset + count
         except OSError as error:
             self.failed = error
+
+
+def _read_to_nowhere(fd: int, offset: int, count: int) -> None:
+    """Be the first who reads that memory: the kernel moves each of its pages to those in use then, for which
+    a wake that reads them first takes half as long again. Nothing is copied; where it cannot be done, it is
+    not.
+    """
+    with suppress(OSError), open(os.devnull, "wb", buffering=0) as nowhere:
+        end = offset + count
+        while offset < end and (sent := os.sendfile(nowhere.fileno(), fd, offset, end - offset)):
+            offset += sent
 
 
 def _wake(fd: int, shards: Iterable[Shard], size: int, progress: Progress) -> None:
