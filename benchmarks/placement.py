@@ -43,7 +43,7 @@ from gateway.fleet.prompts import Place, Prompt
 from gateway.fleet.view import QUOTED
 from ipc.messages.replies import Quoted
 from ipc.messages.requests import Strategy
-from neuron.memory.eviction import RESIDENCY_SHARE, Holder, RecentUse, cheapest, order
+from neuron.memory.eviction import Holder, RecentUse, cheapest, order, residency
 
 SEQUENCES = 16  # that a model computes at once
 TOKEN_SECONDS = 0.02  # of output
@@ -201,7 +201,7 @@ class Host:
     def _leaves(self, model: str, now: float) -> float:
         """When it can leave."""
         copy = self.copies[model]
-        return max(now, copy.ready + RESIDENCY_SHARE * self.setting.models[model].seconds, *copy.ends)
+        return max(now, copy.ready + residency(0.0, self.setting.models[model].seconds), *copy.ends)
 
     def _victims(self, model: str, now: float) -> list[Holder]:
         """Who leaves for another model: as few as it takes, by the neuron's own order."""
@@ -229,7 +229,7 @@ class Host:
             priority=100,
             last_used=copy.used,
             busy=max(copy.ready, *copy.ends, 0.0) > now,
-            settled=copy.ready + RESIDENCY_SHARE * size.seconds <= now,
+            settled=copy.ready + residency(0.0, size.seconds) <= now,
             reload_seconds=size.seconds,
             recent_use=use.at(now) if soon is None else soon,
             recent_requests=use.requests(now) if soon is None else soon,
