@@ -148,7 +148,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
     card, dtype = card.kept_in(settings.quantization), settings.dtype or card.dtype
     notes = list(card.notes)
     adapters = tuple(read_adapter(name, path, card) for name, path in settings.adapters.items())
-    notes += filter(None, (each.doubt(settings.id, card.folder) for each in adapters))
+    notes += filter(None, (each.doubt(settings.id, card) for each in adapters))
     weights = card.bytes_per_rank(settings.ranks, dtype, settings.quantization)
     formats = card.formats_of_kinds(settings.ranks, settings.quantization)
     context_length, cut = _context_length(settings, card)

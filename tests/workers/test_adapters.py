@@ -8,6 +8,7 @@ from array import array
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
 from ipc.errors import CortexError
@@ -27,6 +28,7 @@ from tests.workers.harness import Workers
 from tests.workers.oracle import greedy
 from workers.checkpoints.adapter import CONFIG, WEIGHTS, read_adapter
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.stored_tensors import WeightFile
 from workers.execution.memory import held, trim
 from workers.execution.model_runner import ModelRunner
 from workers.scheduling.drafts import DRAFTERS
@@ -418,6 +420,13 @@ def test_an_adapter_for_another_base_is_refused(tiny, tmp_path):
         ("unsloth/Qwen3-4B-bnb-4bit", "Qwen/Qwen3-4B", "/models/one", False),
         ("unsloth/Qwen3-4B-unsloth-bnb-4bit", "chat", "/models/Qwen3-4B", False),
         ("unsloth/Qwen3-8B-bnb-4bit", "Qwen/Qwen3-4B", "/models/Qwen3-4B", True),
+        ("unsloth/Qwen3-4B-unsloth-bnb-4bit:main", "Qwen/Qwen3-4B", "/models/one", False),
+        ("Qwen/Qwen3-4B", "Qwen3-4B-Q8_0", "/models", False),
+        ("Qwen/Qwen3-4B", "chat", "/models/Qwen3-4B.Q4_K_M-00001-of-00002.gguf", False),
+        ("Qwen/Qwen3-4B", "unsloth/Qwen3-4B-GGUF:UD-Q4_K_XL", "/models", False),
+        ("Qwen/Qwen3-4B-GPTQ-Int4", "Qwen/Qwen3-4B-FP8", "/models", False),
+        ("Qwen/Qwen3-4B", "chat", "/models/Qwen3-8B-Q8_0.gguf", True),
+        ("Qwen/Qwen3-4B-Base", "Qwen/Qwen3-4B", "/models", True),
         ("Qwen/Qwen3-4B", "chat", "/models/Qwen3-4B-bnb-4bit", False),
         ("Qwen/Qwen3-4B", "Qwen/Qwen3-4B-GGUF:Q8_0", "/models/one", False),
         ("C:\\models\\Qwen3-4B", "Qwen/Qwen3-4B", "/models/one", False),
@@ -432,7 +441,10 @@ def test_an_adapter_whose_base_has_another_name_is_doubted_and_served(one, said,
     where, card = one
     about = json.loads((where / CONFIG).read_text())
     (where / CONFIG).write_text(json.dumps(about | {"base_model_name_or_path": said}))
-    reason = read_adapter("pirate", where, card).doubt(model, folder)
+    if folder.endswith(".gguf"):
+        folder, _, file = folder.rpartition("/")
+        card = replace(card, files=[WeightFile(file, 1, 1)])
+    reason = read_adapter("pirate", where, card).doubt(model, replace(card, folder=folder))
     assert (reason is not None) is doubted
     assert not doubted or f"pirate says that it was made for {said}" in reason
 

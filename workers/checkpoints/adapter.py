@@ -20,6 +20,7 @@ from workers.checkpoints import within
 from workers.checkpoints.card import DTYPE_BYTES, ModelCard
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
+from workers.checkpoints.gguf.splits import QUANTIZATION
 from workers.checkpoints.registry import FAMILIES
 from workers.checkpoints.safetensors import Tensor, read_header
 from workers.checkpoints.stored_tensors import StoredTensor, WeightFile, weight_file
@@ -60,8 +61,12 @@ _NOT_DONE = {  # keys of the config that would change numbers, and what they are
 # Ways to begin with A and B that leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take
 # from its weights what they put into the adapter, which beside the whole base would count twice.
 _BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
-# What names have at their end for how weights are stored: those of bitsandbytes, and GGUF's, with a label.
-_STORED_AS = re.compile(r"(-unsloth)?-bnb-[48]bit$|(-gguf)?(:.*)?$")
+# What names have at their end for how weights are stored: one word or several, then a label.
+_STORED_AS = re.compile(
+    r"(?:[-.](?:gguf|\d{5}-of-\d{5}|unsloth|bnb|[48]bit|awq|gptq|int[48]|fp8|nvfp4|"
+    rf"{QUANTIZATION.pattern}))*(?::.*)?$",
+    re.IGNORECASE,
+)
 
 
 class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,14 +80,15 @@ class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
     files: list[WeightFile]
     tensors: dict[str, StoredTensor]
 
-    def doubt(self, *names: str) -> str | None:
-        """Why it may be for another base than the one of these names; None where one of them is what it says.
+    def doubt(self, name: str, base: ModelCard) -> str | None:
+        """Why it may be for another base than this one, called `name`; None where it is what it says.
 
         A name is only that: people rename folders, and shapes were compared. The last part counts, and of a
-        folder of the hub's cache its repository's; not how the weights are stored.
+        folder of the hub's cache its repository's; not how the weights are stored. One of GGUF has the name
+        of its file, too.
         """
         said = _last(self.made_for)
-        if not said or said in map(_last, names):
+        if not said or said in map(_last, (name, base.folder, base.files[0].name)):
             return None
         return f"the adapter {self.name} says that it was made for {self.made_for}: see whether this is that"
 
