@@ -95,3 +95,18 @@ def test_what_the_kernel_says_holds_for_this_process():
         pass
     assert now.at > before.at
     assert now.busy - before.busy >= 0.1  # in ticks of 10 ms
+
+
+@pytest.mark.parametrize("cores", [1, 2, 16])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("others", [0, 1, 6, 15.5])
+def test_threads_of_all_ranks_follow_free_cores_to_less_than_one_too_many_each(ranks, cores, others):
+    most = max(1, cores // ranks)
+    each = Threads(most, cores)
+    for _ in range(10):
+        free = max(0.0, cores - others)
+        own = min(each.count, free / ranks)  # all of them compute at once, and share what is left to them
+        busy = min(cores, others) + ranks * own
+        each.count = each.wanted(Use(0.0, 0.0, 0.0), Use(1.0, busy, own))
+    assert each.wanted(Use(0.0, 0.0, 0.0), Use(1.0, 0.0, 0.0)) <= most  # while the others are idle
+    assert ranks * (each.count - 1) < max(1, free)
