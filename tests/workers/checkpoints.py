@@ -62,6 +62,7 @@ from tests.workers.tiny_models import (
     of,
     olmo2,
     olmo3,
+    olmo_hybrid,
     olmoe,
     phi3,
     phimoe,
@@ -275,6 +276,18 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
             "full_attention": YARN,
             "sliding_attention": {"rope_theta": 1_000.0, "rope_type": "default"},
         },
+    ),
+    "olmo_hybrid": lambda: olmo_hybrid(rope_parameters={"rope_type": "default", "rope_theta": None}),
+    "olmo_hybrid_turning": lambda: olmo_hybrid(
+        layer_types=["full_attention", *["linear_attention"] * 2],
+        num_hidden_layers=3,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters=YARN,
+        rms_norm_eps=1e-2,
+        linear_num_key_heads=4,
+        linear_conv_kernel_dim=3,
+        linear_allow_neg_eigval=False,
     ),
     "glm": lambda: transformers.GlmForCausalLM(transformers.GlmConfig(**SIZES)),
     "glm_tied_unbiased": lambda: transformers.GlmForCausalLM(
@@ -518,6 +531,8 @@ def write(name: str, folder: Path) -> PreTrainedModel:
         flatten(folder / "config.json")
     if blocks:
         stacked.store(folder, blocks)
+    if "olmo_hybrid" in name:
+        stacked.store_convolutions_apart(folder, model.config)
     (folder / "tokenizer.json").write_text("{}")  # nobody reads a text here
     return model
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from transformers import PreTrainedModel
+
+INTO_STATE = re.compile(r"\.linear_attn\.(in_proj|[qkvgab]_proj)")
 
 
 @torch.no_grad()
@@ -18,7 +22,7 @@ def fill(model: PreTrainedModel, std: float = 0.4) -> None:
         less_one = less_one and "linear_attn" not in key
         is_norm = "norm" in key and not key.endswith("bias") and not less_one
         parameter.normal_(std=std).add_(1.0 if is_norm or "scale" in key else 0.0)
-        if ".linear_attn.in_proj" in key:  # with large ones, what was rounded grows from token to token
+        if INTO_STATE.search(key):  # with large ones, what was rounded grows from token to token
             parameter.div_(4)
         if gemma and "embed_tokens" in key:  # which it multiplies
             size = config.hidden_size_per_layer_input if "per_layer" in key else config.hidden_size

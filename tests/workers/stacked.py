@@ -1,4 +1,8 @@
-"""The experts of gpt-oss as its checkpoints have them: in MXFP4, two tensors a projection for all experts."""
+"""Tensors as published checkpoints have them, where transformers writes others.
+
+Experts of gpt-oss are in MXFP4, two tensors a projection for all of them. Each of OLMo Hybrid's convolutions
+is its own, of as many channels as it has: transformers writes all three as three equal parts.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 BIAS, SMALLEST = 127, 124  # of an exponent, and the smallest of four that are drawn from
@@ -40,3 +44,16 @@ def store(folder: Path, experts: dict[str, Tensor]) -> None:
     skipped = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
     method = {"quant_method": "mxfp4", "modules_to_not_convert": skipped}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": method}))
+
+
+def store_convolutions_apart(folder: Path, config: PreTrainedConfig) -> None:
+    """Put those of queries, keys and values in the place of equal parts of all three."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    keys = config.linear_num_key_heads * config.linear_key_head_dim
+    values = config.linear_num_value_heads * config.linear_value_head_dim
+    for name in [name for name in tensors if name.endswith(".q_conv1d.weight")]:
+        names = [name.replace(".q_conv1d", f".{letter}_conv1d") for letter in "qkv"]
+        together = torch.cat([tensors[each] for each in names])
+        tensors |= zip(names, map(Tensor.contiguous, together.split([keys, keys, values])), strict=True)
+    save_file(tensors, file)

@@ -554,6 +554,18 @@ def test_an_lfm_3_has_layers_of_three_kinds_and_two_ropes(tmp_path):
         assert key in refusal(tmp_path, **said | {key: value})
 
 
+OLMO = {"architectures": ["OlmoHybridForCausalLM"], "head_dim": ..., "num_hidden_layers": 4}
+
+
+@pytest.mark.parametrize("rope", [..., None, {}, {"rope_type": None}, {"rope_theta": None}])
+def test_an_olmo_hybrid_has_positions_only_where_it_says_a_base(tmp_path, rope):
+    assert written(tmp_path, **OLMO, rope_parameters=rope).unrotated == (0, 1, 2, 3)
+    for nested in ({"rope_theta": 5000.0}, {"rope_parameters": {"rope_theta": 5000.0}}):
+        config = written(tmp_path, **OLMO | {"rope_parameters": rope} | nested)
+        assert (config.unrotated, config.rope.rope_theta) == ((), 5000.0)
+    assert "rope_theta" in refusal(tmp_path, **OLMO, rope_parameters={"rope_type": "linear", "factor": 2.0})
+
+
 def test_a_granite_with_windows_has_a_base_for_those_and_one_for_others(tmp_path):
     said = {"architectures": ["GraniteSWAForCausalLM"], "num_hidden_layers": 5}
     plain = written(tmp_path, **said)

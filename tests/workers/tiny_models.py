@@ -241,6 +241,11 @@ def olmo3(**changes: Any) -> PreTrainedModel:
     )
 
 
+def olmo_hybrid(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in (NO_HEAD_DIM | HYBRID).items() if key != "rope_parameters"}
+    return transformers.OlmoHybridForCausalLM(transformers.OlmoHybridConfig(**sizes | changes))
+
+
 ROUTED = {
     "num_experts_per_tok": 3,
     "n_routed_experts": 8,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from workers.checkpoints.safetensors import Tensor
 
-NAMES = (".conv1d.weight", ".conv.conv.weight")
+NAMES = ("conv1d.weight", ".conv.conv.weight")
 
 
 def channels_as_rows(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -50,7 +50,10 @@ class DeltaNet(msgspec.Struct, frozen=True):
     value_dim: int
     kernel: int  # tokens
     grouped: bool = False  # what a key head and its value heads are made of is stored together (Qwen3-Next)
+    apart: bool = False  # queries, keys and values are stored one by one, as are their convolutions (OLMo)
     tiled: bool = False  # columns of what goes out: a value head of each key head, then another of each, …
+    beta_scale: float = 1.0  # of betas: above 1, what a state has may change its sign
+    norm_eps: float | None = None  # of what a head gives; None: as of the other norms
 
     @property
     def channels(self) -> int:
@@ -245,6 +248,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     mamba: Mamba | None = None  # or that
     multipliers: Multipliers | None = None
     norms: Norms = Norms()
+    state_norms: Norms | None = None  # of layers with a state, where they are others
     norm_offset: float = 0.0  # is added to the weights of all norms
     layer_norm: bool = False  # norms take the mean away, and have a bias
     norm_bias: bool = True  # so they do
@@ -312,6 +316,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         if not self.heads_of:
             return self
         return msgspec.structs.replace(self, num_heads=self.heads_of[number], heads_of=())
+
+    def norms_of(self, number: int) -> Norms:
+        """Those of a layer."""
+        has_state = self.state_norms is not None and self.layers[number].kind == "state"
+        return self.state_norms if has_state else self.norms
 
     def unlike_layers(self) -> list[int]:
         """Numbers of layers of which each other one is like one, and of those whose keys they read."""

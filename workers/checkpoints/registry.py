@@ -40,6 +40,7 @@ from workers.checkpoints.families.modernbert import MODERNBERT
 from workers.checkpoints.families.nemotron_h import NEMOTRON_H
 from workers.checkpoints.families.nomic_bert import NOMIC_BERT
 from workers.checkpoints.families.olmo import OLMO2, OLMO3
+from workers.checkpoints.families.olmo_hybrid import OLMO_HYBRID
 from workers.checkpoints.families.olmoe import FLEX_OLMO, OLMOE
 from workers.checkpoints.families.phi3 import PHI3
 from workers.checkpoints.families.phimoe import PHIMOE
@@ -64,7 +65,7 @@ KNOWN = (
     *(SOLAR_OPEN, VAULTGEMMA, YOUTU),
     *(LFM2, LFM2_MOE, LFM3, GRANITE_HYBRID, NEMOTRON_H, FALCON_H1),
     *(BERT, ROBERTA, MODERNBERT, NOMIC_BERT, GTE, EUROBERT),
-    *(QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE),
+    *(QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE, OLMO_HYBRID),
     *(MIXTRAL, QWEN2_MOE, GPT_OSS, GLM4_MOE, GLM4_MOE_LITE, DEEPSEEK_V2, DEEPSEEK_V3),
 )
 FAMILIES = {family.name: family for family in KNOWN}

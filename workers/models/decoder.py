@@ -180,7 +180,7 @@ class Block:
             f"model.layers.{number}.self_attn", config.of_layer(number), group, empty
         )
         self.mlp = self._mlp(f"model.layers.{number}.mlp", config, group, empty)
-        names = config.norms
+        names = config.norms_of(number)
         self.before_attention = norm(names.before_attention)
         self.after_attention = norm(names.after_attention)
         self.before_mlp, self.after_mlp = norm(names.before_mlp), norm(names.after_mlp)

@@ -33,7 +33,8 @@ class GatedDeltaNet:
 
     def __init__(self, name: str, number: int, config: ModelConfig, group: RankGroup, empty: Empty) -> None:
         whole, hidden = config.delta, config.hidden_size
-        self.name, self.number, self.whole, self.eps, self.exact = name, number, whole, config.norm_eps, False
+        self.name, self.number, self.whole, self.exact = name, number, whole, False
+        self.eps = config.norm_eps if whole.norm_eps is None else whole.norm_eps
         self.mine, self.mine_values = group.share(whole.key_heads), group.share(whole.value_heads)
         self.delta = mine = whole.on_rank(group.size)
         self.sizes = (mine.channels, mine.value_heads * mine.value_dim, mine.value_heads, mine.value_heads)
@@ -48,21 +49,26 @@ class GatedDeltaNet:
         self.rate = empty(mine.value_heads, dtype=torch.float32)  # its logarithm
         self.norm = empty(whole.value_dim)
 
-    def _regions(self) -> Iterator[range]:
-        """This rank's rows of all queries, keys and values, of which the files have one after the other."""
+    def _regions(self, together: str, apart: str) -> Iterator[Region]:
+        """This rank's rows of all queries, keys and values, of which the files have one after the other; or
+        each under a name of its own."""
         delta, end = self.whole, 0
-        for heads, size, mine in (
-            (delta.key_heads, delta.key_dim, self.mine),
-            (delta.key_heads, delta.key_dim, self.mine),
-            (delta.value_heads, delta.value_dim, self.mine_values),
+        for letter, heads, size, mine in (
+            ("q", delta.key_heads, delta.key_dim, self.mine),
+            ("k", delta.key_heads, delta.key_dim, self.mine),
+            ("v", delta.value_heads, delta.value_dim, self.mine_values),
         ):
-            yield range(end + mine.start * size, end + mine.stop * size)
+            if delta.apart:
+                rows = range(mine.start * size, mine.stop * size)
+                yield f"{self.name}.{letter}_{apart}", heads * size, rows
+            else:
+                rows = range(end + mine.start * size, end + mine.stop * size)
+                yield f"{self.name}.{together}", delta.channels, rows
             end += heads * size
 
     def _one_by_one(self) -> Iterator[Region]:
         delta, values = self.whole, self.mine_values
-        for rows in self._regions():
-            yield f"{self.name}.in_proj_qkv", delta.channels, rows
+        yield from self._regions("in_proj_qkv", "proj")
         size, heads = delta.value_dim, delta.value_heads
         yield f"{self.name}.in_proj_z", heads * size, range(values.start * size, values.stop * size)
         yield f"{self.name}.in_proj_b", heads, values
@@ -88,10 +94,10 @@ class GatedDeltaNet:
         return self.projections, self.output
 
     def norm_pieces(self) -> Iterator[Slice]:
-        shape, end = (self.whole.channels, self.whole.kernel), 0
-        for rows in self._regions():
-            into = self.convolution[end : end + len(rows)]
-            yield Slice(f"{self.name}.conv1d.weight", shape, into, row=rows.start)
+        end = 0
+        for name, channels, rows in self._regions("conv1d", "conv1d"):
+            into, shape = self.convolution[end : end + len(rows)], (channels, self.whole.kernel)
+            yield Slice(f"{name}.weight", shape, into, row=rows.start)
             end += len(rows)
         heads, first = (self.whole.value_heads,), self.mine_values.start
         yield Slice(f"{self.name}.dt_bias", heads, self.step_bias, row=first)
@@ -102,15 +108,19 @@ class GatedDeltaNet:
         mixed, gates, beta, step = self.projections(x).split(self.sizes, dim=1)
         if fused.has_triton(x.device):
             decay, beta = fused.decay_and_beta(beta, step, self.step_bias, self.rate)
+            beta = self._scaled(beta)
             y = recur(self.number, mixed, self.convolution, decay, beta)
             y = fused.gated_norm(y, gates, self.norm, self.eps)
             return self.output(y)
         decay = -self.rate.exp() * self._each(F.softplus, step.float() + self.step_bias)
-        beta = self._each(torch.sigmoid, beta.float())
+        beta = self._scaled(self._each(torch.sigmoid, beta.float()))
         y = recur(self.number, mixed, self.convolution, decay, beta)
         y = y.mul_(over_rms(y, self.eps)).to(x.dtype) * self.norm
         y = self._each(F.silu, gates.float()).mul_(y.flatten(1))
         return self.output(y.to(x.dtype))
+
+    def _scaled(self, beta: Tensor) -> Tensor:  # [tokens, value heads]
+        return beta if self.delta.beta_scale == 1.0 else beta.mul_(self.delta.beta_scale)
 
     def _each(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:  # [tokens, columns]
         return elementwise(function, x) if self.exact else function(x)

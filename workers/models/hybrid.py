@@ -1,5 +1,5 @@
-"""The decoder of Qwen3-Next, Qwen3.5, LFM2, LFM3 and Granite 4: in most layers a Gated DeltaNet, a short
-convolution or Mamba-2 stands in the place of attention.
+"""The decoder of Qwen3-Next, Qwen3.5, OLMo Hybrid, LFM2, LFM3 and Granite 4: in most layers a Gated DeltaNet,
+a short convolution or Mamba-2 stands in the place of attention.
 
 tokens ─ embedding ─┬─ norm ─ delta net, or attention ─┬+─ norm ─ mlp, or experts ─┬+─ … ─ norm ─ head
                     └──────────────────────────────────┘└──────────────────────────┘

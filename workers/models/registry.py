@@ -67,6 +67,7 @@ MODELS = {
     "nomic_bert": NomicBert,
     "olmo2": Decoder,
     "olmo3": Decoder,
+    "olmo_hybrid": Hybrid,
     "olmoe": Decoder,
     "phi3": Decoder,
     "phimoe": Decoder,

@@ -41,7 +41,7 @@ def decoder_tensors(model: ModelConfig, attention: Mixer, state: Mixer | None = 
         prefix = f"model.layers.{layer}."
         if layer == model.num_layers:
             yield from _mtp_tensors(prefix, model)
-        for norm in filter(None, msgspec.structs.astuple(model.norms)):
+        for norm in filter(None, msgspec.structs.astuple(model.norms_of(layer))):
             yield from _norm(f"{prefix}{norm}", model)
         keeps_state = state is not None and model.layers[layer].kind == "state"
         yield from (state if keeps_state else attention)(model.of_layer(layer), prefix)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from workers.checkpoints import config, within
+from workers.checkpoints.config import ConfigFile
 from workers.checkpoints.convolutions import channels_as_rows
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.families import qwen3_moe
@@ -87,15 +88,21 @@ def _delta_tensors(model: ModelConfig, layer: str) -> Iterator[TensorSpec]:
     """
     prefix, hidden, delta = layer + "linear_attn.", model.hidden_size, model.delta
     heads, values = delta.value_heads, delta.value_heads * delta.value_dim
+    keys = delta.key_heads * delta.key_dim
+    parts = (("q", keys), ("k", keys), ("v", values)) if delta.apart else (("qkv", delta.channels),)
     if delta.grouped:
         yield TensorSpec(prefix + "in_proj_qkvz.weight", (delta.channels + values, hidden), "rows")
         yield TensorSpec(prefix + "in_proj_ba.weight", (2 * heads, hidden), "plain_rows")
     else:
-        yield TensorSpec(prefix + "in_proj_qkv.weight", (delta.channels, hidden), "rows")
+        for name, channels in parts:
+            projection = f"{name}_proj" if delta.apart else "in_proj_qkv"
+            yield TensorSpec(f"{prefix}{projection}.weight", (channels, hidden), "rows")
         yield TensorSpec(prefix + "in_proj_z.weight", (values, hidden), "rows")
         yield TensorSpec(prefix + "in_proj_b.weight", (heads, hidden), "plain_rows")
         yield TensorSpec(prefix + "in_proj_a.weight", (heads, hidden), "plain_rows")
-    yield TensorSpec(prefix + "conv1d.weight", (delta.channels, delta.kernel), "plain_rows")
+    for name, channels in parts:
+        convolution = f"{name}_conv1d" if delta.apart else "conv1d"
+        yield TensorSpec(f"{prefix}{convolution}.weight", (channels, delta.kernel), "plain_rows")
     yield TensorSpec(prefix + "dt_bias", (heads,), "wide_rows")
     yield TensorSpec(prefix + "A_log", (heads,), "wide_rows")
     yield TensorSpec(prefix + "norm.weight", (delta.value_dim,), "none")
@@ -139,6 +146,27 @@ def hybrid(path: Path, file: HybridFile, *, experts: Experts | None, grouped: bo
         refuse(path, "attn_output_gate false is not supported: attention has a gate")
     if file.output_gate_type not in ("silu", "swish"):
         refuse(path, f"output_gate_type {file.output_gate_type} is not supported; there is silu")
+    kinds = layer_kinds(path, file, file.full_attention_interval)
+    model = config.model_config(
+        path,
+        file,
+        [None] * file.num_hidden_layers,
+        partial=True,
+        qk_norm="heads",
+        norm_offset=1.0,
+        attention_gate="within",
+        delta=delta_net(path, file, grouped=grouped),
+        experts=experts,
+    )
+    return with_states(model, kinds)
+
+
+def delta_net(path: Path, file: ConfigFile, **more: Any) -> DeltaNet:
+    """What the keys say that begin with `linear_`.
+
+    Args:
+        more: what else the family says of it.
+    """
     if file.hidden_act not in ("silu", "swish"):
         refuse(path, f"hidden_act {file.hidden_act} is not supported; there is silu")
     if file.linear_num_value_heads % file.linear_num_key_heads:
@@ -149,34 +177,30 @@ def hybrid(path: Path, file: HybridFile, *, experts: Experts | None, grouped: bo
         )
     if file.linear_conv_kernel_dim < 2:
         refuse(path, "linear_conv_kernel_dim 1 is not supported: the convolution sees the tokens before")
-    delta = DeltaNet(
+    return DeltaNet(
         key_heads=file.linear_num_key_heads,
         value_heads=file.linear_num_value_heads,
         key_dim=file.linear_key_head_dim,
         value_dim=file.linear_value_head_dim,
         kernel=file.linear_conv_kernel_dim,
-        grouped=grouped,
+        **more,
     )
-    kinds = layer_kinds(path, file)
-    model = config.model_config(
-        path,
-        file,
-        [None] * file.num_hidden_layers,
-        partial=True,
-        qk_norm="heads",
-        norm_offset=1.0,
-        attention_gate="within",
-        delta=delta,
-        experts=experts,
-    )
-    state = Layer("state", state_size=delta.state_size)
+
+
+def with_states(model: ModelConfig, kinds: list[str]) -> ModelConfig:
+    """The same, with a state in the layers of that kind."""
+    state = Layer("state", state_size=model.delta.state_size)
     layers = [state if kind == KINDS[0] else full for kind, full in zip(kinds, model.layers, strict=True)]
     return msgspec.structs.replace(model, layers=tuple(layers))
 
 
-def layer_kinds(path: Path, file: HybridFile) -> list[str]:
-    """What each layer is, which a file may say in two ways that have to agree."""
-    count, every = file.num_hidden_layers, file.full_attention_interval
+def layer_kinds(path: Path, file: ConfigFile, every: int | None) -> list[str]:
+    """What each layer is, which a file may say in two ways that have to agree.
+
+    Args:
+        every: so many'th layer sees all tokens; None: the file does not say.
+    """
+    count = file.num_hidden_layers
     by_interval = [KINDS[(number + 1) % (every or INTERVAL) == 0] for number in range(count)]
     kinds = file.layer_types
     if kinds is None:
