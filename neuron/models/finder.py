@@ -273,7 +273,7 @@ class Finder:
         if model is not None and model.in_use:
             return False
         if model is not None:
-            model.drop_text()
+            model.forget()
         for known in (self._models, self.broken, self._refused):
             known.pop(model_id, None)
         self._drop(model_id)

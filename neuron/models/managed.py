@@ -305,6 +305,12 @@ class ManagedModel:
         self._renewal.retire()
         self._look()
 
+    def forget(self) -> None:
+        """Nobody knows it any more: it is not tried again, and nothing is kept for it."""
+        self._passage.stop_retry()
+        self._renewal.stop()
+        self.drop_text()
+
     def _leave_outdated(self) -> None:
         """It leaves for its other settings: it is idle, or was never without requests for too long."""
         if self.status == "ready" or self.retired:
@@ -338,7 +344,10 @@ class ManagedModel:
 
         Raises:
             CortexError: QUEUE_FULL; a load that is to come first counts in its `retry_after`.
+                MODEL_LOAD_FAILED: it failed just now.
         """
+        if self.status == "failed":
+            self._passage.check_pause()
         self._use_now(request.request.keep_alive)
         request.model = self
         if number := self.description.adapter(request.request.model):
@@ -431,6 +440,13 @@ class ManagedModel:
             self.handle(Event.WANTED)
         return up
 
+    def come_back(self) -> None:
+        """The same though nobody asks for it: where its last load failed, once nobody has to leave for it."""
+        if self._tenancy.doubtful:
+            self._passage.retry(self.bring_up)
+        else:
+            self.bring_up()
+
     async def unload(self, force: bool = False) -> None:
         """End the workers and give the memory back.
 
@@ -490,6 +506,8 @@ class ManagedModel:
     def _give_up(self, error: CortexError | None) -> None:
         """It cannot be had now: everybody who waits is told, and nothing is held."""
         self._tenancy.epochs.count_failure()
+        if self.status == "failed":
+            self._passage.pause(error)
         self._passage.let_go()
         self._adopt()
         self._fail_waiting(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from ipc.errors import Code, CortexError
@@ -47,7 +48,9 @@ class Passage:
         self._news = news
         self._handle = handle
         self._task: asyncio.Task[None] | None = None
-        self._retry: asyncio.TimerHandle | None = None
+        self._retry: asyncio.Task[None] | None = None
+        self._failure = ""
+        self._failed_until = 0.0  # monotonic: no request has it tried again before
 
     def bring_up(self, text: Awaitable[object]) -> None:
         """Ask for memory, and load when it is there.
@@ -75,14 +78,29 @@ class Passage:
 
     def retry(self, retry: Callable[[], None]) -> None:
         """It could not be had: call `retry` after a while, longer after each failure, unless it is brought up
-        before or `stop_retry` is called."""
-        seconds = self._tenancy.epochs.seconds_to_wait
-        self._retry = asyncio.get_running_loop().call_later(seconds, retry)
+        before or `stop_retry` is called. Where it had memory and failed, nobody has to leave for that."""
+        if self._retry is None or self._retry.done():
+            self._retry = asyncio.create_task(self._retry_later(retry))
 
     def stop_retry(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+
+    def pause(self, error: CortexError) -> None:
+        """It failed of `error`: let requests be for a while, longer after each failure."""
+        self._failure = error.message
+        self._failed_until = time.monotonic() + self._tenancy.epochs.seconds_to_wait
+
+    def check_pause(self) -> None:
+        """See whether it may be tried again that has failed: others had to leave for that, each time.
+
+        Raises:
+            CortexError: MODEL_LOAD_FAILED with the reason of that failure.
+        """
+        if (left := self._failed_until - time.monotonic()) > 0:
+            text = f"{self._failure}; a request has it tried again in {left:.1f} s"
+            raise CortexError(Code.MODEL_LOAD_FAILED, text, retry_after=left)
 
     async def close(self) -> None:
         """The neuron ends: no task and no process may stay."""
@@ -93,6 +111,13 @@ class Passage:
         await self._tenancy.epochs.stop()
 
     # --- tasks ------------------------------------------------------------------------------------------
+
+    async def _retry_later(self, retry: Callable[[], None]) -> None:
+        while True:
+            await asyncio.sleep(self._tenancy.epochs.seconds_to_wait)
+            if not self._tenancy.doubtful or await self._tenancy.fits(self._tenant):
+                break
+        retry()
 
     async def _bring_up(self, reading: asyncio.Future[object]) -> None:
         """From a wish for memory to workers that are ready."""
@@ -118,6 +143,7 @@ class Passage:
             if spare and error.code == Code.MODEL_TOO_LARGE:
                 error.code = Code.INSUFFICIENT_MEMORY  # a guess made it so large, for others took what it had
             refused = error.code in (Code.INSUFFICIENT_MEMORY, Code.MODEL_TOO_LARGE)
+            self._tenancy.doubtful |= bool(spare) or not refused
             self._handle(Event.REFUSED if refused else Event.FAILED, error)
         except Exception as error:
             self._fail("load", error)
@@ -129,6 +155,7 @@ class Passage:
         try:
             await self._tenancy.start_again(error, self._news.say)
         except CortexError as failure:
+            self._tenancy.doubtful = True
             self._handle(Event.FAILED, failure)
         except Exception as failure:
             self._fail("restart", failure)
@@ -153,5 +180,6 @@ class Passage:
     def _fail(self, what: str, error: Exception) -> None:
         """It is a fault of ours."""
         log.exception("%s failed unexpectedly model=%s", what, self._tenant.id)
+        self._tenancy.doubtful = True
         message = f"the {what} of {self._tenant.id} failed: {error!r}"
         self._handle(Event.FAILED, CortexError(Code.INTERNAL, message))

@@ -42,7 +42,7 @@ class Residents:
         self._models = models
         self._open = open_model
         self._started = False
-        self._called: set[str] = set()  # models that shall be there
+        self._called: set[ManagedModel] = set()  # that shall be there
         self._to_preload: list[ManagedModel] = []
         self._preloading: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -63,8 +63,8 @@ class Residents:
         if not self._started:
             return
         wanted = [model for model in self._models.values() if self._shall_be_there(model)]
-        new = [model for model in wanted if model.id not in self._called]
-        self._called = {model.id for model in wanted}
+        new = [model for model in wanted if model not in self._called]
+        self._called = set(wanted)
         for model in sorted(new, key=lambda model: model.id != self._default):
             if model.settings.pin:
                 model.bring_up()
@@ -113,7 +113,7 @@ class Residents:
             return
         self._tried = time.monotonic()
         log.info("default model comes back model=%s idle=%g", model.id, self._idle_seconds)
-        model.bring_up()
+        model.come_back()
 
     def _seconds_left(self) -> float:
         """Until nobody has used any model for long enough, as it looks now; some, while one is in use."""

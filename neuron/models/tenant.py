@@ -105,7 +105,7 @@ class ModelTenant:
             reserved={name: size - coming.get(name, 0) for name, size in reserved.items()},
             priority=settings.priority,
             last_used=self.last_used,
-            pinned=settings.pin,
+            pinned=settings.pin and not self._tenancy.doubtful,  # others wait for how this load ends
             busy=status in ("waiting", "loading") or not self._requests.idle,
             leaving=status in ("draining", "unloading"),
             reload_seconds=self.reload_seconds,

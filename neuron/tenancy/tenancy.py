@@ -40,6 +40,7 @@ class Tenancy:
 
     Attributes:
         fit: what is booked, and where; None: nothing is.
+        doubtful: its last load came to nothing though it had memory.
         epochs: its worker groups.
         adapters: that they have.
         pool: of their pages.
@@ -59,6 +60,7 @@ class Tenancy:
         changed: Callable[[], None],
     ) -> None:
         self.fit: Fit | None = None
+        self.doubtful = False
         self.epochs = Epochs(
             renewal,
             launcher,
@@ -123,6 +125,10 @@ class Tenancy:
         reuse = self._renewal.description.engine == "transformer"
         self.fit = await self._room.take(tenant, on_place, reuse=reuse, spare=spare)
 
+    async def fits(self, tenant: Tenant) -> bool:
+        """Whether there is memory for it now without anybody leaving."""
+        return (await self._room.prospect(tenant)).verdict == "fits"
+
     @property
     def spare(self) -> int:
         """Bytes on each rank to ask for on top, where the devices had less than what is booked."""
@@ -166,6 +172,7 @@ class Tenancy:
 
     def _open(self, ready: Sequence[Ready]) -> None:
         """What was measured counts from now on; the pool may be smaller or larger than planned."""
+        self.doubtful = False
         self.fit = self.fit.with_pages(self.statistics.kv_pages)
         settings, description = self._renewal.settings, self._renewal.description
         learn = description.overhead is not None

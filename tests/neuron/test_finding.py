@@ -19,8 +19,10 @@ from neuron.config import ModelSettings, NeuronConfig
 from neuron.description import describe
 from neuron.memory.devices import Inventory
 from neuron.memory.parking import Parking
+from neuron.models.managed import ManagedModel
 from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
+from neuron.processes.backoff import Backoff
 from tests.neuron.folders import write_checkpoint
 from tests.neuron.harness import PATIENCE
 from workers.checkpoints.reading import read_card
@@ -127,6 +129,36 @@ def test_what_simulated_models_have_of_another_one_is_read_once(tmp_path, monkey
     monkeypatch.setattr(neuron.description, "read_card", counted)
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
     assert read == ["demo"]
+
+
+def test_a_pinned_model_that_failed_and_whose_files_change_is_loaded_anew_and_forgotten_as_it_was(
+    tmp_path, monkeypatch
+):
+    called = []
+    bring_up = ManagedModel.bring_up
+
+    def counted(model):
+        called.append(model)
+        return bring_up(model)
+
+    async def scenario():
+        mine = ModelSettings(id="mine", path=str(write_checkpoint(tmp_path / "mine")), pin=True)
+        (tmp_path / "mine" / "tokenizer.json").write_text("{}")
+        async with managing(tmp_path / "none", models=[mine]) as models:
+            await until(lambda: (old := models.known("mine")) is not None and old.status == "failed")
+            old = models.known("mine")
+            with (tmp_path / "mine" / "config.json").open("a") as config:
+                config.write(" ")
+            await until(lambda: models.known("mine") not in (None, old))
+            tries = called.count(old)
+            await until(
+                lambda: called.count(models.known("mine")) > 1
+            )  # it fails as well, and has its own pauses
+            assert called.count(old) == tries
+
+    monkeypatch.setattr(ManagedModel, "bring_up", counted)
+    monkeypatch.setattr(neuron.models.manager, "Backoff", lambda: Backoff(0.3, 0.3))
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("once"), OSError("once")])

@@ -447,6 +447,27 @@ def test_a_model_that_is_pinned_no_longer_is_not_tried_again():
     run(scenario())
 
 
+def test_a_model_that_failed_by_itself_asks_for_memory_again_for_a_load_by_hand_or_after_a_pause():
+    async def scenario():
+        room = OneRoom()
+        broken = FailurePlan(fail_load="a bad shard", epochs=2)
+        async with owning(room, backoff=Backoff(60.0, 60.0), failure=broken) as model:
+            client = Client(model, 1)
+            assert (await client.last()).code == Code.MODEL_LOAD_FAILED
+            assert len(room.spares) == 1
+            with pytest.raises(CortexError, match=r"a bad shard; a request has it tried again in") as early:
+                Client(model, 2)
+            assert (early.value.code, model.status) == (Code.MODEL_LOAD_FAILED, "failed")
+            assert 0 < early.value.retry_after <= 60
+            assert len(room.spares) == 1
+            with pytest.raises(CortexError, match=r"a bad shard$"):
+                await load(model)
+            await load(model)
+            assert isinstance(await Client(model, 3).last(), Finished)
+
+    run(scenario())
+
+
 def test_a_pinned_model_that_does_not_fit_is_one_warning_for_each_reason(caplog):
     async def scenario():
         room = OneRoom(refusal=CortexError(Code.INSUFFICIENT_MEMORY, "too large"))
