@@ -15,6 +15,8 @@ def say(keys: Keys, config: PretrainedConfig, architecture: str) -> None:
     _usual_keys(keys, config)
     if architecture == "gemma4":
         _gemma4_keys(keys, config)
+    if architecture == "muse-glimmer":
+        keys(logit_scale=config.output_multiplier)
     if architecture == "cohere2moe":
         _cohere2_moe_keys(keys, config)
     if architecture == "laguna":

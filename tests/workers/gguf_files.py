@@ -32,6 +32,7 @@ ARCHITECTURES = {
     "gemma2": ("gemma2", False),
     "gemma3_text": ("gemma3", False),
     "gemma4_text": ("gemma4", False),
+    "muse_glimmer_text": ("muse-glimmer", True),
     "phi3": ("phi3", False),
     "granite": ("granite", True),
     "granitemoe": ("granitemoe", True),
@@ -85,6 +86,7 @@ NAMED_AS = {
     "laguna": "dots1",
     "cohere2moe": "dots1",
     "granite_swa": "mimo2",
+    "muse-glimmer": "gemma3",
 }  # which the package does not know, and its tensors
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "ab"]
 TYPES = [2, 3, 3, *[6] * 256, 1, 1, 1, 1]
@@ -199,7 +201,7 @@ def write(
         dense: matrices behind the pooling.
         settings: of the writer, for a set of several files.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder).get_text_config()
     config.allow_global_per_layer_attribute_access = True  # as that of most layers
     architecture, pairs = ARCHITECTURES[config.model_type]
     if architecture == "nemotron_h":  # which has no positions, and says nothing of them
@@ -216,6 +218,8 @@ def write(
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     tensors = qwen3_next.mtp(tensors, config.num_hidden_layers)  # of names that no other family has
+    if architecture == "muse-glimmer":
+        tensors = with_scales(tensors, config)
     heads = sum(name.endswith(".eh_proj.weight") for name in tensors)
     if heads:
         writer.keys(block_count=config.num_hidden_layers + heads, nextn_predict_layers=heads)
@@ -311,6 +315,7 @@ BY_HAND = {  # what converters rename by hand, and heads of an architecture that
     "model.layers.{}.mlp.experts.down_proj": "blk.{}.ffn_down_exps.weight",
     "model.layers.{}.self_attn.sinks": "blk.{}.attn_sinks.weight",
     "model.layers.{}.self_attn.g_proj.weight": "blk.{}.attn_gate.weight",
+    "model.layers.{}.self_attn.gate_proj.weight": "blk.{}.attn_gate.weight",
     "model.layers.{}.attn_qkv.weight": "blk.{}.attn_qkv.weight",
     "model.layers.{}.attn_gate.weight": "blk.{}.attn_gate.weight",
     "model.layers.{}.linear_attn.A_log": "blk.{}.ssm_a",
@@ -427,6 +432,22 @@ def multiplied(tensors: dict[str, torch.Tensor], config: PretrainedConfig) -> di
     for name, tensor in tensors.items():
         of = next((each for each in factors if name.endswith(f"{each}.weight")), None)
         found[name] = tensor if of is None else tensor * factors[of]
+    return found
+
+
+def with_scales(tensors: dict[str, torch.Tensor], config: PretrainedConfig) -> dict[str, torch.Tensor]:
+    """Those of the language model, with norms of layers, and what queries are multiplied with, as the
+    converter of Muse Glimmer changes them."""
+    found = {name.replace("model.language_model.", "model."): each for name, each in tensors.items()}
+    found = {
+        name: each + name.endswith("layernorm.weight")
+        for name, each in found.items()
+        if ".vision_" not in name
+    }
+    for layer in range(config.num_hidden_layers):
+        for letter, weight in (("q", config.qk_scale_factor), ("k", 1.0)):
+            name = f"model.layers.{layer}.self_attn.{letter}_norm.weight"
+            found[name] = torch.full((config.head_dim,), weight)
     return found
 
 

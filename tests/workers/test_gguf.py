@@ -40,6 +40,7 @@ SAME = [
     "gemma4",
     "gemma4_inputs_shared",
     "gemma4_experts_k_eq_v",
+    "muse_glimmer",
     "phi3_partial_tied",
     "granite_biased",
     "granitemoe",
@@ -94,7 +95,11 @@ SAME = [
 ]
 
 
-CALLED = {"glm4_moe_lite": "deepseek_v3", "solar_open": "glm4_moe"}  # as what they are of the shape of
+CALLED = {  # as what they are of the shape of, or without what sees
+    "glm4_moe_lite": "deepseek_v3",
+    "solar_open": "glm4_moe",
+    "muse_glimmer": "muse_glimmer",
+}
 
 
 def loaded(card: ModelCard, rank: int = 0, size: int = 1) -> list[Slice]:

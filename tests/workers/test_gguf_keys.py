@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -128,3 +129,15 @@ def test_a_ministral_3_says_how_its_positions_and_its_queries_grow(tiny, tmp_pat
     card = read_card(gguf_files.write(tmp_path / "model.gguf", tiny("ministral3").folder, more=more))
     assert (card.config.rope.mscale, card.config.rope.mscale_all_dim) == (1.0, 1.0)
     assert card.config.temperature.weight == 0.5
+
+
+@pytest.mark.parametrize(
+    "name", ["blk.0.attn_q_norm.weight", "blk.3.attn_q_norm.weight", "blk.2.attn_k_norm.weight"]
+)
+def test_norms_of_a_muse_that_have_weights_are_refused_by_their_name(tiny, tmp_path, name):
+    path = gguf_files.write(tmp_path / "model.gguf", tiny("muse_glimmer").folder)
+    with path.open("r+b") as file:
+        file.seek(read_header(path).tensors[name].offset + 8)
+        file.write(struct.pack("<f", 2.0))
+    with pytest.raises(CortexError, match=re.escape(f"other numbers in '{name}'")):
+        read_card(path)

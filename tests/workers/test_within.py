@@ -28,7 +28,7 @@ from ipc.errors import CortexError
 from tests.workers.checkpoints import mistral4 as small_mistral4
 from tests.workers.engines import make_runner, request, serve
 from tests.workers.oracle import fill, greedy
-from tests.workers.tiny_models import NO_HEAD_DIM, SIZES, YARN
+from tests.workers.tiny_models import NO_HEAD_DIM, SIZES, YARN, muse_glimmer
 from workers.checkpoints.reading import read_card
 
 PROMPT = [(7 * i + 3) % 131 for i in range(40)]
@@ -121,7 +121,9 @@ def rename_as_before_transformers_5(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
-@pytest.mark.parametrize("make", [gemma, gemma4, mistral, ministral, mistral4, llama4, qwen2, qwen2_5])
+@pytest.mark.parametrize(
+    "make", [gemma, gemma4, mistral, ministral, mistral4, llama4, muse_glimmer, qwen2, qwen2_5]
+)
 def test_text_is_answered_as_by_the_whole(tmp_path, make, old):
     torch.manual_seed(1)
     oracle = make()

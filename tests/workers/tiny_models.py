@@ -246,6 +246,17 @@ def olmo_hybrid(**changes: Any) -> PreTrainedModel:
     return transformers.OlmoHybridForCausalLM(transformers.OlmoHybridConfig(**sizes | changes))
 
 
+def muse_glimmer(**changes: Any) -> PreTrainedModel:
+    text = SIZES | {"sliding_window": 24, "num_hidden_layers": 5, "qk_scale_factor": 3.875}
+    text |= {"output_multiplier": 0.1875} | changes
+    eye = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"out_hidden_size": 64, "projector_hidden_size": 16}
+    tied = changes.get("tie_word_embeddings", False)
+    return transformers.MuseGlimmerForConditionalGeneration(
+        transformers.MuseGlimmerConfig(text_config=text, vision_config=eye, tie_word_embeddings=tied, **sizes)
+    )
+
+
 ROUTED = {
     "num_experts_per_tok": 3,
     "n_routed_experts": 8,

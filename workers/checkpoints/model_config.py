@@ -235,8 +235,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     output_bias: bool  # of attention
     mlp_bias: bool
     gates: bool = True  # an MLP has them, which open what is projected beside them
-    # queries and keys: each head, or all together; or each head once it is turned, without weights or with
-    qk_norm: Literal["none", "heads", "whole", "turned", "turned_heads"] = "none"
+    # queries and keys: each head, with weights or without, or all together; or each head once it is turned,
+    # without weights (and only where it is) or with
+    qk_norm: Literal["none", "heads", "bare_heads", "whole", "turned", "turned_heads"] = "none"
     temperature: Temperature | None = None
     latent: Latent | None = None  # attention is that
     # what attention gives is let through by gates: one for each number of it, which q_proj makes as well or a
@@ -250,6 +251,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     norms: Norms = Norms()
     state_norms: Norms | None = None  # of layers with a state, where they are others
     norm_offset: float = 0.0  # is added to the weights of all norms
+    after_norm_eps: float | None = None  # of those behind attention and MLP, where it is another
     layer_norm: bool = False  # norms take the mean away, and have a bias
     norm_bias: bool = True  # so they do
     single: bool = False  # a layer is attention, or a state, or an MLP, and no two of them

@@ -37,6 +37,7 @@ from workers.checkpoints.families.minimax_m2 import MINIMAX_M2
 from workers.checkpoints.families.mistral import MINISTRAL3, MISTRAL, MISTRAL4
 from workers.checkpoints.families.mixtral import MIXTRAL
 from workers.checkpoints.families.modernbert import MODERNBERT
+from workers.checkpoints.families.muse_glimmer import MUSE_GLIMMER
 from workers.checkpoints.families.nemotron_h import NEMOTRON_H
 from workers.checkpoints.families.nomic_bert import NOMIC_BERT
 from workers.checkpoints.families.olmo import OLMO2, OLMO3
@@ -62,7 +63,7 @@ KNOWN = (
     *(SEED_OSS, EXAONE4, EXAONE_MOE, ERNIE4_5, ERNIE4_5_MOE, OLMOE, MINIMAX_M2),
     *(COHERE, COHERE2, COHERE2_MOE, ARCEE, APERTUS, STARCODER2, HUNYUAN, GEMMA, CWM, HYPERCLOVAX, MELLUM),
     *(AFMOE, DOTS1, FLEX_OLMO, GRANITE_SWA, HELIUM, HUNYUAN_MOE, JAIS2, LAGUNA),
-    *(SOLAR_OPEN, VAULTGEMMA, YOUTU),
+    *(MUSE_GLIMMER, SOLAR_OPEN, VAULTGEMMA, YOUTU),
     *(LFM2, LFM2_MOE, LFM3, GRANITE_HYBRID, NEMOTRON_H, FALCON_H1),
     *(BERT, ROBERTA, MODERNBERT, NOMIC_BERT, GTE, EUROBERT),
     *(QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE, OLMO_HYBRID),

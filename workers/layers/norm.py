@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +102,18 @@ class HeadNorm:
         for part, weight in zip(x.split(self.heads, dim=1), self.weights, strict=True):
             part.mul_(weight.float() + self.offset if self.offset else weight)
         return x
+
+
+class BareHeadNorm(HeadNorm):
+    """The same without weights: all of them are 1, and none is in the checkpoint."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        for weight in self.weights:
+            weight.fill_(1.0)
+
+    def pieces(self) -> Iterator[Slice]:
+        return iter(())
 
 
 class WholeNorm:

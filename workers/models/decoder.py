@@ -23,7 +23,7 @@ from workers.kernels.fused import Turn, has_triton
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.layer_norm import LayerNorm
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
-from workers.layers.norm import HeadNorm, RMSNorm, WholeNorm, over_rms
+from workers.layers.norm import BareHeadNorm, HeadNorm, RMSNorm, WholeNorm, over_rms
 from workers.layers.rotary import Angles, Rotary, rotate_part
 from workers.layers.sinks import Sinks
 from workers.models.experts import MixtureOfExperts
@@ -326,6 +326,8 @@ class Attention:
         names, counts = (f"{name}.q_norm", f"{name}.k_norm"), (len(mine), len(mine_kv))
         if config.qk_norm in ("heads", "turned_heads"):
             self.qk_norm = HeadNorm(names, counts, head_dim, config.norm_eps, empty, config.norm_offset)
+        elif config.qk_norm == "bare_heads":
+            self.qk_norm = BareHeadNorm(names, counts, head_dim, config.norm_eps, empty)
         elif config.qk_norm == "whole":
             self.qk_norm = WholeNorm(names, (heads, kv_heads), head_dim, config.norm_eps, group, empty)
 

@@ -8,6 +8,7 @@ from workers.models.falcon_h1 import FalconH1
 from workers.models.gemma4 import Gemma4
 from workers.models.hybrid import Hybrid
 from workers.models.modernbert import ModernBert
+from workers.models.muse_glimmer import MuseGlimmer
 from workers.models.nemotron_h import NemotronH
 from workers.models.nomic_bert import NomicBert
 
@@ -63,6 +64,7 @@ MODELS = {
     "mistral4": Decoder,
     "mixtral": Decoder,
     "modernbert": ModernBert,
+    "muse_glimmer": MuseGlimmer,
     "nemotron_h": NemotronH,
     "nomic_bert": NomicBert,
     "olmo2": Decoder,

@@ -33,9 +33,11 @@ class Architecture:
         config: what of `config.json` is not the same for all.
         halves_as_pairs: rows of queries and keys are stored so that the two dimensions that turn together are
             neighbours, where `config.json` means them half a head apart.
-        norms_with_one: weights of norms are stored with the 1 that the model adds to them.
+        norms_with_one: how the names of norms end whose weights are stored with the 1 that the model adds to
+            them; "": of none.
         tensors: names that are others than in `names.LAYER`.
         whole: names of tensors, their endings included; of a layer without its number.
+        read_with_config: names of a layer's tensors that say what is no tensor of the model.
         experts: what the names of a layer's experts begin with.
         layers: what the names of all layers begin with.
         embeds: it is an encoder: `config` is all of `config.json`.
@@ -48,9 +50,10 @@ class Architecture:
     name: str
     config: Callable[[Keys], Json] = lambda keys: {}
     halves_as_pairs: bool = False
-    norms_with_one: bool = False
+    norms_with_one: str = ""
     tensors: Mapping[str, str] = field(default_factory=dict)
     whole: Mapping[str, str] = field(default_factory=dict)
+    read_with_config: tuple[str, ...] = ()
     experts: str = "mlp.experts"
     layers: str = "model.layers"
     embeds: bool = False
@@ -59,6 +62,7 @@ class Architecture:
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
+ALL_NORMS, NORMS_OF_LAYERS = "norm.weight", "layernorm.weight"
 AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 GLM_NORMS = {"post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
 AFMOE_NORMS = AFTER | {"ffn_norm": "pre_mlp_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
@@ -94,21 +98,21 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3next": Architecture(
         "Qwen3NextForCausalLM",
         delta_net.with_experts,
-        norms_with_one=True,
+        norms_with_one=ALL_NORMS,
         tensors=SHARED_EXPERT | delta_net.LAYER,
         whole=delta_net.WHOLE,
     ),
     "qwen35": Architecture(
         "Qwen3_5ForCausalLM",
         delta_net.config,
-        norms_with_one=True,
+        norms_with_one=ALL_NORMS,
         tensors=delta_net.LAYER,
         whole=delta_net.WHOLE,
     ),
     "qwen35moe": Architecture(
         "Qwen3_5MoeForCausalLM",
         delta_net.with_experts,
-        norms_with_one=True,
+        norms_with_one=ALL_NORMS,
         tensors=SHARED_EXPERT | delta_net.LAYER,
         whole=delta_net.WHOLE,
     ),
@@ -120,13 +124,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         neutral={"attention.scale": unread.NOTHING},
     ),
     "mistral4": Architecture("Mistral4ForCausalLM", deepseek.mistral4, tensors=deepseek.LAYER, latent=True),
-    "gemma": Architecture("GemmaForCausalLM", norms_with_one=True),
-    "gemma2": Architecture("Gemma2ForCausalLM", gemma.gemma2, norms_with_one=True, tensors=gemma.NORMS),
-    "gemma3": Architecture("Gemma3ForCausalLM", gemma.gemma3, norms_with_one=True, tensors=gemma.NORMS),
+    "gemma": Architecture("GemmaForCausalLM", norms_with_one=ALL_NORMS),
+    "gemma2": Architecture("Gemma2ForCausalLM", gemma.gemma2, norms_with_one=ALL_NORMS, tensors=gemma.NORMS),
+    "gemma3": Architecture("Gemma3ForCausalLM", gemma.gemma3, norms_with_one=ALL_NORMS, tensors=gemma.NORMS),
     "gemma-embedding": Architecture(
         "Gemma3TextModel",
         gemma.embedding,
-        norms_with_one=True,
+        norms_with_one=ALL_NORMS,
         tensors=gemma.NORMS,
         whole=pooling.DENSE,
         encodes=True,
@@ -176,6 +180,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         whole=gemma4.WHOLE,
         experts="experts",
         neutral={"attention.scale": (0, 1.0)},
+    ),
+    "muse-glimmer": Architecture(
+        "MuseGlimmerForCausalLM",
+        gemma.muse_glimmer,
+        halves_as_pairs=True,
+        norms_with_one=NORMS_OF_LAYERS,
+        tensors=gemma.NORMS | {"attn_gate": "self_attn.gate_proj"},
+        read_with_config=("attn_q_norm", "attn_k_norm"),
     ),
     "phi3": Architecture("Phi3ForCausalLM", dense.phi3, tensors=FUSED),
     "granite": Architecture("GraniteForCausalLM", dense.granite, halves_as_pairs=True),

@@ -88,7 +88,7 @@ class GgufCheckpoint:
 
         Rows whose dimensions are to be apart are read as `[heads, head_dim, columns]`. "": as it is.
         """
-        if self.architecture.norms_with_one and name.endswith("norm.weight"):
+        if (ending := self.architecture.norms_with_one) and name.endswith(ending):
             return ("", (shape,)) if name.endswith(delta_net.NORM) else (LESS_ONE, (shape,))
         if self.architecture.halves_as_pairs and name.endswith(TURNED):
             head_dim = self.config["head_dim"]

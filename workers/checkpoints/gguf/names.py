@@ -74,6 +74,8 @@ def usual(
     known = LAYER | dict(architecture.tensors)
     if match is None:
         yield name, tensor
+    elif match[2] in architecture.read_with_config:
+        return
     elif (own := f"{match[2]}.{match[3]}" if match[3] else match[2]) in (
         bare := BARE | dict(architecture.whole)
     ):

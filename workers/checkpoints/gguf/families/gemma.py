@@ -1,8 +1,9 @@
-"""Gemma 2 and 3 as llama.cpp has them, and the Gemma 3 that embeds."""
+"""Gemma 2 and 3 as llama.cpp has them, the Gemma 3 that embeds, and Muse Glimmer, which has their norms."""
 
 from __future__ import annotations
 
-from workers.checkpoints.gguf.keys import WINDOW, Json, Keys, pattern
+from workers.checkpoints.files import refuse
+from workers.checkpoints.gguf.keys import WINDOW, Json, Keys, floats, pattern
 
 NORMS = {
     "post_attention_norm": "post_attention_layernorm",
@@ -42,3 +43,22 @@ def embedding(keys: Keys) -> Json:
         for side in ("in", "out"):
             keys.get(f"{part}_feat_{side}")
     return gemma3(keys) | {"use_bidirectional_attention": True}
+
+
+def muse_glimmer(keys: Keys) -> Json:
+    """Layers without a window have no positions. What queries are multiplied with is written as the weights
+    of norms that have none."""
+    window, types, base = keys.size(WINDOW), pattern(keys, 4), keys.number("rope.freq_base")
+    scales = {*floats(keys.file, "blk.0.attn_q_norm.weight")}
+    for number in range(len(types)):
+        for name, weights in (("attn_q_norm", scales), ("attn_k_norm", {1.0})):
+            if len(weights) != 1 or {*floats(keys.file, f"blk.{number}.{name}.weight")} != weights:
+                refuse(keys.path, f"has other numbers in 'blk.{number}.{name}.weight' than one for all heads")
+    return {
+        "sliding_window": window,
+        "layer_types": types,
+        "layer_rope_theta": [base if each == "sliding_attention" else 0 for each in types],
+        "qk_scale_factor": scales.pop(),
+        "output_multiplier": keys.number("logit_scale"),
+        "final_logit_softcapping": keys.number("final_logit_softcapping"),
+    }
