@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from workers.cache.paged import zeros
 from workers.checkpoints.model_config import StateShape
+from workers.locked import lock, unlock
 from workers.step.plan import StateMove
 
 logger = logging.getLogger("workers.cache.state")
@@ -82,7 +82,7 @@ class HostStates:
     def __init__(self, cache: StateCache, places: int) -> None:
         self._device = cache.arena
         self._host = zeros((places, cache.arena.shape[1]), torch.float32, torch.device("cpu"))
-        self._locked = cache.device.type == "cuda" and _lock(self._host, cache.device)
+        self._locked = cache.device.type == "cuda" and self._lock()
 
     @property
     def nbytes(self) -> int:
@@ -97,16 +97,11 @@ class HostStates:
     def close(self) -> None:
         """Unlock the memory, of which the device makes no use any more."""
         if self._locked:
-            torch.cuda.synchronize(self._device.device)
-            torch.cuda.cudart().cudaHostUnregister(self._host.data_ptr())
+            unlock(self._host, self._device.device)
             self._locked = False
 
-
-def _lock(memory: Tensor, device: torch.device) -> bool:
-    """Let a GPU reach memory of the host's; torch's own locked memory comes in powers of two alone."""
-    failed = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
-    if failed:
-        logger.warning("memory for states is not locked bytes=%d cuda_error=%d", memory.nbytes, failed)
-        with suppress(RuntimeError):  # torch raises at the next launch what CUDA holds from the last call
-            torch.ones(1, device=device)
-    return not failed
+    def _lock(self) -> bool:
+        failed = lock(self._host, self._device.device)
+        if failed:
+            logger.warning("memory for states is not locked bytes=%d cuda_error=%d", self.nbytes, failed)
+        return not failed
