@@ -306,7 +306,7 @@ def compile_experts(capability: int, kind: str, tokens: int, dtype: str = "bf16"
 
 def loads(ptx: str) -> Iterator[int]:
     """Bits of each load from a card's memory, to registers or to shared memory."""
-    for count, bits in re.findall(r"\bld\.global\b[\w.:]*?(?:\.v(\d))?\.[bsuf](\d+)\s", ptx):
+    for count, bits in re.findall(r"\bld(?:\.volatile)?\.global\b[\w.:]*?(?:\.v(\d))?\.[bsuf](\d+)\s", ptx):
         yield int(count or 1) * int(bits)
     for size in re.findall(r"\bcp\.async\.c[ag]\.shared\.global\S*\s+\[.*?\],\s*\[.*?\],\s*(\w+)", ptx):
         yield 8 * int(size, 0)

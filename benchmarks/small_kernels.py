@@ -23,6 +23,7 @@ from workers.kernels import (
     gated_triton,
     heads_triton,
     norm_triton,
+    one_shot_triton,
     pairs_triton,
     planes_triton,
     skinny,
@@ -31,6 +32,7 @@ from workers.kernels.eight_bits_triton import FP8, INT8, WHOLE
 
 TYPES = ("bf16", "fp16", "fp32")
 HEADS, KV_HEADS = 32, 8
+RANKS = (2, 3, 4, 8)
 CODES = {INT8: "*i8", FP8: "*u8"}
 
 
@@ -174,6 +176,16 @@ def compile_dequantise(capability: int, kind: str = "Q4_K", dtype: str = "bf16")
     return _compiled(capability, skinny.dequantise_kernel, *given)
 
 
+def compile_one_shot(capability: int, dtype: str = "bf16", size: int = 2) -> Compiled:
+    """A small tensor summed over so many ranks."""
+    pointers = {"x": "*i32", "slots": "*i64", "counts": "*i32"}
+    unknown = dict.fromkeys(("words", "rank", "patience"), "i32")
+    constants = {"SIZE": size, "SLOTS": one_shot_triton.SLOTS, "PLACES": one_shot_triton.places(size)}
+    constants |= {"KIND": TYPES.index(dtype), "BLOCK": one_shot_triton.BLOCK}
+    given = pointers, {}, constants, unknown, one_shot_triton.WARPS
+    return _compiled(capability, one_shot_triton.one_shot_kernel, *given)
+
+
 def _kept(dtype: str, kind: int) -> dict[str, str]:
     """Types of keys and values in pages, of their scales, and of what says where a step's tokens are."""
     pages = dict.fromkeys(("kept_keys", "kept_values"), CODES.get(kind, f"*{dtype}"))
@@ -242,3 +254,6 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
     for kind, dtype in product(planes_triton.KINDS, TYPES[:2]):
         given = {"kind": kind, "dtype": dtype}
         yield skinny.dequantise_kernel, f"dequantise {kind} {dtype}", partial(compile_dequantise, **given)
+    for dtype, size in product(TYPES, RANKS):
+        call = partial(compile_one_shot, dtype=dtype, size=size)
+        yield one_shot_triton.one_shot_kernel, f"one shot {dtype} {size}", call

@@ -126,7 +126,7 @@ def descriptors(spec: WorkerSpec) -> list[int]:
         fds += _of_ring(spec.commands)
     if spec.plans is not None:
         fds += [spec.plans.memory_fd, *spec.plans.data_fds, spec.plans.space_fd]
-    fds += [fd for fd in (spec.card_fd, spec.parking_fd) if fd is not None]
+    fds += [fd for fd in (spec.card_fd, spec.sum_fd, spec.parking_fd) if fd is not None]
     return fds if spec.store_fd is None else [*fds, spec.store_fd]
 
 
@@ -151,10 +151,12 @@ def renumbered(spec: WorkerSpec, fds: list[int]) -> WorkerSpec:
         memory_fd, *data_fds = (next(rest) for _ in range(1 + len(spec.plans.data_fds)))
         plans = BroadcastHandle(memory_fd=memory_fd, data_fds=data_fds, space_fd=next(rest))
     card_fd = next(rest) if spec.card_fd is not None else None
+    sum_fd = next(rest) if spec.sum_fd is not None else None
     parking_fd = next(rest) if spec.parking_fd is not None else None
     return msgspec.structs.replace(
         spec,
         card_fd=card_fd,
+        sum_fd=sum_fd,
         parking_fd=parking_fd,
         reports=reports,
         heartbeat_fd=heartbeat_fd,

@@ -36,6 +36,11 @@ KERNEL_BYTES = 48 << 20
 # for some hundred launches in each. A worker records no more of them once they hold as much.
 GRAPH_BYTES = 256 << 20
 
+# Memory of the host's in which ranks on GPUs add small tensors: two ranks up to 128 kB, four up to 64. Words
+# there are twice as long as what they carry, and each rank reads those of all others over its bus: larger
+# tensors should be faster as a library divides them. Where it is faster has not been timed yet.
+SUM_BYTES = 1 << 20
+
 # llguidance's own bounds (`LLParserLimits`) on what a grammar may cost, in a supervisor that tries it and in
 # a rank that follows it. They count work and not time, so all ranks come to the same end.
 GRAMMAR_LIMITS = {
@@ -134,6 +139,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     quantization: Quantization | None = None  # of weights that are stored plain
     weight_cache: WeightCache | None = None  # of what that makes; None: it is made with every load
     states: int | None = None  # where layers keep one, on each rank; None: enough for all sequences
+    sum_fd: int | None = None  # `SUM_BYTES` of zeros that all ranks share; groups of more than one, on GPUs
     parking_fd: int | None = None  # memory for its weights (`ipc.parked`): whole to be read, or to be filled
     host_states: int = 0  # for which there is room in the host's memory, once they left the device
     kv_cache_dtype: KVCacheDtype | None = None  # of keys and values; None: `dtype`

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,22 @@ from ipc.worker_messages import WorkerSpec
 # No wait is for ever. The supervisor's deadlines for loads and steps are shorter and come first.
 TIMEOUT = timedelta(minutes=30)
 TIMED_STEPS = 16  # on a GPU one step in so many is timed, and stands for all of them
+
+
+class SmallSums(Protocol):
+    """What adds some tensors over the ranks itself, one after the other as they are told to."""
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether it adds such a tensor; all ranks say the same of it."""
+        ...
+
+    def add(self, x: Tensor) -> None:
+        """Put the sum in its place: made in float32 and in the order of ranks, and rounded once."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what that took."""
+        ...
 
 
 class RankGroup:
@@ -36,6 +53,7 @@ class RankGroup:
     Attributes:
         alike: the ranks compute the same bits of the same numbers. Unlike cards may not: they add in other
             orders, and what is chosen by comparing such sums has to be one rank's choice.
+        small: adds small tensors, for which a library takes long; None: the library does.
         collectives: that this rank took part in.
         collective_seconds: that it spent in all of them. Part of that is waiting: of ranks that take part in
             the same collectives, the one with the fewest seconds is the one that the others wait for. A GPU
@@ -47,6 +65,7 @@ class RankGroup:
     ) -> None:
         self.exact = exact
         self.alike = True
+        self.small: SmallSums | None = None
         self.rank = rank
         self.size = size
         self.device = torch.device(device)
@@ -109,14 +128,15 @@ class RankGroup:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over ranks, in place."""
-        if self.size > 1 and self.exact:
+        if self.size == 1:
+            return x
+        if self.small is not None and self.small.takes(x):
+            self._run(self.small.add, x)
+        elif self.exact:
             parts = [torch.empty_like(x) for _ in range(self.size)]
             self._run(dist.all_gather, parts, x.contiguous())
-            total = parts[0].float()
-            for part in parts[1:]:
-                total = total + part
-            x.copy_(total)
-        elif self.size > 1:
+            x.copy_(in_order(parts))
+        else:
             self._run(dist.all_reduce, x)
         return x
 
@@ -182,5 +202,16 @@ class RankGroup:
 
     def leave(self) -> None:
         """End the group; the other ranks' collectives fail from now on."""
+        if self.small is not None:
+            self.small.close()
+            self.small = None
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def in_order(parts: list[Tensor]) -> Tensor:
+    """The sum in float32, one part after the other."""
+    total = parts[0].float()
+    for part in parts[1:]:
+        total = total + part
+    return total

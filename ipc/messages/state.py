@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
-from ipc.messages.values import Finite, Plain, take_word
+from ipc.messages.values import Finite, Plain
 
 # Waiting is for memory that others hold; draining: it takes nothing new, for others wait for its memory.
 ModelStatus = Literal[
     "unloaded", "waiting", "loading", "ready", "draining", "restarting", "unloading", "failed"
 ]
-_STATUSES = frozenset(get_args(ModelStatus))
 
 
 class Device(Plain):
     """A GPU, or the CPU as a device of its own. Bytes."""
 
     id: str  # "cuda:0", "cpu"
-    kind: str  # "cuda", "cpu"
+    kind: Literal["cuda", "cpu"]
     name: str
     memory_total: int
     memory_free: int  # as the driver or the kernel says now
@@ -48,7 +47,7 @@ class ModelState(Plain):
     """What a neuron knows of one model: enough for routing, `/v1/models`, `status` and metrics."""
 
     id: str
-    status: str  # a `ModelStatus`; one that we do not know is nothing that could be asked: "unloaded"
+    status: ModelStatus
     architecture: str = ""
     engine: str = "transformer"
     dtype: str = ""
@@ -105,6 +104,3 @@ class ModelState(Plain):
     bytes_to_pull: int | None = None  # its files are not here: so much is to come; 0: nobody knows yet
     drafted: int = 0  # tokens that were guessed, since the load
     accepted: int = 0  # of these, that were right
-
-    def __post_init__(self) -> None:
-        take_word(self, "status", _STATUSES, "unloaded")

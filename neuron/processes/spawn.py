@@ -13,10 +13,11 @@ import msgspec
 
 from ipc.broadcast import BroadcastRing
 from ipc.heartbeat import HeartbeatPage
+from ipc.memory import SharedMemory
 from ipc.model_settings import KVCacheDtype, Quantization, Speculation
 from ipc.ring import Ring
 from ipc.sealed import seal
-from ipc.worker_messages import Fatal, Ready, SimulatedSpec, WeightCache, WorkerSpec
+from ipc.worker_messages import SUM_BYTES, Fatal, Ready, SimulatedSpec, WeightCache, WorkerSpec
 from neuron.processes.worker import Worker
 from workers.checkpoints.adapter import AdapterCard
 from workers.checkpoints.card import ModelCard
@@ -104,7 +105,7 @@ def spawn(
         resources.callback(heartbeat.close)
         commands = Ring.create(capacity)
         resources.callback(commands.close)
-        plans = store = card_fd = None
+        plans = store = card_fd = sums = None
         if spec.card is not None:
             card_fd = seal("model card", msgspec.msgpack.encode((spec.card, spec.adapters)))
             passed_on.callback(os.close, card_fd)
@@ -112,6 +113,9 @@ def spawn(
             plans = BroadcastRing.create(size - 1, capacity)
             passed_on.callback(plans.close)
             store = passed_on.enter_context(socket.create_server(("127.0.0.1", 0)))
+            if spec.devices[0] != "cpu":
+                sums = SharedMemory.create("cortex-sums", SUM_BYTES)
+                passed_on.callback(sums.close)
         try:
             for index in range(size):
                 reports = Ring.create()
@@ -140,6 +144,7 @@ def spawn(
                     plans=plans.handle if plans is not None else None,
                     heartbeat_fd=heartbeat.fd,
                     card_fd=card_fd,
+                    sum_fd=sums.fd if sums is not None else None,
                     store_fd=store.fileno() if store is not None and index == 0 else None,
                     store_port=store.getsockname()[1] if store is not None else 0,
                     log_level=spec.log_level,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ipc.broadcast import BroadcastRing
 from ipc.control import DESCRIPTORS, MESSAGE_BYTES, Control, ControlBroken, descriptors
+from ipc.memory import SharedMemory
 from ipc.ring import Ring
 from ipc.worker_messages import Footprint, RingHandle, Waiting, WarmUp, WorkerSpec
 
@@ -56,24 +57,27 @@ def test_messages_arrive_one_by_one(ends, message):
 def test_a_rank_s_descriptors_arrive_under_new_numbers_and_are_the_same_things(ends):
     mine, other = ends
     reports, commands, plans = Ring.create(256), Ring.create(256), BroadcastRing.create(2)
+    sums = SharedMemory.create("sums", 8)
+    rings = {"commands": commands.handle, "plans": plans.handle}
     with socket.create_server(("127.0.0.1", 0)) as store:
-        sent = spec(reports.handle, commands=commands.handle, plans=plans.handle, store_fd=store.fileno())
+        sent = spec(reports.handle, **rings, sum_fd=sums.fd, store_fd=store.fileno())
         mine.send(sent)
         got = other.receive()
         assert socket.socket(fileno=os.dup(got.store_fd)).getsockname() == store.getsockname()
-    assert len(set(descriptors(got))) == len(descriptors(sent)) == 12
+    assert os.path.samestat(os.fstat(got.sum_fd), os.fstat(sums.fd))
+    assert len(set(descriptors(got))) == len(descriptors(sent)) == 13
     assert not set(descriptors(got)) & set(descriptors(sent))
     assert not any(map(os.get_inheritable, descriptors(got)))
     numbers = {"reports": sent.reports, "commands": sent.commands, "plans": sent.plans, "heartbeat_fd": 0}
-    assert msgspec.structs.replace(got, **numbers, store_fd=sent.store_fd) == sent
+    assert msgspec.structs.replace(got, **numbers, sum_fd=sums.fd, store_fd=sent.store_fd) == sent
     there = Ring.attach(got.reports)
     there.write(b"hello", 1)
     assert reports.read(1) == b"hello"
     there.close()
     for fd in descriptors(got)[3:]:
         os.close(fd)
-    for ring in (reports, commands, plans):
-        ring.close()
+    for each in (reports, commands, plans, sums):
+        each.close()
 
 
 def test_a_spec_in_the_line_is_read_after_its_sender_left(ends):

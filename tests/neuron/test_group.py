@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 from array import array
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -54,11 +55,11 @@ def submit(request_id, max_tokens):
     return Submit(request_id, array("I", [1, 2, 3]).tobytes(), max_tokens)
 
 
-def make_group(death, *, ranks=1, step_deadline=30.0, epoch=1, **simulated):
+def make_group(death, *, ranks=1, step_deadline=30.0, epoch=1, device="cpu", **simulated):
     spec = GroupSpec(
         model="sim",
         engine="simulated",
-        devices=("cpu",) * ranks,
+        devices=(device,) * ranks,
         threads=1,
         context_length=4096,
         max_sequences=4,
@@ -123,6 +124,29 @@ def test_tokens_come_back_in_order_and_the_group_stops_without_a_trace(ranks):
             assert {state.device for state in states} == {"cpu"}
         assert death.errors == []
         assert group.ranks() == []
+
+    run(scenario())
+
+
+def memories(pid):
+    """For sums, of which a process holds descriptors: their numbers."""
+    found = set()
+    for link in [*Path(f"/proc/{pid}/fd").iterdir()]:
+        with suppress(FileNotFoundError):  # that of the folder itself is closed by now
+            if "cortex-sums" in os.readlink(link):
+                found.add(os.stat(link).st_ino)
+    return found
+
+
+@pytest.mark.parametrize(("device", "ranks"), [("cuda:0", 3), ("cuda:0", 1), ("cpu", 2)])
+def test_ranks_on_gpus_have_memory_in_common_for_small_sums_and_nobody_else_keeps_it(device, ranks):
+    async def scenario():
+        async with running(Death(), ranks=ranks, device=device) as group:
+            found = [memories(state.pid) for state in group.ranks()]
+            assert len(found) == ranks
+            assert len(set.union(*found)) == (device != "cpu" and ranks > 1)
+            assert all(each == found[0] for each in found)
+            assert not memories(os.getpid())
 
     run(scenario())
 

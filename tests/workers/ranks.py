@@ -14,12 +14,15 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Literal
+from multiprocessing.reduction import DupFd
+from typing import Any, Literal
 
 import msgspec
 import torch
 import torch.distributed as dist
 
+from ipc.memory import SharedMemory
+from ipc.worker_messages import SUM_BYTES
 from tests.workers import equalities
 from tests.workers.engines import Answer, make_runner, prompt_of, serve, some_requests
 from tests.workers.equalities import Observed
@@ -44,6 +47,7 @@ class Job(msgspec.Struct):
     every: int = 1  # of the requests, one of so many is answered
     fd: int = -1  # of the rendezvous
     port: int = 0
+    sum_fd: int | None = None  # on GPUs
 
 
 class Result(msgspec.Struct):
@@ -61,20 +65,17 @@ def run(jobs: list[Job], world_size: int) -> list[Result]:
     """
     with ExitStack() as stack:
         stores = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in jobs]
+        memories = [SharedMemory.create("sums", SUM_BYTES) for job in jobs if job.device != "cpu"]
         for job, store in zip(jobs, stores, strict=True):
             job.port = store.getsockname()[1]
-        ends = []
-        for rank in range(world_size):
-            ours, theirs = FORKS.Pipe(duplex=False)
-            stack.enter_context(ours)
-            arguments = (theirs, jobs, stores if rank == 0 else [], rank, world_size)
-            process = FORKS.Process(target=be, args=arguments, daemon=True)
-            process.start()
-            stack.callback(process.join)
-            stack.callback(process.kill)
-            theirs.close()
-            ends.append(ours)
-        by_rank = [result_of(end) for end in ends]
+        for memory in memories:
+            stack.callback(memory.close)
+
+        def given(rank: int) -> tuple[Any, ...]:
+            sums = [DupFd(memory.fd) for memory in memories]
+            return jobs, stores if rank == 0 else [], sums, rank, world_size
+
+        by_rank = in_processes(world_size, be, given)
     for results in by_rank:
         for result in filter(lambda result: result.observed is not None, results):
             assert (result.observed.collective_seconds > 0) == (world_size > 1)
@@ -83,21 +84,55 @@ def run(jobs: list[Job], world_size: int) -> list[Result]:
     return by_rank[0]
 
 
-def result_of(end: Connection) -> list[Result]:
+def in_processes(
+    count: int,
+    what: Callable[..., None],
+    given: Callable[[int], tuple[Any, ...]],
+    start: multiprocessing.context.BaseContext = FORKS,
+) -> list[Any]:
+    """What `what(end, *given(number))` sends of each of so many processes."""
+    with ExitStack() as stack:
+        ends = []
+        for number in range(count):
+            ours, theirs = start.Pipe(duplex=False)
+            stack.enter_context(ours)
+            process = start.Process(target=what, args=(theirs, *given(number)), daemon=True)
+            process.start()
+            stack.callback(process.join)
+            stack.callback(process.kill)
+            theirs.close()
+            ends.append(ours)
+        return [result_of(end) for end in ends]
+
+
+def result_of(end: Connection) -> Any:
     assert end.poll(PATIENCE), f"no result within {PATIENCE} s"
     return end.recv()  # EOFError: that rank died, and its output says of what
 
 
-def be(end: Connection, jobs: list[Job], stores: list[socket.socket], rank: int, world_size: int) -> None:
-    """The whole life of a rank; number 0 has the sockets at which the others meet it."""
+def be(
+    end: Connection,
+    jobs: list[Job],
+    stores: list[socket.socket],
+    sums: list[Any],
+    rank: int,
+    world_size: int,
+) -> None:
+    """The whole life of a rank; number 0 has the sockets at which the others meet it.
+
+    Args:
+        sums: have the descriptors of memory for them, of each job on GPUs.
+    """
     gc.freeze()  # what was imported is no garbage; a load and an end collect what is
     for job, store in zip(jobs, stores, strict=False):
         job.fd = store.detach()
+    for job, memory in zip([job for job in jobs if job.device != "cpu"], sums, strict=True):
+        job.sum_fd = memory.detach()
     end.send([do(job, rank, world_size) for job in jobs])
 
 
 def do(job: Job, rank: int, world_size: int) -> Result:
-    store = {"store_fd": job.fd if rank == 0 else None, "store_port": job.port}
+    store = {"store_fd": job.fd if rank == 0 else None, "store_port": job.port, "sum_fd": job.sum_fd}
     device = job.device if job.device == "cpu" else f"cuda:{rank}"
     kind = {"device": device, "dtype": job.dtype, "exact": job.exact}
     if job.what != "answer":

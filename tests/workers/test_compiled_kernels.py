@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,6 +52,7 @@ SMALL = [  # of each the variants whose code is least like that of the others
     ("pairs", 86, {"experts": 512}),
     ("choice", 80, {"experts": 512, "sigmoid": True}),
     ("join", 89, {"window": 2, "sinks": True, "single": False, "head_dim": 80}),
+    *(("one_shot", 86, {"size": 8}), ("one_shot", 120, {"size": 3, "dtype": "fp32"})),
     ("dequantise", 120, {"kind": "NVFP4", "dtype": "fp16"}),
 ]
 
@@ -126,6 +128,22 @@ def test_nothing_is_ahead_of_what_is_first():
     assert not is_first(["@!P0 ACQBULK"], "ACQBULK", HARMLESS_CODE)
 
 
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 120])
+def test_what_ranks_tell_each_other_passes_all_caches_in_words_that_are_whole(capability):
+    """As the system sees it, in the code of every generation: the assembly asks for no less, but says no more
+    of a store than that it is written through."""
+    from benchmarks.small_kernels import compile_one_shot
+
+    found = compile_one_shot(capability, "fp16" if capability == 86 else "bf16", size=4)
+    assert found.spilt == 0
+    assert found.load == 16
+    code = found.code
+    assert len(re.findall(r"\bSTG\.E\.128\.STRONG\.SYS\b", code)) == 1
+    assert len(re.findall(r"\bLDG\.E\.128\.STRONG\.SYS\b", code)) == 2 * 4  # once, and in the loop
+    assert not re.findall(r"\b(?:ATOM\w*|RED)\b", code)
+    assert "cvt.rn." in found.kernel.asm["ptx"]
+
+
 @pytest.mark.parametrize("capability", [80, 120])
 def test_what_a_thread_waits_for_is_read_from_the_code_of_every_generation(capability):
     from benchmarks.small_kernels import compile_norm
@@ -142,11 +160,12 @@ def test_the_widest_load_is_that_of_the_assembly():
         ld.param.b64 %rd1, [norm_kernel_param_0];
         @%p1 ld.global.L1::evict_first.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd2 + 0 ];
         ld.global.b8 {%rs1}, [%rd3];
+        ld.volatile.global.v2.b64 { %rd7, %rd8 }, [ %rd9 + 0 ];
         ld.global.v2.b64 { %rd5, %rd6 }, [ %rd2 + 16 ];
         cp.async.cg.shared.global [ %r5 + 0 ], [ %rd4 + 0 ], 0x10, %r6;
         st.global.v4.b32 [ %rd7 + 0 ], { %r1, %r2, %r3, %r4 };
     """
-    assert [*loads(code)] == [128, 8, 128, 128]
+    assert [*loads(code)] == [128, 8, 128, 128, 128]
 
 
 def test_bytes_that_a_thread_waits_for_are_those_of_its_loads():

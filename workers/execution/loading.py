@@ -10,6 +10,7 @@ from ipc.errors import Code, CortexError
 from ipc.worker_messages import WorkerSpec
 from workers.checkpoints.card import ModelCard
 from workers.execution.device import check_builds, check_type, is_out_of_memory, num_threads, tune_cpu
+from workers.execution.small_sums import small_sums
 from workers.models.decoder import Decoder
 from workers.models.encoder import Encoder
 from workers.parallel import RankGroup
@@ -52,7 +53,9 @@ def join(spec: WorkerSpec, card: ModelCard) -> RankGroup:
         torch.cuda.set_device(device)
         check_type(torch.cuda.get_device_capability(device), spec)
         check_builds(spec.device)
-    return RankGroup.join(spec)
+    group = RankGroup.join(spec)
+    group.small = small_sums(spec, group)
+    return group
 
 
 def read_weights(
