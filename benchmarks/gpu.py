@@ -13,8 +13,6 @@ In this order, so that the first minutes tell most:
   step that is a graph is shown with the time that the graph takes when nothing is between two of it, with the
   share of the step that is not that (the gap), and with an eager step's time. A step behind a long context is
   shown as a part of what the short one and the keys and values that it reads more come to.
-* dependent: decode of one sequence in the shapes of Qwen3-0.6B and of the experts, with launches that begin
-  before the one before them has ended and without, by turns; to answer otherwise is a failure.
 * mixed: requests of all lengths at once in the shapes of Qwen3-0.6B and 8B, beside transformers' continuous
   batching, and one alone.
 * waking: from files in the page cache, and from parked memory, to the first token of Qwen3-8B.
@@ -23,9 +21,10 @@ In this order, so that the first minutes tell most:
 * attention: right, and at what share of the rate of memory or of products; over keys and values in 8 bits as
   well; what is beside it in a layer.
 * tests: `pytest -m gpu` over the engine's tests.
-* ranks: a Qwen3.5 of 27 billion in q6 on two GPUs, through a neuron: its first load, which quantises, and its
-  second, a prompt and an answer, beside what a system before this one took on two RTX 5090. With one GPU it
-  says that it was not measured.
+* ranks: small tensors that two ranks add themselves, right and beside NCCL; a Qwen3.5 of 27 billion in q6 on
+  two GPUs, through a neuron: its first load, which quantises, and its second, a prompt and an answer, beside
+  what a system before this one took on two RTX 5090. With one GPU sums are made by two processes on it, which
+  are right or not, and what was not measured says so.
 
 Each part runs in a process of its own with a time limit, so that one that faults or hangs leaves the rest as
 it is, and what it found before that is kept. OUT/gpu.txt has failures first; OUT/gpu.json says the same for
@@ -85,7 +84,6 @@ LIMITS = {
     "hybrid": 90.0,
     "large": 90.0,
     "engine": 90.0,
-    "dependent": 90.0,
     "mixed": 120.0,
     "waking": 90.0,
     "4b": 90.0,
@@ -275,44 +273,6 @@ def mixed(device: str, out: Path) -> Iterator[Result]:
             torch.cuda.empty_cache()
 
 
-def dependent(device: str, out: Path) -> Iterator[Result]:
-    """Decode steps whose launches begin before the one before them has ended, beside such as do not."""
-    from benchmarks.dependent import compare
-
-    kind = device.partition(":")[0]
-    small, context, steps = kind == "cpu", CONTEXT[kind], STEPS[kind]
-    pages = pages_for(context + 2 * steps + 1)
-    limits = {"context_length": PAGE_SIZE * pages, "max_sequences": 1, "max_step_tokens": context}
-    spec = spec_of(device, **limits, kv_pages=pages_for(context) + pages)
-    for name in ("engine", "experts"):
-        model = MODELS[name]
-        with tempfile.TemporaryDirectory() as folder:
-            card = read_card(model.write(Path(folder), model.tiny if small else model.shape))
-            if reason := too_large(device, *planned(device, card, spec)):
-                yield Result("dependent", name, True, reason)
-                continue
-            runner = ModelRunner(spec, card)
-            runner.load(lambda fraction, message: None)
-        if not small:
-            fill(runner)
-        found = compare(runner, pages, context, steps)
-        runner.close()
-        ratio, graph = found.seconds / found.without, found.graph / found.graph_without
-        figures = {"seconds": found.seconds, "without": found.without, "ratio": ratio}
-        text = f"{found.seconds * 1e3:.3f} ms, {ratio:.3f} of {found.without * 1e3:.3f} without"
-        if not math.isnan(graph):
-            text += f"; graph {found.graph * 1e3:.3f} ms, {graph:.3f} of {found.graph_without * 1e3:.3f}"
-            figures |= {"graph": found.graph, "graph_without": found.graph_without}
-        same = found.answers == 1
-        text += (
-            f"; {'equal to the bit' if same else f'{found.answers} answers, {found.answers_without} without'}"
-        )
-        yield Result("dependent", f"decode of {name}, 1 at once", same, text, figures)
-        del runner
-        if not small:
-            torch.cuda.empty_cache()
-
-
 def waking(device: str, out: Path) -> Iterator[Result]:
     """From a model that is not there to its first token, beside what its bytes alone would take."""
     from benchmarks.waking import GOALS, rows
@@ -334,8 +294,9 @@ def ranks(device: str, out: Path) -> Iterator[Result]:
     """What clients have of a 27B on two GPUs."""
     from benchmarks.ranks import FLOORS, RANKS, rows
 
-    small = device == "cpu"
-    if not small and (count := torch.cuda.device_count()) < RANKS:
+    small, count = device == "cpu", torch.cuda.device_count()
+    yield from small_sums(device, min(count, RANKS))
+    if not small and count < RANKS:
         value = f"not measured: it wants {RANKS} GPUs, and here is {count}"
         yield Result("ranks", "a 27B on several ranks", True, value)
         return
@@ -347,6 +308,30 @@ def ranks(device: str, out: Path) -> Iterator[Result]:
         for name, limit, seconds, rate in rows(Path(folder), device.partition(":")[0], shape, *limits):
             floor = f" (elsewhere: {FLOORS[name]})" if name in FLOORS else ""
             yield share("ranks", name, limit, seconds, f"{rate}{floor}")
+
+
+def small_sums(device: str, cards: int) -> Iterator[Result]:
+    """What ranks add themselves, right and beside the library; on one card two processes take turns at it."""
+    from benchmarks import all_reduce
+
+    small = device == "cpu"
+    if not small:
+        wrong = all_reduce.wrong(cards)
+        text = f"{sum(map(len, wrong))} wrong of {len(wrong) * all_reduce.SUMS}"
+        yield Result(
+            "ranks", f"small sums of two ranks on {cards} GPU{'s' * (cards > 1)}", not any(wrong), text
+        )
+        if cards < all_reduce.RANKS:
+            return
+    found = all_reduce.rows(device.partition(":")[0])
+    for size in all_reduce.SIZES:
+        figures = {name: took[size] for name, took in found.items()}
+        text = ", ".join(f"{name} {seconds * 1e6:.1f} µs" for name, seconds in figures.items())
+        if "ours" in figures:
+            figures["ratio"] = figures["library"] / figures["ours"]
+            text = f"{text}: {figures['ratio']:.2f} times as fast"
+        name = f"all-reduce of {size >> 10} KiB"
+        yield Result("ranks", name, small or "ours" in figures, text, figures)
 
 
 def of_shape(part: str, device: str, out: Path) -> Iterator[Result]:
@@ -514,7 +499,6 @@ PARTS: dict[str, Callable[[str, Path], Iterator[Result]]] = {
     **{name: partial(of_shape, name) for name in MODELS},
     "equalities": equalities,
     "hybrid": hybrid,
-    "dependent": dependent,
     "mixed": mixed,
     "waking": waking,
     "products": partial(of_kernels, "products"),

@@ -9,15 +9,13 @@ import msgspec
 import pytest
 import torch
 
-from benchmarks import gpu, mixed
+from benchmarks import all_reduce, gpu, mixed
 from benchmarks.driver import write_hollow
 from benchmarks.gpu import Result, active, main, of_each_token, report, run_part
 from benchmarks.quantised_models import write_awq, write_fp8, write_gguf
 from benchmarks.shapes import MODELS, TINY_BLOCKS
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.reading import read_card
-from workers.execution.model_runner import ModelRunner
-from workers.kernels import launch
 
 
 @pytest.fixture
@@ -68,34 +66,6 @@ def test_so_can_requests_of_all_lengths_beside_transformers(tmp_path):
     for count in (1, 8):
         ours, theirs = (results[f"tiny, {count} at once{peer}"] for peer in ("", ", transformers"))
         assert theirs.figures["ratio"] == pytest.approx(theirs.figures["seconds"] / ours.figures["seconds"])
-
-
-DEPENDENT = [f"decode of {name}, 1 at once" for name in ("engine", "experts")]
-
-
-def test_so_can_dependent_launches(tmp_path):
-    written = msgspec.json.encode([*gpu.dependent("cpu", tmp_path)])
-    results = msgspec.json.decode(written, type=list[Result])
-    assert [each.name for each in results] == DEPENDENT
-    for each in results:
-        assert each.ok
-        assert each.value.endswith("without; equal to the bit")
-        assert each.figures["ratio"] == each.figures["seconds"] / each.figures["without"]
-
-
-def test_dependent_launches_that_answer_otherwise_are_a_failure(tmp_path, monkeypatch):
-    execute = ModelRunner.execute
-
-    def too_early(self, plan):
-        result = execute(self, plan)
-        for extra in result.extras.values() if launch.dependent else ():
-            extra.logprobs.logprob += 1e-6
-        return result
-
-    monkeypatch.setattr(ModelRunner, "execute", too_early)
-    results = {result.name: (result.ok, result.value[-20:]) for result in gpu.dependent("cpu", tmp_path)}
-    assert results == dict.fromkeys(DEPENDENT, (False, "2 answers, 1 without"))
-    assert launch.dependent
 
 
 def test_a_peer_that_fails_leaves_what_is_ours(tmp_path, monkeypatch):
@@ -178,6 +148,8 @@ def test_so_can_its_waking(tmp_path):
 
 def test_so_can_its_ranks(tmp_path):
     results = {result.name: result for result in gpu.ranks("cpu", tmp_path)}
+    for size in (8, 64):
+        assert results.pop(f"all-reduce of {size} KiB").figures["library"] > 0
     assert [*results] == ["load", "load again", "prefill", "decode 1 at once"]
     assert all(0 < result.figures["limit"] < result.figures["seconds"] for result in results.values())
     assert "elsewhere: 35 to 46 tokens/s" in results["decode 1 at once"].value
@@ -185,8 +157,26 @@ def test_so_can_its_ranks(tmp_path):
 
 def test_with_one_gpu_what_wants_two_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    [result] = gpu.ranks("cuda:0", tmp_path)
+    monkeypatch.setattr(all_reduce, "wrong", lambda cards: [[], [3, 4]])
+    sums, result = gpu.ranks("cuda:0", tmp_path)
     assert (result.ok, result.value) == (True, "not measured: it wants 2 GPUs, and here is 1")
+    assert (sums.ok, sums.name) == (False, "small sums of two ranks on 1 GPU")
+    assert sums.value == "2 wrong of 240"
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_small_sums_of_ranks_stand_beside_the_library_s(monkeypatch, ours):
+    found = {"library": {8 << 10: 24e-6, 64 << 10: 40e-6}}
+    if ours:
+        found["ours"] = {8 << 10: 6e-6, 64 << 10: 20e-6}
+    monkeypatch.setattr(all_reduce, "wrong", lambda cards: [[], []])
+    monkeypatch.setattr(all_reduce, "rows", lambda kind: found)
+    right, first, second = gpu.small_sums("cuda:0", 2)
+    assert right.ok
+    assert (first.ok, second.ok) == (ours, ours)
+    if ours:
+        assert first.value == "library 24.0 µs, ours 6.0 µs: 4.00 times as fast"
+        assert second.figures["ratio"] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(("part", "goal"), [("gguf", 0.5), ("fp8", 0.55), ("awq", 0.5), ("nvfp4", 0.5)])
