@@ -40,7 +40,8 @@ class Choice:
     Args:
         quantization: None: as they are stored.
         rank_bytes: of weights, by number of ranks; of those numbers that work.
-        contexts: tokens that fit in what is free now, by device, and on all GPUs together; 0: none.
+        contexts: tokens that fit in what is free now, by device, and on as many GPUs together as can share
+            it; 0: none.
         kept_in_8_bits: the same with `kv_cache_dtype`, where that makes more of them.
     """
 
@@ -201,23 +202,19 @@ def notes_on(absent: list[str]) -> Iterator[str]:
 
 
 def _choice(name: str, card: ModelCard, quantization: Quantization | None, devices: list[Device]) -> Choice:
-    rank_bytes = {}
-    for ranks in RANKS:
-        with suppress(CortexError):  # so many ranks do not share it
-            rank_bytes[ranks] = max(card.bytes_per_rank(ranks, None, quantization))
     ledger = Ledger(devices)
     free = {device: ledger.free(device) for device in ledger.devices}
     gpus = [device for device in free if device != "cpu"]
-    places = {device: [device] for device in free}
-    if len(gpus) > 1:
-        places[f"{len(gpus)} GPUs"] = gpus
+    places = {device: ([device], 1) for device in free}
+    if together := max(_shares(card, None, range(2, len(gpus) + 1)), default=0):
+        places[f"{together} GPUs"] = gpus, together
 
-    def context_at(chosen: list[str], kv_cache_dtype: KVCacheDtype | None) -> int:
+    def context_at(chosen: list[str], ranks: int, kv_cache_dtype: KVCacheDtype | None) -> int:
         settings = ModelSettings(
             id=name,
             quantization=quantization,
             devices=chosen,
-            ranks=len(chosen),
+            ranks=ranks,
             kv_cache_dtype=kv_cache_dtype,
         )
         try:
@@ -225,13 +222,22 @@ def _choice(name: str, card: ModelCard, quantization: Quantization | None, devic
         except CortexError:
             return 0
 
-    contexts = {place: context_at(chosen, None) for place, chosen in places.items()}
+    contexts = {place: context_at(*chosen, None) for place, chosen in places.items()}
     more = {}
     for place, tokens in contexts.items():
         if tokens < card.context_length and card.kept_whole is None:
-            found = context_at(places[place], "int8")
+            found = context_at(*places[place], "int8")
             more |= {place: found} if found > tokens else {}
-    return Choice(quantization, rank_bytes, contexts, more)
+    return Choice(quantization, _shares(card, quantization, RANKS), contexts, more)
+
+
+def _shares(card: ModelCard, quantization: Quantization | None, counts: Iterable[int]) -> dict[int, int]:
+    """Bytes of weights on the rank that has most of them, by number of ranks; of those that can share it."""
+    found = {}
+    for ranks in counts:
+        with suppress(CortexError):
+            found[ranks] = max(card.bytes_per_rank(ranks, None, quantization))
+    return found
 
 
 def _count(parameters: int) -> str:

@@ -15,8 +15,11 @@ import neuron.catalogue.catalogue
 import neuron.description
 from ipc.errors import CortexError
 from ipc.messages.state import Device
+from neuron.catalogue.appraisal import place
 from neuron.cli import app
+from neuron.config import ModelSettings
 from neuron.inspection import inspect, size_of
+from neuron.memory.step_bytes import UNMEASURED_BYTES
 from neuron.processes.worker import Worker
 from neuron.text.frontend import TextFrontEnd
 from tests.neuron.folders import CONFIG, TEMPLATE, write_checkpoint
@@ -230,6 +233,60 @@ def test_a_gpu_that_does_not_compute_in_the_type_of_a_model_is_named(tmp_path):
     ]
     note = inspect(write_checkpoint(tmp_path), gpus).notes[-1]
     assert note.startswith("cuda:0 has no bfloat16 (its compute capability is 7.5")
+
+
+def devices(gpus: int) -> list[Device]:
+    """Of a host with so many GPUs, on none of which there is much room."""
+    free = {"cpu": 450_000_000} | {f"cuda:{number}": 1_400_000_000 for number in range(gpus)}
+    return [
+        Device(id=name, kind=name.partition(":")[0], name="", memory_total=size, memory_free=size)
+        for name, size in free.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        {},
+        {"architectures": ["LlamaForCausalLM"]},
+        {"architectures": ["MistralForCausalLM"], "sliding_window": 64},
+    ],
+    ids=["qwen3", "llama", "mistral"],
+)
+def test_figures_are_those_that_a_load_plans_with(tmp_path, family):
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "head_dim": 128,
+        "max_position_embeddings": 200_000,
+    }
+    folder, here = write_checkpoint(tmp_path / "model", **sizes, **family), devices(2)
+    free = {device.id: device.memory_free for device in here}
+    places = {"cpu": ["cpu"], "cuda:0": ["cuda:0"], "cuda:1": ["cuda:1"], "2 GPUs": ["cuda:0", "cuda:1"]}
+    choices = inspect(folder, here).choices
+    assert [choice.quantization for choice in choices] == [None, "q8", "q6", "q4", "int8", "fp8"]
+    for choice in choices:
+        assert choice.contexts.keys() == places.keys()
+        for name, chosen in places.items():
+            said = choice.contexts[name]
+            for kept, context in ((None, said), ("int8", choice.kept_in_8_bits.get(name, said))):
+                settings = ModelSettings(
+                    id="m",
+                    quantization=choice.quantization,
+                    devices=chosen,
+                    ranks=len(chosen),
+                    kv_cache_dtype=kept,
+                )
+                description, fit = place(settings, folder, free, UNMEASURED_BYTES)
+                assert max(description.rank_bytes) == choice.rank_bytes[len(chosen)]
+                assert fit.context_length == context
+
+
+@pytest.mark.parametrize(("gpus", "together"), [(1, None), (2, "2 GPUs"), (3, "2 GPUs"), (5, "4 GPUs")])
+def test_as_many_gpus_are_taken_together_as_can_share_a_model(tmp_path, gpus, together):
+    [stored, *_] = inspect(write_checkpoint(tmp_path), devices(gpus)).choices
+    assert [place for place in stored.contexts if place.endswith("GPUs")] == ([together] if together else [])
+    assert all(stored.contexts.values())
 
 
 def test_what_does_not_fit_on_a_device_says_so(tmp_path):
