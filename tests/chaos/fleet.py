@@ -213,6 +213,18 @@ class Fleet:
         """The workers of all models."""
         return [each for neuron in self.neurons for each in neuron.children("-m workers")]
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether each process of the gateway has its connection to each neuron. Which one answers a request
+        is chance."""
+        neurons = {self.network.endpoint(number).removeprefix("tcp://") for number in range(NEURONS)}
+        whole = 0
+        for process in self.gateway.children():
+            with suppress(psutil.Error):
+                links = [link for link in process.net_connections("tcp") if link.status == "ESTABLISHED"]
+                whole += neurons <= {f"{link.raddr.ip}:{link.raddr.port}" for link in links}
+        return whole == GATEWAY_PROCESSES
+
     def text_processes(self) -> list[psutil.Process]:
         return [each for neuron in self.neurons for each in neuron.children("-m neuron.preparation")]
 
