@@ -53,7 +53,9 @@ def wrong_sums(fd: int, rank: int, size: int, device: str, rounds: int, launches
         parts = one_of(rng, size)
         kind = parts[0].dtype, len(parts[0])
         if kind not in places:
-            x = torch.empty_like(parts[0], device=on)
+            space = torch.empty(2 * len(parts[0]) + 1, dtype=parts[0].dtype, device=on)
+            # on each rank by itself, somewhere between words or in pieces
+            x = own.choice((space[: len(parts[0])], space[1 : len(parts[0]) + 1], space[1::2]))
             places[kind] = x, partial(one_shot.add, x)
         elif on.type == "cuda" and isinstance(places[kind][1], partial):
             places[kind] = x, recorded(*places[kind])

@@ -84,15 +84,10 @@ def test_small_tensors_of_whole_words_are_added_so():
     from workers.kernels.one_shot_triton import OneShot
 
     memory = SharedMemory.create("sums", SUM_BYTES)
-    sums = [OneShot(memory.fd, 0, size, torch.device("cpu")) for size in (2, 8)]
+    two, eight = (OneShot(memory.fd, 0, size, torch.device("cpu")) for size in (2, 8))
     memory.close()
-    assert [each.most_bytes for each in sums] == [128 << 10, 32 << 10]
-    two, eight = (each.takes for each in sums)
+    assert [two.most_bytes, eight.most_bytes] == [128 << 10, 32 << 10]
     x = torch.empty(2, 1 << 15, dtype=torch.bfloat16)
-    assert (two(x), eight(x), eight(x[:, : 1 << 13].contiguous())) == (True, False, True)
-    assert [two(x[1:, start:5000]) for start in (2, 1)] == [True, False]  # the other begins between words
-    assert not two(x[:, :2])  # which lies in pieces
-    assert not two(x[0, :3])
-    assert not two(x[:0])
-    assert not two(x[0].long())
-    assert two(x[0, :3].float())
+    assert [each.takes(x) for each in (two, eight)] == [True, False]
+    assert [eight.takes(x[0, :count]) for count in (1 << 14, 3, 2, 0)] == [True, False, True, False]
+    assert [two.takes(x[0].to(dtype)) for dtype in (torch.float32, torch.int64)] == [True, False]

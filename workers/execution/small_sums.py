@@ -10,8 +10,8 @@ from torch import Tensor
 from ipc.worker_messages import WorkerSpec
 from workers.parallel import RankGroup, SmallSums
 
-ROUNDS = 8  # of the trial, one right behind the other
-POLLS = 1 << 19  # in one of them, while all ranks are at it: half a second of a GPU
+ROUNDS = 4  # of the trial with each type, one right behind the other
+POLLS = 1 << 20  # in one of them, while all ranks are at it: about a second of a GPU
 
 logger = logging.getLogger("workers.execution.small_sums")
 
@@ -23,23 +23,27 @@ def small_sums(spec: WorkerSpec, group: RankGroup) -> SmallSums | None:
     """
     if spec.sum_fd is None or group.size == 1:
         return None
-    dtypes = dict.fromkeys((getattr(torch, spec.dtype), torch.float32))
-    one_shot, fault = None, ""
+    one_shot, tensors, fault = None, [], ""
     try:
         from workers.kernels.one_shot_triton import OneShot
 
         one_shot = OneShot(spec.sum_fd, group.rank, group.size, group.device)
-        for dtype in dtypes:  # it is compiled here, while nobody waits for it
-            one_shot.add(torch.zeros(2, dtype=dtype, device=group.device), patience=0)
+        for dtype in dict.fromkeys((getattr(torch, spec.dtype), torch.float32)):
+            tensors += _tensors(group, one_shot.most_bytes, dtype)
+            one_shot.add(tensors[-1].clone(), patience=0)  # compiled here, while nobody waits for it
     except Exception as error:  # whatever it is: the library adds them as well
         fault = f"{type(error).__name__}: {error}"
+    ours = [x.clone() for x in tensors]
     if group.least(int(not fault)):
-        tried = [_tensors(group, dtype, one_shot.most_bytes) for dtype in dtypes]
-        right = [_is_right(group, one_shot, tensors) for tensors in tried]
-        if group.least(int(all(right))):
+        for x in ours:
+            one_shot.add(x, POLLS)
+        for x in tensors:
+            group.all_reduce(x)
+        right = all(map(torch.equal, ours, tensors))
+        if group.least(int(right)):
             logger.info("small sums are made in the host's memory most_bytes=%d", one_shot.most_bytes)
             return one_shot
-        fault = "" if all(right) else "what came of a trial is wrong"
+        fault = "" if right else "what came of a trial is wrong"
     if fault:
         logger.warning("small sums are the library's, too: %s", fault)
     if one_shot is not None:
@@ -47,20 +51,11 @@ def small_sums(spec: WorkerSpec, group: RankGroup) -> SmallSums | None:
     return None
 
 
-def _tensors(group: RankGroup, dtype: torch.dtype, most_bytes: int) -> list[Tensor]:
+def _tensors(group: RankGroup, most_bytes: int, dtype: torch.dtype) -> list[Tensor]:
     """Integers so small that every order of adding them gives the same bits: the largest tensor, and less."""
-    most, tensors = most_bytes // dtype.itemsize, []
+    tensors = []
     for turn in range(ROUNDS):
-        count = most if turn % 4 == 0 else most * turn // ROUNDS // 2 * 2
+        count = most_bytes // dtype.itemsize * (ROUNDS - turn) // ROUNDS // 2 * 2
         numbers = torch.arange(count, device=group.device) * (2 * group.rank + 3) + turn
         tensors.append((numbers % 17 - 8).to(dtype))
     return tensors
-
-
-def _is_right(group: RankGroup, one_shot: SmallSums, tensors: list[Tensor]) -> bool:
-    ours = [x.clone() for x in tensors]
-    for x in ours:
-        one_shot.add(x, POLLS)
-    for x in tensors:
-        group.all_reduce(x)
-    return all(map(torch.equal, ours, tensors))

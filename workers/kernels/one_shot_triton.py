@@ -161,14 +161,8 @@ class OneShot:
         return 4 * self._places
 
     def takes(self, x: Tensor) -> bool:
-        """Whether such a tensor may be summed here. All ranks say the same of the same tensor."""
-        return (
-            x.dtype in KINDS
-            and 0 < x.nbytes <= self.most_bytes
-            and not x.nbytes % 4
-            and not x.storage_offset() * x.itemsize % 4
-            and x.is_contiguous()
-        )
+        """Whether such a tensor may be summed here: by what all ranks have in common, its type and size."""
+        return x.dtype in KINDS and 0 < x.nbytes <= self.most_bytes and not x.nbytes % 4
 
     def add(self, x: Tensor, patience: int = PATIENCE) -> None:
         """Put the sum over the ranks in its place.
@@ -176,11 +170,15 @@ class OneShot:
         Args:
             patience: polls, after which what has not come makes it NaN.
         """
-        words = x.view(-1).view(torch.int32)
+        lies_well = x.is_contiguous() and not x.storage_offset() * x.itemsize % 4
+        whole = x if lies_well else x.clone(memory_format=torch.contiguous_format)
+        words = whole.view(-1).view(torch.int32)
         grid, kind = (triton.cdiv(len(words), BLOCK), 1, 1), KINDS[x.dtype]
         numbers = len(words), self._rank, patience
         constants = self._size, SLOTS, self._places, kind, BLOCK
         LAUNCH(grid, words, self._slots, self._counts, *numbers, *constants, num_warps=WARPS)
+        if whole is not x:
+            x.copy_(whole)
 
     def close(self) -> None:
         """Let go of the memory, of which no launch makes use any more."""
