@@ -6,10 +6,12 @@ import math
 import re
 import struct
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
+import torch
 
 from ipc.errors import CortexError
 from tests.workers import gguf_files
@@ -141,3 +143,24 @@ def test_norms_of_a_muse_that_have_weights_are_refused_by_their_name(tiny, tmp_p
         file.write(struct.pack("<f", 2.0))
     with pytest.raises(CortexError, match=re.escape(f"other numbers in '{name}'")):
         read_card(path)
+
+
+def test_lists_of_layers_have_numbers_of_a_head_behind_them_too(tiny, tmp_path, monkeypatch):
+    close = gguf_files.Writer.close
+
+    def and_a_head(writer: gguf_files.Writer) -> Path:
+        writer.tensor("blk.5.nextn.eh_proj.weight", torch.ones(48, 96))
+        writer.tensor("blk.5.attn_q.weight", torch.ones(64, 48))
+        return close(writer)
+
+    monkeypatch.setattr(gguf_files.Writer, "close", and_a_head)
+    more = {"block_count": 6, "nextn_predict_layers": 1}
+    more |= {"attention.head_count_kv": [0, 0, 2, 0, 0, 2], "feed_forward_length": [0, 32, 0, 32, 0, 32]}
+    folder = tiny("nemotron_h_moe").folder
+    more = {f"nemotron_h_moe.{key}": value for key, value in more.items()}
+    card = read_card(gguf_files.write(tmp_path / "model.gguf", folder, more=more))
+    assert card.config.layers == read_card(folder).config.layers
+    assert any("2 tensors are not used" in note for note in card.notes)
+    more["nemotron_h_moe.attention.head_count_kv"] = [0, 0, 2, 0]
+    with pytest.raises(CortexError, match="nor a list of 5"):
+        read_card(gguf_files.write(tmp_path / "short.gguf", folder, more=more))

@@ -85,6 +85,13 @@ class Keys:
             refuse(self.path, f"{self._prefix}nextn_predict_layers {heads} is not supported: {why}")
         return count - heads
 
+    def of_layers(self, name: str) -> Any:
+        """A number, or a list with one for each layer, which stands there for heads as well."""
+        value = self.get(name)
+        if isinstance(value, list) and len(value) == self.get("block_count"):
+            return value[: self.layers()]
+        return value
+
     def has(self, tensor: str) -> bool:
         return tensor in self.file.tensors
 
@@ -104,7 +111,7 @@ def pattern(keys: Keys, every: int, *, first: bool = False) -> list[str]:
 
 def of_layers(keys: Keys, name: str, count: int) -> list[int]:
     """A size of each layer, whether the file lists them or has one for all."""
-    value = keys.get(name)
+    value = keys.of_layers(name)
     listed = value if isinstance(value, list) else [value] * count
     if len(listed) != count or not all(type(each) is int and each > 0 for each in listed):
         refuse(keys.path, f"{name} {value!r} is no size, nor a list of {count}")

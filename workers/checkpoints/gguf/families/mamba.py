@@ -121,7 +121,7 @@ def _kind(keys: Keys, number: int) -> str:
 
 def _of_layers(keys: Keys, name: str) -> list[int]:
     """A number of each layer, which may be 0."""
-    value, count = keys.get(name), min(keys.layers(), MOST_LAYERS)
+    value, count = keys.of_layers(name), min(keys.layers(), MOST_LAYERS)
     listed = value if isinstance(value, list) else [value] * count
     if len(listed) != count or not all(type(each) is int and each >= 0 for each in listed):
         refuse(keys.path, f"{name} {value!r} is no number, nor a list of {count}, one for each layer")
