@@ -455,4 +455,8 @@ def test_a_file_that_is_missing_or_cut_is_named(one):
     (folder / WEIGHTS).write_bytes(whole[:-1])
     assert WEIGHTS in refused(folder, card)
     (folder / WEIGHTS).unlink()
-    assert WEIGHTS in refused(folder, card)
+    assert refused(folder, card) == f"{folder / WEIGHTS}: is missing"
+    (folder / "adapter_model.bin").touch()
+    assert "is missing, and adapter_model.bin is a pickle, which can run code" in refused(folder, card)
+    (folder / WEIGHTS).symlink_to("nowhere")
+    assert "is a link to a file that is not there" in refused(folder, card)

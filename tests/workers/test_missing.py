@@ -101,6 +101,15 @@ def test_a_folder_with_nothing_known_in_it_says_no_more(tmp_path):
     )
 
 
+def test_what_cannot_be_looked_into_is_not_called_empty(tmp_path):
+    assert refusal(tmp_path / "gone") == f"{tmp_path / 'gone' / NOTHING}: No such file or directory"
+
+
+def test_a_name_that_no_line_can_have_is_escaped(tmp_path):
+    (tmp_path / "a\udcff.bin").touch()
+    assert refusal(tmp_path).startswith(f"{tmp_path / NOTHING}, and 'a\\udcff.bin' is a pickle")
+
+
 def test_models_within_a_folder_are_named_before_what_lies_beside_them(tmp_path):
     write_checkpoint(tmp_path / "checkpoint-500")
     (tmp_path / "1_Pooling").mkdir()

@@ -7,6 +7,7 @@ stand `A` `[rank, columns]` and `B` `[rows, rank]`, and what the projection give
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from ipc.model_settings import Dtype
-from workers.checkpoints import within
+from workers.checkpoints import missing, within
 from workers.checkpoints.card import DTYPE_BYTES, ModelCard
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.files import read_json, refuse
@@ -143,6 +144,8 @@ def read_adapter(name: str, folder: Path | str, base: ModelCard) -> AdapterCard:
             "an adapter as a plain one with `path_initial_model_for_weight_conversion`",
         )
     weights = folder / WEIGHTS
+    if not os.path.lexists(weights):
+        refuse(weights, f"is missing{missing.instead(folder, missing.ADAPTERS)}")
     stored = read_header(weights)
     if not stored:
         refuse(weights, "holds no tensors")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from workers.checkpoints.files import repository_of
 Table = tuple[tuple[str, str], ...]
 OTHER_ENGINE = "is for another engine, and not read"
 CONVERTED = "`save_pretrained` of transformers writes safetensors of it"
+PICKLE = "is a pickle, which can run code, and not read"
 UNFINISHED: Table = (
     (r".+\.(part|partial|incomplete|aria2|crdownload|filepart|!qb)", "is a download that is not finished"),
 )
@@ -43,8 +43,12 @@ MODELS: Table = (
         r".+\.safetensors",
         "is not read: weights are in model.safetensors, beside config.json and tokenizer.json",
     ),
-    (r".+\.(bin|pt|pth|ckpt|pkl)", f"is a pickle, which can run code, and not read: {CONVERTED}"),
+    (r".+\.(bin|pt|pth|ckpt|pkl)", f"{PICKLE}: {CONVERTED}"),
     (r"original", "is not read: it has a model as its makers' own code reads it"),
+)
+ADAPTERS: Table = (
+    *UNFINISHED,
+    (r"adapter_model\.(bin|pt|pth)", f"{PICKLE}: `save_pretrained` of PEFT writes safetensors of it"),
 )
 TOKENIZERS: Table = (
     *UNFINISHED,
@@ -58,6 +62,7 @@ TOKENIZERS: Table = (
     ),
 )
 DOWNLOADS = ".cache/huggingface/download"  # in a folder: where the hub's tools keep what is not finished
+MOST_NAMES = 5_000  # of a folder that are looked at
 BEGINNINGS = {  # of files that have another name than they should
     b"<": "a web page",
     b"PK\3\4": "a zip archive, as torch writes it, too",
@@ -69,10 +74,16 @@ BEGINNINGS = {  # of files that have another name than they should
 
 def instead(folder: Path, table: Table = MODELS) -> str:
     """What to add to a line that says that a file is missing in `folder`; empty: nothing."""
-    names = sorted(_names(folder))
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        return f": {error.strerror}"
+    with suppress(OSError):
+        names += os.listdir(folder / DOWNLOADS)
+    names = sorted(names[:MOST_NAMES])
     for pattern, what in table:
         if found := next((name for name in names if re.fullmatch(pattern, name, re.IGNORECASE)), None):
-            return f", and {found} {what}"
+            return f", and {found if found.isprintable() else ascii(found)} {what}"
     return "" if names else ", and all else: the folder is empty"
 
 
@@ -94,9 +105,3 @@ def rest(path: Path) -> str:
 def begins_as(beginning: bytes) -> str:
     """What a file seems to be by its first bytes, for a line that says what it is not."""
     return next((f", but {what}" for start, what in BEGINNINGS.items() if beginning.startswith(start)), "")
-
-
-def _names(folder: Path) -> Iterator[str]:
-    for place in (folder, folder / DOWNLOADS):
-        with suppress(OSError):
-            yield from os.listdir(place)

@@ -235,9 +235,9 @@ def _family(folder: Path, path: Path) -> tuple[str, Family]:
 
 def _within(folder: Path) -> str:
     """What is said of models in a folder that is none."""
-    inner = chain(folder.glob("*/"), folder.glob("snapshots/*"))
-    found = sorted(str(each.relative_to(folder)) for each in inner if is_checkpoint(each) and is_whole(each))
-    return f", and models are within: name one of them, as {found[0]}" if found else ""
+    inner = sorted(chain(folder.glob("*/"), folder.glob("snapshots/*")))
+    found = next((each.relative_to(folder) for each in inner if is_checkpoint(each) and is_whole(each)), None)
+    return f", and models are within: name one of them, as {found}" if found is not None else ""
 
 
 def _of_stages(stages: Iterable[Stage]) -> Iterator[TensorSpec]:
