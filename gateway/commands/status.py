@@ -124,7 +124,8 @@ def _status(model: ModelState) -> str:
     parked = f", parked ({size(model.bytes_parked)})" if model.bytes_parked and not model.devices else ""
     drained = ", drained" if model.drained else ""
     adapters = f", with {', '.join(model.adapters_loaded)}" if model.adapters_loaded else ""
-    return _phase(model) + adapters + parked + drained + (", pinned" if model.pinned else "")
+    retired = ", no longer served" if model.retired else ""
+    return _phase(model) + retired + adapters + parked + drained + (", pinned" if model.pinned else "")
 
 
 def _phase(model: ModelState) -> str:

@@ -23,7 +23,7 @@ def able(hosts: Sequence[H], model: str) -> list[H]:
     Raises:
         CortexError: DRAINING or NEURON_LOST when those that have it are away for now.
     """
-    knowing = [host for host in hosts if model in host.models]
+    knowing = [host for host in hosts if model in host.models and not host.models[model].retired]
     answering = [host for host in knowing if host.healthy]
     takes = [host for host in answering if not host.draining and not host.models[model].drained]
     if takes or not knowing:
@@ -52,7 +52,8 @@ def absent(hosts: Sequence[Host], model: str, may_use: Callable[[str], bool] = a
     if not any(host.healthy for host in hosts):
         names = ", ".join(host.name for host in hosts)
         return CortexError(Code.NEURON_LOST, f"no neuron answers ({names})", retry_after=RETRY_SECONDS)
-    known = sorted({name for host in hosts if host.healthy for name in host.models if may_use(name)})
+    listed = [item for host in hosts if host.healthy for item in host.models.items() if may_use(item[0])]
+    known = sorted({name for name, state in listed if not state.retired})
     some = ", ".join(known[:KNOWN_IDS_SHOWN]) + (", …" if len(known) > KNOWN_IDS_SHOWN else "") or "none"
     if silent := ", ".join(host.name for host in hosts if not host.heard):
         return CortexError(
@@ -61,9 +62,12 @@ def absent(hosts: Sequence[Host], model: str, may_use: Callable[[str], bool] = a
             + ("no other can serve it" if model in known else f"of the others there is {some}"),
             retry_after=RETRY_SECONDS,
         )
-    text = (
-        _without_adapter(hosts, model, may_use) or f"the model {shown(model)} does not exist; there is {some}"
-    )
+    text = _without_adapter(hosts, model, may_use)
+    if not text:
+        ends = any(name == model for name, _ in listed)  # what it has begun, where it was taken out
+        text = (
+            f"the model {shown(model)} {'is no longer served' if ends else 'does not exist'}; there is {some}"
+        )
     return CortexError(Code.MODEL_NOT_FOUND, text, param="model")
 
 

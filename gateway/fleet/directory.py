@@ -79,7 +79,8 @@ class Directory(Generic[H]):
         was. Our own requests matter only where the model is not loaded."""
         for model in models:
             state = host.models.get(model)
-            takes = host.healthy and not host.draining and state is not None and not state.drained
+            takes = host.healthy and not host.draining and state is not None
+            takes = takes and not (state.drained or state.retired)
             copies = self._copies.get(model)
             if copies is None:
                 if state is None:

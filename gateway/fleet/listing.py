@@ -93,7 +93,8 @@ class ListedModel:
 
 def every(fleet: Fleet) -> list[ListedModel]:
     """All that can be asked for, in the order of their ids."""
-    models = {model: model for neuron in fleet.neurons if neuron.healthy for model in neuron.models}
+    healthy = [neuron for neuron in fleet.neurons if neuron.healthy]
+    models = {name: name for each in healthy for name, state in each.models.items() if not state.retired}
     names = models | fleet.aliases.listed(models.__contains__)
     return [_listed(fleet, name, model) for name, model in sorted(names.items())]
 
@@ -118,4 +119,5 @@ def one(fleet: Fleet, asked: str, may_use: Callable[[str], bool]) -> ListedModel
 
 def _listed(fleet: Fleet, name: str, model: str) -> ListedModel:
     entry = fleet.entry(model)
-    return ListedModel(name, model, list(fleet.states(model)), entry.cost if entry is not None else None)
+    places = [place for place in fleet.states(model) if not place[1].retired]
+    return ListedModel(name, model, places, entry.cost if entry is not None else None)

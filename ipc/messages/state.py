@@ -104,3 +104,4 @@ class ModelState(Plain):
     bytes_to_pull: int | None = None  # its files are not here: so much is to come; 0: nobody knows yet
     drafted: int = 0  # tokens that were guessed, since the load
     accepted: int = 0  # of these, that were right
+    retired: bool = False  # it is no longer served here: what it has begun ends, then it is gone

@@ -127,6 +127,9 @@ class Finder:
             if self._catalogue.is_own(model_id) and not away:  # whose user waits to see it
                 self.broken[model_id] = error.message
                 self._changed()
+            if error.code == Code.MODEL_NOT_FOUND and model_id in self._models:
+                text = f"the model {model_id!r} is no longer served here; what it has begun ends"
+                raise CortexError(Code.MODEL_NOT_FOUND, text) from error
             raise
         for note in description.notes:
             log.warning("model is not as its files have it model=%s note=%s", model_id, note)

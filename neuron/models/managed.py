@@ -234,6 +234,7 @@ class ManagedModel:
             evictions=self._evictions,
             keep_alive=None if self.settings.pin else self._keep_alive.told,
             drained=self._drained,
+            retired=self.retired,
         )
 
     def page_hashes(self) -> list[bytes]:
@@ -303,6 +304,7 @@ class ManagedModel:
     def retire(self) -> None:
         """Leave for good, once what runs and what waits is done."""
         self._renewal.retire()
+        self._changed(True)
         self._look()
 
     def forget(self) -> None:

@@ -181,7 +181,11 @@ class ModelManager:
 
     def states(self) -> list[ModelState]:
         """Every model that is known, and those that are broken."""
-        broken = [ModelState(id=name, status="failed", error=why) for name, why in self.finder.broken.items()]
+        broken = [
+            ModelState(id=name, status="failed", error=why)
+            for name, why in self.finder.broken.items()
+            if name not in self._models
+        ]
         away = [state for state in self._pulls.states() if state.id not in self._models]
         return [model.state() for model in self._models.values()] + broken + away
 

@@ -120,6 +120,7 @@ class FakeNeuron:
     eviction: Eviction | None = None  # as a gateway said it
     other_eviction: Eviction | None = None  # of another gateway, that counts
     status: dict[str, str] = field(default_factory=dict)  # of models that are not ready
+    retired: set[str] = field(default_factory=set)  # models that are no longer served
     quotes: dict[str, Quoted | Failed | None] = field(default_factory=dict)  # None: no answer
     refuses: dict[str, str] = field(default_factory=dict)  # models, and with what code
     quoted: list[str] = field(default_factory=list)  # models that quotes were asked for
@@ -181,6 +182,7 @@ class FakeNeuron:
                     pages_total=100,
                     pages_free=50,
                     created=1_700_000_000,
+                    retired=model in self.retired,
                 )
                 for model in self.models
             ],

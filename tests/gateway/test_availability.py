@@ -25,6 +25,20 @@ def test_model_of_a_lost_neuron_is_away_and_not_unknown() -> None:
     assert caught.value.retry_after is not None
 
 
+def test_a_model_that_only_ends_what_it_has_begun_is_nowhere_and_does_not_exist_for_who_may_not_know() -> (
+    None
+):
+    ending = Host("a", {"m": ModelState(id="m", status="ready", retired=True)})
+    assert able([ending], "m") == []
+    assert [each.name for each in able([ending, host("b", "unloaded")], "m")] == ["b"]
+    error = absent([ending], "m")
+    assert (error.code, error.message) == (
+        Code.MODEL_NOT_FOUND,
+        "the model 'm' is no longer served; there is none",
+    )
+    assert absent([ending], "m", lambda model: False).message == "the model 'm' does not exist; there is none"
+
+
 def test_unknown_model_is_told_what_there_is() -> None:
     hosts = [host("a"), Host("b", healthy=False)]
     assert able(hosts, "other") == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
+
 from gateway.fleet.breaker import FAILURES, MAX_SECONDS, SECONDS, TRIAL_SECONDS, Breaker
 from gateway.fleet.directory import Directory, Listed
 from ipc.messages.state import ModelState
@@ -46,9 +48,10 @@ def test_a_directory_tells_who_has_a_model_and_who_has_it_loaded() -> None:
     assert "m" in directory
 
 
-def test_a_model_that_is_drained_on_a_host_gets_nothing_there() -> None:
+@pytest.mark.parametrize("state", ["drained", "retired"])
+def test_a_model_that_is_drained_or_retired_on_a_host_gets_nothing_there(state: str) -> None:
     directory: Directory[Host] = Directory()
-    a = Host("a", {name: ModelState(id=name, status="ready", drained=name == "m") for name in "mn"})
+    a = Host("a", {name: ModelState(id=name, status="ready", **{state: name == "m"}) for name in "mn"})
     directory.update(a, "mn")
     assert [names(directory.of(name).ready) for name in "mn"] == ["", "a"]
     assert (names(directory.of("m").known), names(directory.of("m").others)) == ("a", "")

@@ -38,6 +38,7 @@ BEAST = status.NeuronHealth(
         ModelState(id="large", status="loading", progress=0.4, seconds_left=3.2),
         ModelState(id="kept", status="ready", pinned=True),
         ModelState(id="closed", status="ready", drained=True),
+        ModelState(id="ending", status="ready", retired=True),
         ModelState(id="dressed", status="ready", adapters=["a", "b", "c"], adapters_loaded=["a", "c"]),
         ModelState(id="near", status="unloaded", bytes_parked=3 * GIB),
         ModelState(id="broken", status="failed", error="a shard is missing"),
@@ -100,6 +101,10 @@ def test_a_pinned_model_says_so():
 
 def test_a_model_that_takes_nothing_new_says_so():
     assert line_with("closed")[2:4] == ["ready,", "drained"]
+
+
+def test_a_model_that_only_ends_what_it_has_begun_says_so():
+    assert "ready, no longer served" in " ".join(line_with("ending"))
 
 
 def test_a_model_says_which_adapters_are_in_memory():

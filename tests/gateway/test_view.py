@@ -16,6 +16,7 @@ import pytest
 
 from gateway import config, successors
 from gateway.config import NeuronSettings
+from gateway.fleet import listing
 from gateway.fleet.breaker import FAILURES
 from gateway.fleet.exchange import Exchange
 from gateway.fleet.neuron import SILENT_SECONDS, Neuron
@@ -38,6 +39,33 @@ def test_neuron_is_told_the_eviction_policy_and_tells_its_state() -> None:
             assert (neuron.eviction.strategy, neuron.eviction.defrag_after_cycles) == ("priority", 7)
             assert fleet.knows("echo")
             assert not fleet.knows("nothing")
+
+    run(scenario)
+
+
+def test_a_model_that_is_no_longer_served_ends_what_it_has_begun_and_is_listed_for_nobody() -> None:
+    async def scenario() -> None:
+        neuron, other = FakeNeuron(name="a", models=("echo", "slow")), FakeNeuron(name="b", models=("echo",))
+        async with fleet_of(neuron, other) as fleet:
+            running = Exchange(fleet, "r")
+            try:
+                await running.send(generate("slow"))
+                neuron.retired = {"echo", "slow"}
+                neuron._tell()
+                await eventually(lambda: fleet.neurons[0].models["echo"].retired)
+                (listed,) = listing.every(fleet)
+                assert (listed.id, [host.name for host, _ in listed.places]) == ("echo", ["b"])
+                with pytest.raises(CortexError, match=r"'slow' is no longer served; there is echo$") as late:
+                    await ask(fleet, "slow")
+                assert (late.value.code, late.value.param) == (Code.MODEL_NOT_FOUND, "model")
+                assert neuron.work  # it still runs
+                assert (await running.whole()).choices[0].text == "one two"
+                neuron.retired = set()  # its entry is back
+                neuron._tell()
+                await eventually(lambda: not fleet.neurons[0].models["echo"].retired)
+                assert await ask(fleet, "slow") == "one two"
+            finally:
+                running.close()
 
     run(scenario)
 

@@ -64,6 +64,9 @@ def test_a_change_touches_what_changed_and_nothing_else(neuron):
         with neuron.client() as late, pytest.raises(CortexError) as refused:
             late.ask(chat("removed"), PATIENCE)
         assert refused.value.code == Code.MODEL_NOT_FOUND
+        assert refused.value.message == "the model 'removed' is no longer served here; what it has begun ends"
+        state = neuron.model("removed")
+        assert (state.status, state.retired, state.running) == ("ready", True, 1)
         assert ends(running).usage.completion_tokens == 600  # in the workers that it began in
         assert ends(leaving).usage.completion_tokens == 600
     wait_until(lambda: "removed" not in listed(neuron), "a model to be gone")
