@@ -103,7 +103,8 @@ def discover() -> None:
 @app.command()
 def check(
     path: Annotated[
-        Path | None, typer.Argument(help="A checkpoint's folder or file: say what it is, and what it takes.")
+        Path | None,
+        typer.Argument(help="A checkpoint's folder or file, or a model's name: say what it is, and takes."),
     ] = None,
     config: ConfigOption = None,
 ) -> None:
@@ -181,7 +182,12 @@ def _tell_checking(name: str, size: int) -> None:
 def _check_path(path: Path, config: Path | None) -> NoReturn:
     from neuron.text.outline import Outline
 
+    settings = NeuronConfig() if config is None else _read(config)
     gc.disable()  # nothing of what is read is garbage, and to look for some takes long
+    try:
+        path = _named(path, settings)
+    except CortexError as error:
+        _fail(error.message)
     outline = Outline(path)  # read from here on, beside all else
     from rich.table import Table
 
@@ -189,7 +195,7 @@ def _check_path(path: Path, config: Path | None) -> NoReturn:
     from neuron.memory.devices import Inventory
 
     try:
-        inventory = Inventory(NeuronConfig() if config is None else _read(config))
+        inventory = Inventory(settings)
         found = inspect(path, inventory.devices, outline)
     except ConfigError as error:
         _fail(error)
@@ -220,6 +226,15 @@ def _check_path(path: Path, config: Path | None) -> NoReturn:
     for line in (*found.notes, *found.problems):
         print(line)
     raise typer.Exit(1 if found.problems else 0)
+
+
+def _named(path: Path, settings: NeuronConfig) -> Path:
+    """Where a model is whose name was given, and no path; raises as `Catalogue.find`."""
+    if os.path.lexists(path) or path.is_absolute() or len(path.parts) > 2 or path.suffix == ".gguf":
+        return path
+    from neuron.catalogue.catalogue import Catalogue
+
+    return Catalogue(settings).find(str(path))
 
 
 def _context(tokens: int, kept_in_8_bits: int | None) -> str:

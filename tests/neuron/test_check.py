@@ -354,6 +354,17 @@ def test_what_is_no_checkpoint_says_what_it_is(tmp_path):
     assert look(write_checkpoint(tmp_path) / "adapter_config.json")[0] == 0  # of one with that beside it
 
 
+def test_a_model_may_be_given_by_its_name(tmp_path):
+    config = tmp_path / "neuron.yaml"
+    places = {"model_folders": [str(tmp_path)], "hf_cache": str(tmp_path / "none")}
+    config.write_text(json.dumps({"devices": ["cpu"], "cpu": {"memory": "500MB"}, **places}))
+    write_checkpoint(tmp_path / "org" / "mine")
+    assert look("demo", "--config", config)[0] == 0
+    assert look("org/mine", "--config", config) == look(tmp_path / "org" / "mine", "--config", config)
+    code, said = look("org/other", "--config", config)
+    assert (code, "`neuron pull org/other` gets it from the hub" in said) == (1, True), said
+
+
 def test_a_checkpoint_is_looked_at_without_torch(tmp_path):
     folder = write_checkpoint(tmp_path)
     code = (

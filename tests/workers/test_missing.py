@@ -118,8 +118,15 @@ def test_models_within_a_folder_are_named_before_what_lies_beside_them(tmp_path)
     assert refusal(tmp_path).endswith("models are within: name one of them, as checkpoint-500")
     write_checkpoint(tmp_path / HUB)
     assert refusal(tmp_path / "models--org--name").endswith(f"as {HUB.partition('/')[2]}")
+    (tmp_path / "checkpoint-500").rename(tmp_path / "1_Pooling" / "inner")
+    assert refusal(tmp_path).endswith("name one of them, as 1_Pooling/inner")
     (tmp_path / "model_index.json").touch()
     assert "pipeline of diffusers" in refusal(tmp_path)
+
+
+def test_a_cache_of_the_hub_s_says_where_in_it_models_are(tmp_path):
+    write_checkpoint(tmp_path / HUB)
+    assert refusal(tmp_path).endswith(f"name one of them, as {HUB}")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])

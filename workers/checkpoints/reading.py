@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -53,6 +53,7 @@ from workers.checkpoints.vision import Vision
 
 WEIGHT_DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 BLOCK = 1 << 20  # bytes that are compared at once
+MOST_WITHIN = 1000  # folders of a level that are looked into for what is said of a folder that is no model
 NO_MTP = "speculation mtp needs a head that predicts several tokens"
 BETTER = "Leave it out, or take ngram"
 TOWERS = {
@@ -235,9 +236,10 @@ def _family(folder: Path, path: Path) -> tuple[str, Family]:
 
 def _within(folder: Path) -> str:
     """What is said of models in a folder that is none."""
-    inner = sorted(chain(folder.glob("*/"), folder.glob("snapshots/*")))
-    found = next((each.relative_to(folder) for each in inner if is_checkpoint(each) and is_whole(each)), None)
-    return f", and models are within: name one of them, as {found}" if found is not None else ""
+    levels = (sorted(islice(folder.glob(level), MOST_WITHIN)) for level in ("*/", "*/*/", "*/snapshots/*/"))
+    found = (each for each in chain.from_iterable(levels) if is_checkpoint(each) and is_whole(each))
+    one = next(found, None)
+    return "" if one is None else f", and models are within: name one of them, as {one.relative_to(folder)}"
 
 
 def _of_stages(stages: Iterable[Stage]) -> Iterator[TensorSpec]:
