@@ -46,6 +46,7 @@ from tests.workers.tiny_models import (
     hunyuan,
     hunyuan_moe,
     hyperclovax,
+    kolibri1,
     laguna,
     latent_sizes,
     lfm2,
@@ -277,6 +278,14 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
             "full_attention": YARN,
             "sliding_attention": {"rope_theta": 1_000.0, "rope_type": "default"},
         },
+    ),
+    "kolibri1": lambda: kolibri1(),
+    "kolibri1_normalised": lambda: kolibri1(
+        norm_topk_prob=True,
+        layer_types=TYPES3,
+        num_hidden_layers=3,
+        tie_word_embeddings=True,
+        rope_parameters=YARN,
     ),
     "muse_glimmer": lambda: muse_glimmer(),
     "muse_glimmer_biased": lambda: muse_glimmer(

@@ -246,6 +246,12 @@ def olmo_hybrid(**changes: Any) -> PreTrainedModel:
     return transformers.OlmoHybridForCausalLM(transformers.OlmoHybridConfig(**sizes | changes))
 
 
+def kolibri1(**changes: Any) -> PreTrainedModel:
+    sizes = {key: value for key, value in (SIZES | EXPERTS).items() if key != "intermediate_size"}
+    more = {"shared_expert_intermediate_size": 40, "sliding_window": 24, "num_hidden_layers": 6}
+    return transformers.Kolibri1ForCausalLM(transformers.Kolibri1Config(**sizes | more | changes))
+
+
 def muse_glimmer(**changes: Any) -> PreTrainedModel:
     text = SIZES | {"sliding_window": 24, "num_hidden_layers": 5, "qk_scale_factor": 3.875}
     text |= {"output_multiplier": 0.1875} | changes

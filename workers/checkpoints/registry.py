@@ -28,6 +28,7 @@ from workers.checkpoints.families.helium import HELIUM
 from workers.checkpoints.families.hunyuan import HUNYUAN, HUNYUAN_MOE
 from workers.checkpoints.families.hyperclovax import HYPERCLOVAX
 from workers.checkpoints.families.jais2 import JAIS2
+from workers.checkpoints.families.kolibri1 import KOLIBRI1
 from workers.checkpoints.families.laguna import LAGUNA
 from workers.checkpoints.families.lfm2 import LFM2, LFM2_MOE, LFM3
 from workers.checkpoints.families.llama import LLAMA
@@ -62,7 +63,7 @@ KNOWN = (
     *(GRANITE, GRANITE_MOE, PHI3, PHIMOE, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
     *(SEED_OSS, EXAONE4, EXAONE_MOE, ERNIE4_5, ERNIE4_5_MOE, OLMOE, MINIMAX_M2),
     *(COHERE, COHERE2, COHERE2_MOE, ARCEE, APERTUS, STARCODER2, HUNYUAN, GEMMA, CWM, HYPERCLOVAX, MELLUM),
-    *(AFMOE, DOTS1, FLEX_OLMO, GRANITE_SWA, HELIUM, HUNYUAN_MOE, JAIS2, LAGUNA),
+    *(AFMOE, DOTS1, FLEX_OLMO, GRANITE_SWA, HELIUM, HUNYUAN_MOE, JAIS2, KOLIBRI1, LAGUNA),
     *(MUSE_GLIMMER, SOLAR_OPEN, VAULTGEMMA, YOUTU),
     *(LFM2, LFM2_MOE, LFM3, GRANITE_HYBRID, NEMOTRON_H, FALCON_H1),
     *(BERT, ROBERTA, MODERNBERT, NOMIC_BERT, GTE, EUROBERT),

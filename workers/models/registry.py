@@ -51,6 +51,7 @@ MODELS = {
     "hunyuan_v1_moe": Decoder,
     "hyperclovax": Decoder,
     "jais2": Decoder,
+    "kolibri1": Decoder,
     "laguna": Decoder,
     "lfm2": Hybrid,
     "lfm2_moe": Hybrid,

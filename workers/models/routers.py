@@ -10,11 +10,13 @@ from workers.models.mlp import activated
 
 
 class TopLogits(Router):
-    """The weight of an expert is the sigmoid of its own logit (Llama 4), or its share of theirs (Cohere)."""
+    """The weight of an expert is the sigmoid of its own logit (Llama 4), or its share of theirs (Cohere); the
+    best are those of the largest logits, or of these with corrections (Kolibri)."""
 
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [tokens, chosen] both
         logits = self(x.float())
-        numbers = self.group.chosen(logits.topk(self.experts.chosen, dim=-1).indices)
+        ranking = logits if self.correction is None else logits + self.correction
+        numbers = self.group.chosen(ranking.topk(self.experts.chosen, dim=-1).indices)
         weights = activated(logits.gather(1, numbers), "sigmoid", self.exact)
         if self.experts.normalised:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + self.experts.least)
