@@ -55,7 +55,7 @@ def load(path: Path) -> ctypes.CDLL | None:
     found.blocks_product.argtypes = (*weight, *inputs, number, number)  # threads, level
     if not found.blocks_level():
         return None
-    found.dense_product.argtypes = (pointer, *[size] * 3, *inputs, number, number)  # threads, level
+    found.dense_product.argtypes = (*weight, *inputs, number, number)  # the same
     found.many_product.argtypes = (
         *(number, pointer, *[size] * 3),  # kind and weight
         *(pointer, pointer, size, pointer, number, number),  # input, output, tokens, bias, gate, threads

@@ -1,12 +1,13 @@
 /* Products with weights of 16 bits that are kept as they were stored, for CPUs with AVX2 or more: of few tokens at
- * the rate at which memory is read.
+ * the rate at which memory is read. With AVX512-BF16 so are those with weights of eight bits, as rows.c has them.
  *
  * A sum of a row and a token is made in one order, whatever is computed beside it: so are its bits. Numbers are made
  * float32, which is exact, and added as such. What AVX512-BF16 multiplies, two bfloat16 at once, it adds as float32
- * too, each product by itself; only numbers too small to be normal are 0 to it.
+ * too, each product by itself; only numbers too small to be normal are 0 to it. Numbers of eight bits are exact in
+ * bfloat16, and their scales are multiplied with sums.
  */
 
-#include "vectors.h"
+#include "lanes.h"
 
 SOURCE(dense)
 
@@ -17,9 +18,7 @@ enum { WITH_NOTHING, WITH_AVX2, WITH_AVX512_BF16 };
 #include <stdlib.h>
 #include <string.h>
 
-#define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
-#define WIDE static inline __attribute__((always_inline)) AVX512
-#define ONCE _Pragma("GCC unroll 8")
+#define ONCE _Pragma("GCC unroll 16")
 
 enum {
     ROWS = 4,         /* of the weight that are multiplied at once */
@@ -27,10 +26,12 @@ enum {
     APART = 129,      /* rows, from one to the next of those: see blocks_product */
     SCATTERED = 32,   /* tokens, up to which they are */
     WAITING = 4,      /* tokens, up to which a CPU does little more than wait for memory, and reads ahead by itself */
+    AHEAD = 1536,     /* numbers of 16 bits, or more, that what is read ahead is away where weights are bytes */
     NEAR = 256 << 10, /* bytes of tokens that stay in a cache while all rows are multiplied with them */
 };
 
 typedef struct {
+    int kind;
     long rows, columns; /* of the weight */
     uint16_t *y;        /* [tokens][rows] */
     int type;
@@ -227,6 +228,78 @@ OF_TYPE(bfloat16_rows_wide, BFLOAT16, 2)
 OF_TYPE(float16_rows_wide, FLOAT16, 4)
 #undef OF_TYPE
 
+/* --- AVX-512: 16 columns of each row, of eight bits ------------------------------------------------------- */
+
+enum { MOST_TOKENS = 8 };
+
+/* of two rows */
+WIDE __m512 scales_of(const uint8_t *const *w, long at)
+{
+    const __m512 first = _mm512_set1_ps(*(const float *)(w[0] + at));
+    return _mm512_mask_broadcastss_ps(first, 0xff00, _mm_load_ss((const float *)(w[1] + at)));
+}
+
+/* The sums of a group of columns are scaled, and added to those of all. */
+WIDE void four_rows_in_bytes(const Product *p, const uint16_t *const *rows, int fp8, long row, long apart,
+                             const uint16_t *x, long width, long token, int tokens, long ahead)
+{
+    const uint8_t *const *w = (const uint8_t *const *)rows;
+    __m512 all[2 * MOST_TOKENS];
+    ONCE for (int i = 0; i < 2 * tokens; i++)
+        all[i] = _mm512_setzero_ps();
+    for (long from = 0, scale = p->columns; from < p->columns; from += GROUP, scale += by_row(p->kind) ? 0 : 4) {
+        const long to = from + GROUP < p->columns ? from + GROUP : p->columns;
+        __m512 sums[2 * MOST_TOKENS];
+        ONCE for (int i = 0; i < 2 * tokens; i++)
+            sums[i] = _mm512_setzero_ps();
+        read_ahead(rows, from / 2 + ahead);
+        read_ahead(rows, from / 2 + 32 + ahead);
+        if (from % (16 * GROUP) == 0) /* a line of a cache has the scales of so many columns */
+            read_ahead(rows, scale / 2 + ahead);
+        for (long c = from; c < to; c += 16) {
+            const __m512bh two[] = {widened_bytes(fp8, w[0] + c, w[1] + c), widened_bytes(fp8, w[2] + c, w[3] + c)};
+            ONCE for (int k = 0; k < tokens; k++) {
+                const __m256i v = _mm256_loadu_si256((const __m256i *)(x + k * width + c));
+                ONCE for (int i = 0; i < 2; i++)
+                    sums[2 * k + i] = _mm512_dpbf16_ps(sums[2 * k + i], two[i], (__m512bh)_mm512_broadcast_i64x4(v));
+            }
+        }
+        const __m512 by[] = {scales_of(w, scale), scales_of(w + 2, scale)};
+        ONCE for (int i = 0; i < 2 * tokens; i++)
+            all[i] = _mm512_fmadd_ps(sums[i], by[i % 2], all[i]);
+    }
+    ONCE for (int k = 0; k < tokens; k++) {
+        __m256 each[ROWS];
+        ONCE for (int i = 0; i < 2; i++) {
+            each[2 * i] = _mm512_castps512_ps256(all[2 * k + i]);
+            each[2 * i + 1] = _mm512_extractf32x8_ps(all[2 * k + i], 1);
+        }
+        const __m128 four = totals(each[0], each[1], each[2], each[3]);
+        keep(p, row, apart, token + k, fp8 ? _mm_mul_ps(four, _mm_set1_ps(LESS)) : four);
+    }
+}
+
+#define OF_BYTES(name, fp8)                                                                                   \
+    AVX512 static void name(const Product *p, const uint16_t *const *w, long row, long apart, const void *x,  \
+                            long width, long token, long tokens, long ahead)                                  \
+    {                                                                                                         \
+        const uint16_t *at = x;                                                                               \
+        for (; tokens >= 8; token += 8, tokens -= 8, at += 8 * width)                                         \
+            four_rows_in_bytes(p, w, fp8, row, apart, at, width, token, 8, ahead);                            \
+        switch (tokens) {                                                                                     \
+        case 7: four_rows_in_bytes(p, w, fp8, row, apart, at, width, token, 7, ahead); break;                 \
+        case 6: four_rows_in_bytes(p, w, fp8, row, apart, at, width, token, 6, ahead); break;                 \
+        case 5: four_rows_in_bytes(p, w, fp8, row, apart, at, width, token, 5, ahead); break;                 \
+        case 4: four_rows_in_bytes(p, w, fp8, row, apart, at, width, token, 4, ahead); break;                 \
+        case 3: four_rows_in_bytes(p, w, fp8, row, apart, at, width, token, 3, ahead); break;                 \
+        case 2: four_rows_in_bytes(p, w, fp8, row, apart, at, width, token, 2, ahead); break;                 \
+        case 1: four_rows_in_bytes(p, w, fp8, row, apart, at, width, token, 1, ahead);                        \
+        }                                                                                                     \
+    }
+OF_BYTES(int8_rows, 0)
+OF_BYTES(fp8_rows, 1)
+#undef OF_BYTES
+
 /* --- products --------------------------------------------------------------------------------------------- */
 
 /* What the CPU multiplies with */
@@ -261,17 +334,22 @@ AVX2 static void token_as(const uint16_t *x, long columns, long width, int type,
 }
 
 /* y [tokens, rows] = x [tokens, columns] times W [rows, columns] transposed, plus bias [rows] float32 or NULL.
- * x, y and W are of `type`; from one row of W to the next are `stride` numbers. `level` is what is computed with.
- * Returns 0, or 1 where memory is short. */
-int dense_product(const uint16_t *w, long rows, long columns, long stride, const uint16_t *x, uint16_t *y, int type,
-                  long tokens, const float *bias, int threads, int level)
+ * x and y are of `type`, and so is W if its `kind` is AS_IT_IS; from one row of it to the next are `stride` numbers of
+ * 16 bits. A W in bytes wants AVX512-BF16 and bfloat16, and columns that are a multiple of 64. `level` is what is
+ * computed with. Returns 0, or 1 where memory is short. */
+int dense_product(int kind, const uint16_t *w, long rows, long columns, long stride, const uint16_t *x, uint16_t *y,
+                  int type, long tokens, const float *bias, int threads, int level)
 {
     static Multiplied *const WITH[][2] = {{bfloat16_rows, float16_rows}, {bfloat16_rows_wide, float16_rows_wide}};
     const int as_it_is = type == BFLOAT16 && level == WITH_AVX512_BF16;
-    Multiplied *const multiplied = WITH[level == WITH_AVX512_BF16][type == FLOAT16];
-    const Product p = {rows, columns, y, type, bias};
+    Multiplied *const multiplied = is_fp8(kind)       ? fp8_rows
+                                   : kind != AS_IT_IS ? int8_rows
+                                                      : WITH[level == WITH_AVX512_BF16][type == FLOAT16];
+    const Product p = {kind, rows, columns, y, type, bias};
     const long width = (columns + STEP - 1) / STEP * STEP, size = as_it_is ? 2 : 4;
-    const long groups = NEAR / (MORE_TOKENS * width * size), near = MORE_TOKENS * (groups ? groups : 1);
+    const int at_once = kind == AS_IT_IS ? MORE_TOKENS : MOST_TOKENS;
+    const long groups = NEAR / (at_once * width * size), near = at_once * (groups ? groups : 1);
+    const long ahead = kind != AS_IT_IS ? (AHEAD + stride - 1) / stride * stride : tokens > WAITING ? stride : 0;
     const int copied = !as_it_is || width != columns;
     char *own = copied ? malloc((size_t)(tokens * width * size)) : NULL;
     if (copied && !own)
@@ -295,7 +373,7 @@ int dense_product(const uint16_t *w, long rows, long columns, long stride, const
                 for (int r = 0; r < ROWS; r++)
                     at[r] = w + (row + r * apart < rows ? row + r * apart : rows - 1) * stride;
                 multiplied(&p, at, row, apart, given + token * width * size, width, token, count,
-                           tokens > WAITING ? (apart == 1 ? ROWS : 1) * stride : 0);
+                           ahead * (apart == 1 ? ROWS : 1));
             }
         }
     }
@@ -307,8 +385,8 @@ int dense_product(const uint16_t *w, long rows, long columns, long stride, const
 
 int dense_level(void) { return WITH_NOTHING; }
 
-int dense_product(const uint16_t *w, long rows, long columns, long stride, const uint16_t *x, uint16_t *y, int type,
-                  long tokens, const float *bias, int threads, int level)
+int dense_product(int kind, const uint16_t *w, long rows, long columns, long stride, const uint16_t *x, uint16_t *y,
+                  int type, long tokens, const float *bias, int threads, int level)
 {
     return 1;
 }

@@ -1,6 +1,6 @@
 """Products on a CPU with weights of 16 bits as they were stored: the kernels of `dense.c` and `many.c`.
 
-That of `many.c` takes weights of eight bits too, for `workers.kernels.rows`.
+With AVX512-BF16 they take weights of eight bits too, for `workers.kernels.rows`.
 
 Few tokens are multiplied at the rate at which memory is read, and no copy of the weight is needed. On one
 core of an EPYC with AVX512-BF16, of 262,144 x 640 in bfloat16, a token takes 11 ms; with torch 39, or 24 if
@@ -68,12 +68,17 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Raises:
         RuntimeError: memory is short, as torch says it.
     """
+    return product_of(0, x, weight, weight.shape[1], bias)
+
+
+def product_of(kind: int, x: Tensor, weight: Tensor, columns: int, bias: Tensor | None) -> Tensor:
+    """The same for a weight `[rows, ...]` of a kind, as lanes.h numbers it, with so many columns."""
     x = x.contiguous()
-    (rows, columns), tokens = weight.shape, x.shape[0]  # the length of a tensor is asked for in Python
+    tokens, rows = x.shape[0], weight.shape[0]  # the length of a tensor is asked for in Python
     y = x.new_empty(tokens, rows)
     wide = None if bias is None else bias.float()
     failed = compiled.library().dense_product(
-        *(weight.data_ptr(), rows, columns, weight.stride(0)),
+        *(kind, weight.data_ptr(), rows, columns, weight.stride(0) * weight.itemsize // 2),
         *(x.data_ptr(), y.data_ptr(), compiled.TYPES.index(x.dtype), tokens),
         None if wide is None else wide.data_ptr(),
         torch.get_num_threads(),
@@ -101,7 +106,7 @@ def many(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None 
 def many_of(
     kind: int, x: Tensor, weight: Tensor, columns: int, bias: Tensor | None, activation: str | None = None
 ) -> Tensor:
-    """The same for a weight `[rows, ...]` of a kind, as many.c numbers it, with so many columns."""
+    """The same for a weight of a kind, as `product_of` has it."""
     x = x.contiguous()
     y = x.new_empty(len(x), len(weight) if activation is None else len(weight) // 2)
     wide = None if bias is None else bias.float()

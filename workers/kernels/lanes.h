@@ -9,6 +9,12 @@ SOURCE(lanes)
 
 enum { UNGATED = -1, SILU, GELU_TANH };
 
+/* What weights are: numbers of 16 bits, or of eight with scales behind them, as rows.c has them */
+enum { AS_IT_IS, INT8_128, INT8_ROW, FP8_128, FP8_ROW };
+
+static inline int is_fp8(int kind) { return kind == FP8_128 || kind == FP8_ROW; }
+static inline int by_row(int kind) { return kind == INT8_ROW || kind == FP8_ROW; }
+
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <string.h>
@@ -16,7 +22,12 @@ enum { UNGATED = -1, SILU, GELU_TANH };
 #define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 #define WIDE static inline __attribute__((always_inline)) AVX512
 
-enum { LANES = 16, ALL_LANES = 0xffff };
+enum {
+    LANES = 16,
+    ALL_LANES = 0xffff,
+    GROUP = 128, /* columns that share a scale */
+    LESS = 256,  /* times, that FP8 is when it is made float32 */
+};
 
 /* those of 16 numbers from `i` on that are below `size` */
 WIDE __mmask16 below(long i, long size)
@@ -49,6 +60,21 @@ WIDE __m512 wide_lanes(__m256i halves)
 WIDE __m512 rounded_lanes(__m512 v)
 {
     return wide_lanes((__m256i)_mm512_cvtneps_pbh(v));
+}
+
+/* Sixteen numbers of eight bits, and as many from elsewhere, which are exact in bfloat16. FP8 is made as float16 has
+ * its bits, and so is `LESS` times less. */
+WIDE __m512bh widened_bytes(int fp8, const uint8_t *first, const uint8_t *second)
+{
+    const __m128i low = _mm_loadu_si128((const __m128i *)first), high = _mm_loadu_si128((const __m128i *)second);
+    if (!fp8)
+        return _mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(high)),
+                                   _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(low)));
+    const __m512i u = _mm512_cvtepu8_epi16(_mm256_set_m128i(high, low)), sign = _mm512_set1_epi16((short)0x8000);
+    const __m512i size = _mm512_and_si512(_mm512_slli_epi16(u, 7), _mm512_set1_epi16(0x3f80));
+    const __m512i halves = _mm512_or_si512(size, _mm512_and_si512(_mm512_slli_epi16(u, 8), sign));
+    return _mm512_cvtne2ps_pbh(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)),
+                               _mm512_cvtph_ps(_mm512_castsi512_si256(halves)));
 }
 
 /* What is behind a gate, times the activated and rounded gate */

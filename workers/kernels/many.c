@@ -15,8 +15,6 @@
 
 SOURCE(many)
 
-enum { AS_IT_IS, INT8_128, INT8_ROW, FP8_128, FP8_ROW };
-
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <stdlib.h>
@@ -27,7 +25,6 @@ enum {
     DEEP = 1024,      /* columns until the sums are laid aside and others taken up */
     HELD = 320 << 10, /* bytes of rows that all tokens are multiplied with before the next ones are */
     MOST = 240,       /* rows of these */
-    GROUP = 128,      /* columns that share a scale */
     LINE = 32,        /* numbers of a result that are written at once */
 };
 
@@ -147,19 +144,13 @@ AVX512 static void keep(const Many *p, Some some, const float *sums, long apart,
     }
 }
 
-/* Numbers of eight bits as bfloat16: FP8 as float16 has its bits, 256 times less */
+/* Numbers of eight bits as bfloat16 */
 AVX512 static void widen(const uint8_t *row, int kind, long columns, uint16_t *to)
 {
-    for (long c = 0; c < columns; c += 16) {
-        const __m128i bytes = _mm_loadu_si128((const __m128i *)(row + c));
-        __m512 wide;
-        if (kind == FP8_128 || kind == FP8_ROW) {
-            const __m256i u = _mm256_cvtepu8_epi16(bytes), sign = _mm256_set1_epi16((short)0x8000);
-            const __m256i size = _mm256_and_si256(_mm256_slli_epi16(u, 7), _mm256_set1_epi16(0x3f80));
-            wide = _mm512_cvtph_ps(_mm256_or_si256(size, _mm256_and_si256(_mm256_slli_epi16(u, 8), sign)));
-        } else
-            wide = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-        _mm256_storeu_si256((__m256i *)(to + c), (__m256i)_mm512_cvtneps_pbh(wide));
+    for (long c = 0; c < columns; c += 2 * LANES) {
+        const uint8_t *at = row + c;
+        _mm512_storeu_si512(to + c, (__m512i)(is_fp8(kind) ? widened_bytes(1, at, at + LANES)
+                                                           : widened_bytes(0, at, at + LANES)));
     }
 }
 
@@ -170,8 +161,8 @@ AVX512 static void rows_times(const Many *p, Some some, const uint16_t *own, lon
 {
     static void (*const MULTIPLY[])(const uint16_t *const *, const uint32_t *, long, float *, int, const float *,
                                     long) = {multiply_1, multiply_2, multiply_3, multiply_4};
-    const int rows = SUMS / vectors, groups = p->kind == INT8_128 || p->kind == FP8_128;
-    const float more = p->kind == FP8_128 || p->kind == FP8_ROW ? 256 : 1;
+    const int rows = SUMS / vectors, groups = p->kind != AS_IT_IS && !by_row(p->kind);
+    const float more = is_fp8(p->kind) ? LESS : 1;
     const long most = groups ? GROUP : DEEP;
     const long ahead = some.count / (p->gate == UNGATED ? 1 : 2) * (p->stride / 2);
     for (long c = 0; c < p->columns; c += most) {
