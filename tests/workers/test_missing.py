@@ -31,15 +31,14 @@ IN_PLACE = {
     "model_q4.onnx": "is for another engine",
     "weights.npz": "is for another engine",
     "openvino_model.bin": "is for another engine",
-    "tf_model.h5": "`save_pretrained` of transformers writes safetensors",
-    "flax_model.msgpack": "`save_pretrained` of transformers writes safetensors",
+    "tf_model.h5": "is for another engine",
     "model-00001-of-00002.safetensors": "is one of several, whose model.safetensors.index.json is missing",
     "model.safetensors": "is of no use without it",
-    "consolidated.safetensors": "is not read: weights are in model.safetensors",
-    "consolidated.00.pth": "is a pickle, which can run code",
+    "consolidated.safetensors": "is for its makers' own code",
+    "qwen3.safetensors": "is not read: weights are in model.safetensors",
     "pytorch_model.bin": "is a pickle, which can run code",
     "epoch.ckpt": "is a pickle, which can run code",
-    "original": "as its makers' own code reads it",
+    "original": "is for its makers' own code",
 }
 WITHOUT_CONFIG = ("model_index.json", "model.safetensors", "mmproj-F16.gguf")  # says so where that is missing
 TOKENIZERS = {
@@ -63,8 +62,8 @@ def test_what_there_is_without_a_config_is_said(tmp_path, name):
     said = refusal(tmp_path)
     assert said.startswith(f"{tmp_path / NOTHING}, and {name} ")
     assert IN_PLACE[name] in said
-    if name != "model_index.json":  # of which the folder says more than the file
-        assert IN_PLACE[name] in refusal(tmp_path / name) or name.endswith(".gguf")
+    if not name.endswith((".gguf", ".json", ".safetensors")):
+        assert IN_PLACE[name] in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", [name for name in IN_PLACE if name not in WITHOUT_CONFIG])
@@ -97,8 +96,17 @@ def test_a_folder_with_nothing_known_in_it_says_no_more(tmp_path):
     (tmp_path / "README.md").touch()
     assert refusal(tmp_path) == f"{tmp_path / NOTHING}"
     assert refusal(tmp_path / "README.md").endswith(
-        "README.md: is no model: that is a folder with config.json, or a file whose name ends in .gguf"
+        "is no model by itself: that is a folder with config.json, or a file whose name ends in .gguf"
     )
+
+
+def test_a_file_of_a_model_is_not_taken_for_it(tmp_path):
+    weights = write_checkpoint(tmp_path) / "model.safetensors"
+    assert refusal(weights) == f"{weights}: is of a model: give its folder"
+    (tmp_path / "config.json").unlink()
+    assert refusal(weights).startswith(f"{weights}: is no model by itself: that is a folder with config.json")
+    adapter = weights.rename(tmp_path / "adapter_model.safetensors")
+    assert "list it there, under `adapters`" in refusal(adapter)
 
 
 def test_what_cannot_be_looked_into_is_not_called_empty(tmp_path):

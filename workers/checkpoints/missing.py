@@ -12,12 +12,16 @@ from workers.checkpoints.files import repository_of
 # Names of files and folders, in any case, and what is said of the first such one; what says most is above.
 Table = tuple[tuple[str, str], ...]
 OTHER_ENGINE = "is for another engine, and not read"
-CONVERTED = "`save_pretrained` of transformers writes safetensors of it"
 PICKLE = "is a pickle, which can run code, and not read"
 UNFINISHED: Table = (
     (r".+\.(part|partial|incomplete|aria2|crdownload|filepart|!qb)", "is a download that is not finished"),
 )
 PIPELINES: Table = ((r"model_index\.json", "says that it is a pipeline of diffusers, and no language model"),)
+OF_WEIGHTS = {  # that would be read if all else were as it should
+    r".+-\d{5}-of-\d{5}\.safetensors": "is one of several, whose model.safetensors.index.json is missing",
+    r"model\.safetensors(\.index\.json)?": "is of no use without it",
+    r".+\.safetensors": "is not read: weights are in model.safetensors, beside config.json and a tokenizer",
+}
 MODELS: Table = (
     *UNFINISHED,
     (
@@ -35,16 +39,10 @@ MODELS: Table = (
     (r".+\.(zip|tar|tgz|gz|xz|zst|7z|rar)", "is an archive: unpack it"),
     (r"ggml.*\.bin", "is of a llama.cpp before GGUF, and not read"),
     (r"(.+\.)?onnx(_data)?|openvino_.+|mlc-.+", OTHER_ENGINE),
-    (r".+\.(npz|mlpackage|tflite|task|litertlm|engine|pte)", OTHER_ENGINE),
-    (r".+\.(h5|msgpack)", f"is of TensorFlow or Flax, and not read: {CONVERTED}"),
-    (r".+-\d{5}-of-\d{5}\.safetensors", "is one of several, whose model.safetensors.index.json is missing"),
-    (r"model\.safetensors(\.index\.json)?", "is of no use without it"),
-    (
-        r".+\.safetensors",
-        "is not read: weights are in model.safetensors, beside config.json and tokenizer.json",
-    ),
-    (r".+\.(bin|pt|pth|ckpt|pkl)", f"{PICKLE}: {CONVERTED}"),
-    (r"original", "is not read: it has a model as its makers' own code reads it"),
+    (r".+\.(h5|msgpack|npz|mlpackage|tflite|task|litertlm|engine|pte)", OTHER_ENGINE),
+    (r"original|consolidated\..+", "is for its makers' own code, and not read"),
+    *OF_WEIGHTS.items(),
+    (r".+\.(bin|pt|pth|ckpt|pkl)", f"{PICKLE}: `save_pretrained` of transformers writes safetensors of it"),
 )
 ADAPTERS: Table = (
     *UNFINISHED,
@@ -89,10 +87,10 @@ def instead(folder: Path, table: Table = MODELS) -> str:
 
 def what_is(name: str) -> str:
     """What is said of a file of that name, which somebody gave for a model."""
-    for pattern, what in MODELS:
-        if re.fullmatch(pattern, name, re.IGNORECASE):
-            return what
-    return "is no model: that is a folder with config.json, or a file whose name ends in .gguf"
+    what = next((what for pattern, what in MODELS if re.fullmatch(pattern, name, re.IGNORECASE)), "")
+    if not what or what in OF_WEIGHTS.values():
+        return "is no model by itself: that is a folder with config.json, or a file whose name ends in .gguf"
+    return what
 
 
 def rest(path: Path) -> str:

@@ -224,7 +224,8 @@ def _of_folder(folder: Path, mtp: bool) -> ModelCard:
 def _family(folder: Path, path: Path) -> tuple[str, Family]:
     """The architecture that its `config.json` names, and whose it is."""
     if folder.is_file():
-        refuse(folder, missing.what_is(folder.name))
+        is_of_one = (folder.parent / CONFIG).exists()
+        refuse(folder, "is of a model: give its folder" if is_of_one else missing.what_is(folder.name))
     if not os.path.lexists(path):
         said = missing.instead(folder, missing.PIPELINES) or _within(folder) or missing.instead(folder)
         refuse(path, f"is missing{said}")
