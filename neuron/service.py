@@ -32,6 +32,7 @@ from ipc.messages.replies import (
     State,
 )
 from ipc.messages.requests import (
+    STRATEGIES,
     AnyRequest,
     CachedPages,
     Cancel,
@@ -355,8 +356,12 @@ class Service:
     # --- the neuron itself ------------------------------------------------------------------------------
 
     def _hello(self, peer: Peer, request: Hello) -> None:
-        if request.eviction is not None and self._eviction.take(request.eviction):
-            self._models.room.eviction = request.eviction
+        said = request.eviction
+        if said is not None and said.strategy not in STRATEGIES:
+            text = "eviction is not taken, for this version knows no such strategy strategy=%s origin=%s"
+            log.warning(text, said.strategy, said.origin)
+        elif said is not None and self._eviction.take(said):
+            self._models.room.eviction = said
             self.changed()  # other gateways hear that theirs counts no longer
         log.info("client says hello client=%s eviction=%s", request.client, request.eviction)
         peer.send(

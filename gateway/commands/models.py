@@ -200,7 +200,13 @@ def show(report: Report, console: Console) -> None:
     table = tables.table("model", "neuron", "", "memory", "context", "devices", "files, or why not")
     for model in report.models:
         for name, host in model.hosts.items():
-            cells = (model.model, name, _WORDS[host.verdict], *_figures(host), _reason(host))
+            cells = (
+                model.model,
+                name,
+                _WORDS.get(host.verdict, host.verdict),
+                *_figures(host),
+                _reason(host),
+            )
             tables.row(table, *cells)
     if table.row_count:
         console.print(table)

@@ -24,7 +24,7 @@ def parts(answer: Choice) -> Iterator[Part]:
         elif span.kind == "text":
             yield "", answer.text[text : text + span.length], None, told
             text += span.length
-        else:
+        elif span.kind == "call":
             yield "", "", answer.tool_calls[call], told
             call += 1
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from ipc.messages.conversation import ToolCall
-from ipc.messages.values import Finite, Plain, TokenTotal
+from ipc.messages.values import Finite, Plain, TokenTotal, take_word
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+_REASONS = frozenset(get_args(FinishReason))
 
 
 class Usage(Plain):
@@ -54,7 +55,7 @@ class TokenLogprob(Alternative):
 class Span(Plain):
     """A part of an answer: so many of the characters of its text or its reasoning, or its next tool call."""
 
-    kind: Literal["text", "reasoning", "call"]
+    kind: str  # "text", "reasoning", "call"; of another nothing is known
     length: int = 0  # characters; none of a call
     tokens: int = 0  # behind it: so many of `logprobs`
 
@@ -62,7 +63,7 @@ class Span(Plain):
 class Choice(Plain):
     """One whole answer. Of a streamed request only how it ended: the rest came in `Delta`."""
 
-    reason: FinishReason
+    reason: str  # a `FinishReason`; one that we do not know is "stop"
     index: int = 0
     text: str = ""
     reasoning: str = ""
@@ -73,3 +74,6 @@ class Choice(Plain):
     context_full: bool = False  # of "length": the model's context ended it, not `max_tokens`
     # What follows what, where that is not the reasoning, then the text, then the calls.
     spans: list[Span] = []
+
+    def __post_init__(self) -> None:
+        take_word(self, "reason", _REASONS, "stop")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
@@ -31,7 +31,7 @@ class Appraisal(Plain):
     """
 
     model: str
-    verdict: Literal["fits", "too_large", "missing", "broken", "refused", "own", "pulled"]
+    verdict: str
     message: str = ""
     path: str = ""  # of its files
     devices: list[str] = []  # that its ranks would be on

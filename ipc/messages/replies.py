@@ -15,7 +15,9 @@ from ipc.messages.answers import Choice, Timings, TokenLogprob, ToolCallDelta, U
 from ipc.messages.catalogue import Appraisal
 from ipc.messages.requests import Eviction
 from ipc.messages.state import Device, ModelState, RankState
-from ipc.messages.values import Count, Digest, Finite, TokenTotal
+from ipc.messages.values import Count, Digest, Finite, TokenTotal, take_word
+
+_VERDICTS = frozenset(("ready", "loading", "fits", "evicts", "waits", "refused"))
 
 
 class Reply(msgspec.Struct, tag_field="type", omit_defaults=True, kw_only=True):
@@ -171,10 +173,11 @@ class Quoted(Reply, tag="quoted"):
     `ready`: it is loaded, and `loading`: it is on its way. Else its memory: `fits` where it is free, `evicts`
     where idle models would leave for it, `waits` where some that would leave have work to finish first, or
     others wait for memory before it, or it is in that line itself, or its files are not here and have to be
-    pulled (`bytes_to_pull`). `refused`: it cannot be had, and `code` and `message` say why.
+    pulled (`bytes_to_pull`). `refused`: it cannot be had, and `code` and `message` say why. A word that we do
+    not know is `waits`: nobody should count on it.
     """
 
-    verdict: Literal["ready", "loading", "fits", "evicts", "waits", "refused"]
+    verdict: str
     # Until it could begin: as its last load took, else its bytes at the rate of others. None: not known.
     seconds: Finite | None = None
     evicts: list[str] = []  # the models that would leave
@@ -187,6 +190,9 @@ class Quoted(Reply, tag="quoted"):
     parked: bool = False  # its weights are in the host's memory, which `seconds` reckons with
     # Its files are not here, and so much of them has to come from a hub before it loads; 0: not known yet.
     bytes_to_pull: int | None = None
+
+    def __post_init__(self) -> None:
+        take_word(self, "verdict", _VERDICTS, "waits")
 
 
 class Claimed(Reply, tag="claimed"):

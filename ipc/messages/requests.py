@@ -7,7 +7,7 @@ neuron knows whose a large request is without reading it (`ipc.unread`).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -24,6 +24,7 @@ MAX_WRITTEN = 1 << 17  # tokens of a request that were written elsewhere; they a
 
 # Who leaves first: the one that costs least to bring back, was used longest ago, has the lowest priority.
 Strategy = Literal["cost", "lru", "priority"]
+STRATEGIES = frozenset(get_args(Strategy))
 
 
 class Mark(Plain):
@@ -43,7 +44,7 @@ class Request(msgspec.Struct, tag_field="verb", omit_defaults=True, kw_only=True
 class Eviction(Plain):
     """How a neuron makes room for a model that does not fit. The gateway hands it over in `hello`."""
 
-    strategy: Strategy = "cost"
+    strategy: str = "cost"  # a `Strategy`
     # loads that one worker process serves at most before it is replaced
     defrag_after_cycles: Annotated[int, Meta(ge=1)] = 50
     # from the end of its load, for which a model stays where another of its priority wants its memory

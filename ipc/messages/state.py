@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-from ipc.messages.values import Finite, Plain
+from ipc.messages.values import Finite, Plain, take_word
 
 # Waiting is for memory that others hold; draining: it takes nothing new, for others wait for its memory.
 ModelStatus = Literal[
     "unloaded", "waiting", "loading", "ready", "draining", "restarting", "unloading", "failed"
 ]
+_STATUSES = frozenset(get_args(ModelStatus))
 
 
 class Device(Plain):
     """A GPU, or the CPU as a device of its own. Bytes."""
 
     id: str  # "cuda:0", "cpu"
-    kind: Literal["cuda", "cpu"]
+    kind: str  # "cuda", "cpu"
     name: str
     memory_total: int
     memory_free: int  # as the driver or the kernel says now
@@ -47,7 +48,7 @@ class ModelState(Plain):
     """What a neuron knows of one model: enough for routing, `/v1/models`, `status` and metrics."""
 
     id: str
-    status: ModelStatus
+    status: str  # a `ModelStatus`; one that we do not know is nothing that could be asked: "unloaded"
     architecture: str = ""
     engine: str = "transformer"
     dtype: str = ""
@@ -105,3 +106,6 @@ class ModelState(Plain):
     drafted: int = 0  # tokens that were guessed, since the load
     accepted: int = 0  # of these, that were right
     retired: bool = False  # it is no longer served here: what it has begun ends, then it is gone
+
+    def __post_init__(self) -> None:
+        take_word(self, "status", _STATUSES, "unloaded")

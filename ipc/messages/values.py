@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Annotated
 
 import msgspec
@@ -13,6 +14,12 @@ from ipc.model_settings import MAX_MODEL_ID
 
 class Plain(msgspec.Struct, omit_defaults=True, frozen=True, kw_only=True):
     """A value inside messages."""
+
+
+def take_word(said: msgspec.Struct, field: str, known: Collection[str], instead: str) -> None:
+    """Have a word of a newer neuron, which we cannot know, count as `instead`: it costs no more than that."""
+    if getattr(said, field) not in known:
+        msgspec.structs.force_setattr(said, field, instead)
 
 
 MAX_NAME = 256  # characters of a name or an id that a client chooses

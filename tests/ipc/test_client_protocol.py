@@ -11,11 +11,25 @@ import zmq.asyncio
 
 from ipc.client import ENOUGH, NeuronClient
 from ipc.errors import Code
+from ipc.messages.answers import Choice, Span
+from ipc.messages.catalogue import Appraisal
 from ipc.messages.framing import BYTES_TOGETHER, HEADER, MOST_TOGETHER
-from ipc.messages.replies import Done, Failed, Heartbeat
-from ipc.messages.requests import Generate, Health, ListModels, Load
+from ipc.messages.replies import (
+    AnyReply,
+    Appraisals,
+    Done,
+    Failed,
+    Finished,
+    HealthReply,
+    Heartbeat,
+    Quoted,
+)
+from ipc.messages.requests import Eviction, Generate, Health, Hello, ListModels, Load, Quote
+from ipc.messages.state import Device, ModelState
 from tests.ipc.clients import everything, serve
 from tests.ipc.serving import SECONDS
+
+DEVICE = Device(id="cpu", kind="cpu", name="", memory_total=2, memory_free=1)
 
 
 class Puppet:
@@ -105,6 +119,74 @@ def test_a_reply_that_cannot_be_read_ends_its_call_and_no_other(reply):
             assert (await neuron.request()) == {"verb": "cancel", "id": call.id}
 
     asyncio.run(main())
+
+
+# Words that stand for themselves until a newer version has more of them, by what is to become of those.
+NEWER_WORDS = [
+    (HealthReply, "models", ModelState(id="m", status="ready"), "status", "unloaded"),
+    (HealthReply, "devices", DEVICE, "kind", "newer"),
+    (Finished, "choices", Choice(reason="stop", text="all of it"), "reason", "stop"),
+    (Appraisals, "models", Appraisal(model="m", verdict="fits"), "verdict", "newer"),
+]
+
+
+@pytest.mark.parametrize(("kind", "among", "value", "word", "read"), NEWER_WORDS)
+def test_a_word_of_a_newer_neuron_costs_nothing_beside_it(kind, among, value, word, read):
+    others = {
+        HealthReply: {"uptime": 1.0, "draining": False, "devices": [], "models": [], "ranks": {}},
+        Finished: {"usage": {}, "timings": {}},
+        Appraisals: {},
+    }[kind]
+    newer = msgspec.to_builtins(value) | {word: "newer"}
+    reply = {"type": kind.__struct_config__.tag, **others, among: [msgspec.to_builtins(value), newer]}
+
+    async def main():
+        async with puppet() as (neuron, client):
+            call = client.open(Health(id=0))
+            await neuron.request()
+            await neuron.reply({"id": call.id, **reply})
+            (said,) = await everything(call)
+            assert getattr(said, among) == [value, msgspec.structs.replace(value, **{word: read})]
+
+    asyncio.run(main())
+
+
+def test_a_newer_verdict_and_eviction_are_read_too():
+    async def main():
+        async with puppet() as (neuron, client):
+            quote, hello = client.open(Quote(id=0, model="m")), client.open(Hello(id=0))
+            await neuron.request()
+            await neuron.request()
+            await neuron.reply({"type": "quoted", "id": quote.id, "verdict": "newer", "seconds": 2.0})
+            assert await everything(quote) == [Quoted(id=quote.id, verdict="waits", seconds=2.0)]
+            said = {"neuron": "n", "version": "9", "instance": "i", "eviction": {"strategy": "newer"}}
+            await neuron.reply({"type": "hello", "id": hello.id, **said})
+            (reply,) = await everything(hello)
+            assert reply.eviction == Eviction(strategy="newer")
+
+    asyncio.run(main())
+
+
+def test_no_reply_is_lost_for_a_word_but_progress():
+    seen, closed = set(), set()
+
+    def look(kind, where):
+        if isinstance(kind, msgspec.inspect.LiteralType):
+            closed.add(where)
+        if isinstance(kind, msgspec.inspect.StructType):
+            if kind.cls in seen:
+                return
+            seen.add(kind.cls)
+            for field in kind.fields:
+                look(field.type, f"{kind.cls.__name__}.{field.name}")
+        for name in ("item_type", "key_type", "value_type", "types", "type"):
+            inner = getattr(kind, name, ())
+            for each in inner if isinstance(inner, tuple) else (inner,):
+                look(each, where)
+
+    look(msgspec.inspect.type_info(AnyReply), "")
+    assert {ModelState, Device, Span, Eviction} <= seen
+    assert closed == {"Progress.stage"}  # of which none is needed
 
 
 async def acquainted(neuron, client):

@@ -338,6 +338,9 @@ def test_hello_discover_models_and_health_describe_the_neuron(neuron, client):
     assert hello.eviction.strategy == "priority"
     older = Eviction(strategy="lru", origin="b:/cortex.yaml", modified=-1.0)
     assert ask(client, Hello(id=0, eviction=older)).eviction.strategy == "priority"
+    newer = Eviction(strategy="clairvoyant", origin="b:/cortex.yaml", modified=1e9)
+    assert ask(client, Hello(id=0, eviction=newer)).eviction.strategy == "priority"
+    assert "knows no such strategy strategy=clairvoyant origin=b:/cortex.yaml" in neuron.log
     assert (hello.neuron, hello.protocol) == ("tested", (PROTOCOL_MAJOR, PROTOCOL_MINOR))
     ask(client, Load(id=0, model="sim"))
     discovery = ask(client, Discover(id=0))
