@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from gateway.catalogue import Catalogue, load
 from gateway.config import GatewayConfig
 from gateway.fleet.origin import origin_of
 from gateway.telemetry import metrics_directory
 from ipc.client import NeuronClient
-from ipc.errors import CortexError
+from ipc.errors import Code, CortexError
 from ipc.messages.catalogue import FleetCatalogue
 from ipc.messages.replies import CatalogueReply
 from ipc.messages.requests import SetCatalogue
@@ -28,6 +31,7 @@ logger = logging.getLogger("gateway.fleet.held_catalogue")
 TELL_SECONDS = 60.0  # for a neuron, which may have to read many headers from a cold disk
 AGAIN_SECONDS = 1.0  # after one that did not take it, and twice as long after each further time,
 MOST_SECONDS = 60.0  # and at most so long
+_UNREAD = re.compile(r"catalogue\.models\[(\d+)\]\.?(.*)")  # the field that a neuron cannot read
 COPY = "catalogue"  # of the last good file, for processes that start while it is not
 
 
@@ -178,7 +182,7 @@ class CatalogueAtNeuron:
             self._again = False
             said = self._last = self._said()
             try:
-                reply = await self._client.ask(SetCatalogue(id=0, catalogue=said), TELL_SECONDS)
+                reply = await self._ask(said)
             except CortexError as error:  # one that is lost is told when it is back
                 if error.message != self.error and self._client.alive:
                     logger.warning("catalogue not taken neuron=%s reason=%s", self._name, error)
@@ -191,6 +195,24 @@ class CatalogueAtNeuron:
             self.reply, self.error = reply, None
             self._seconds = AGAIN_SECONDS
             self._stop_retry()
+
+    async def _ask(self, said: FleetCatalogue) -> CatalogueReply:
+        """What it makes of `said`, but for models of which it cannot read something, which an older one may
+        not know: those are not its own, and all others are."""
+        while True:
+            try:
+                return await self._client.ask(SetCatalogue(id=0, catalogue=said), TELL_SECONDS)
+            except CortexError as error:
+                unread = _UNREAD.fullmatch(error.param or "") if error.code == Code.BAD_REQUEST else None
+                if unread is None or (number := int(unread[1])) >= len(said.models):
+                    raise
+                name = said.models[number].id
+                others = f"neurons that take its {unread[2]} ({error.message})"
+                said = replace(
+                    said,
+                    models=[model for model in said.models if model.id != name],
+                    elsewhere=said.elsewhere | {name: [others]},
+                )
 
     def _tell_again(self) -> None:
         """It did not take it: tell it after a while, longer after each failure."""

@@ -8,13 +8,16 @@ import logging
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from gateway.catalogue import Catalogue
 from gateway.config import GatewayConfig
 from gateway.fleet import held_catalogue, listing
 from gateway.fleet.view import Fleet
 from gateway.telemetry import metrics_directory
 from ipc.errors import Code, CortexError
 from ipc.logs import JSONLines
+from ipc.messages.catalogue import FleetCatalogue
 from ipc.messages.replies import Failed
 from ipc.settings import ConfigError
 from tests.gateway.fake_neuron import FakeNeuron
@@ -156,6 +159,34 @@ def test_a_process_that_starts_while_the_file_is_no_good_goes_on_with_the_last_g
     path.with_name(f"{held_catalogue.COPY}.yaml").unlink()
     with pytest.raises(ConfigError, match="line 1"):
         Fleet(settings)
+
+
+def test_settings_that_an_older_neuron_cannot_read_cost_no_other_model(write, monkeypatch) -> None:
+    path = write({"id": "echo"}, {"id": "newest"}, {"id": "newer"}, {"id": "slow"})
+    told = Catalogue.of
+
+    def newer(catalogue: Catalogue, neuron: str, origin: str) -> FleetCatalogue:
+        said = told(catalogue, neuron, origin)
+        words = {"newest": {"dtype": "float4"}, "newer": {"kv_cache_dtype": "int2"}}
+        return replace(said, models=[replace(each, **words.get(each.id, {})) for each in said.models])
+
+    monkeypatch.setattr(Catalogue, "of", newer)
+
+    async def scenario() -> None:
+        neuron = FakeNeuron(name="a", models=("echo",))
+        async with fleet_of(neuron, models_config=str(path)) as fleet:
+            await eventually(lambda: fleet.neurons[0].catalogue.reply)
+            (said,) = neuron.catalogues
+            assert [model.id for model in said.models] == ["echo", "slow"]
+            assert said.elsewhere == {
+                "newest": ["neurons that take its dtype (Invalid enum value 'float4')"],
+                "newer": ["neurons that take its kv_cache_dtype (Invalid enum value 'int2')"],
+            }
+            assert said.version == fleet.catalogue.value.version
+            assert not fleet.neurons[0].catalogue.is_passed_over
+            assert await ask(fleet) == "one two"
+
+    run(scenario)
 
 
 def test_a_neuron_that_follows_another_gateway_or_its_own_file_is_told_of_in_one_line(write, caplog) -> None:
