@@ -20,6 +20,8 @@ from workers.execution.model_runner import ModelRunner
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
+GREEDY = SamplingParams(0.0)
+
 
 def write_hollow(folder: Path, shape: PretrainedConfig) -> Path:
     """A model in bfloat16 whose tensors are a hole in a file, for `fill`; returns `folder`."""
@@ -50,18 +52,20 @@ class Driver:
     Args:
         runner: a `ModelRunner` with its pool.
         pages: of each sequence that decodes.
+        params: how its tokens are chosen.
     """
 
-    def __init__(self, runner: ModelRunner, pages: int) -> None:
+    def __init__(self, runner: ModelRunner, pages: int, params: SamplingParams = GREEDY) -> None:
         self._runner = runner
         self._pages = pages
+        self._params = params
         self._first = runner.spec.kv_pages - runner.spec.max_sequences * pages  # of those that decode
 
     def prompts(self, slots: Sequence[int], tokens: int, first: int = 0) -> None:
         """Prompts to their first tokens, in one step; their pages follow each other from `first` on."""
         runner, taken = self._runner, max(self._pages if first else 0, pages_for(tokens))
         ids = array("I", (number % 1000 for number in range(tokens))).tobytes()
-        added = [NewSequence(slot, tokens, ids, SamplingParams(0.0)) for slot in slots]
+        added = [NewSequence(slot, tokens, ids, self._params) for slot in slots]
         starts = range(first, first + taken * len(slots), taken)
         scheduled = [
             Scheduled(slot, tokens, self._tables(slot, range(start, start + taken)))

@@ -16,6 +16,8 @@ from benchmarks.quantised_models import write_awq, write_fp8, write_gguf
 from benchmarks.shapes import MODELS, TINY_BLOCKS
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.reading import read_card
+from workers.execution.model_runner import ModelRunner
+from workers.kernels import launch
 
 
 @pytest.fixture
@@ -66,6 +68,34 @@ def test_so_can_requests_of_all_lengths_beside_transformers(tmp_path):
     for count in (1, 8):
         ours, theirs = (results[f"tiny, {count} at once{peer}"] for peer in ("", ", transformers"))
         assert theirs.figures["ratio"] == pytest.approx(theirs.figures["seconds"] / ours.figures["seconds"])
+
+
+DEPENDENT = [f"decode of {name}, 1 at once" for name in ("engine", "experts")]
+
+
+def test_so_can_dependent_launches(tmp_path):
+    written = msgspec.json.encode([*gpu.dependent("cpu", tmp_path)])
+    results = msgspec.json.decode(written, type=list[Result])
+    assert [each.name for each in results] == DEPENDENT
+    for each in results:
+        assert each.ok
+        assert each.value.endswith("without; equal to the bit")
+        assert each.figures["ratio"] == each.figures["seconds"] / each.figures["without"]
+
+
+def test_dependent_launches_that_answer_otherwise_are_a_failure(tmp_path, monkeypatch):
+    execute = ModelRunner.execute
+
+    def too_early(self, plan):
+        result = execute(self, plan)
+        for extra in result.extras.values() if launch.dependent else ():
+            extra.logprobs.logprob += 1e-6
+        return result
+
+    monkeypatch.setattr(ModelRunner, "execute", too_early)
+    results = {result.name: (result.ok, result.value[-20:]) for result in gpu.dependent("cpu", tmp_path)}
+    assert results == dict.fromkeys(DEPENDENT, (False, "2 answers, 1 without"))
+    assert launch.dependent
 
 
 def test_a_peer_that_fails_leaves_what_is_ours(tmp_path, monkeypatch):

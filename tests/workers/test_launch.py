@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import itertools
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from ipc.errors import Code, CortexError
+from tests.workers.engines import GPU
 from workers.process.rank import last_words
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton")
@@ -130,6 +132,48 @@ def test_what_triton_compiled_for_dependent_launches_is_launched_so(monkeypatch)
         for _ in range(2):
             found[capability][(1, 1, 1)]("x")
     assert launches == [False, False, True, True]
+
+
+def kinds_of_edges(graph):
+    """Of a graph that was recorded and kept, as the driver numbers them: 1 is that of a dependent launch."""
+    driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_size_t()
+    given = ctypes.c_void_p(graph.raw_cuda_graph())
+    assert driver.cuGraphGetEdges_v2(given, None, None, None, ctypes.byref(count)) == 0
+    ends = [(ctypes.c_void_p * count.value)() for _ in range(2)]
+    data = (ctypes.c_uint8 * (8 * count.value))()
+    assert driver.cuGraphGetEdges_v2(given, *ends, data, ctypes.byref(count)) == 0
+    return data[2::8]
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda:0", marks=GPU)])
+def test_launches_that_are_recorded_stay_dependent_and_right(device, monkeypatch):
+    """Each reads what the one before it wrote, and writes where that one read; some are of torch's."""
+    from workers.kernels import launch
+    from workers.kernels.norm_triton import norm
+
+    x = torch.randn(64, 4096, dtype=torch.bfloat16, device=device)
+    weight = torch.rand(4096, dtype=torch.bfloat16, device=device) + 0.5
+
+    def chain():
+        y = x
+        for step in range(200):
+            y = norm(y, weight, 1e-6, 0.0, x)
+            y = y.clone() if step % 10 == 0 else y
+        return y
+
+    monkeypatch.setattr(launch, "dependent", False)
+    expected = chain()
+    monkeypatch.setattr(launch, "dependent", True)
+    assert torch.equal(chain(), expected)
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        y = chain()
+    for _ in range(20):
+        y.zero_()
+        graph.replay()
+        assert torch.equal(y, expected)
+    has_them = launch.capability_of(torch.device(device)) >= launch.DEPENDENT
+    assert (1 in kinds_of_edges(graph)) == has_them
 
 
 class Unbuilt:
