@@ -30,6 +30,7 @@ from workers.kernels.attention_triton import Rows, Sequences, Tile, num_splits, 
 from workers.kernels.cache_triton import write
 from workers.kernels.eight_bits_triton import INT8, WHOLE
 from workers.kernels.fused import Turn
+from workers.kernels.gates import Gates
 from workers.kernels.heads_triton import turn_and_write
 from workers.step.pages import pages_for
 
@@ -231,7 +232,7 @@ def small(device: str) -> Iterator[tuple[str, str, dict[str, float]]]:
         turn = Turn((head, head), 0.0, 1e-6, angles)
         calls = {
             "norm of a sum": partial(fused.norm_of_sum, x, y, weight, 1e-6, 0.0),
-            "gate": partial(fused.gated, gate_up, "silu"),
+            "gate": partial(fused.gated, gate_up, Gates("silu")),
             "heads and pages": partial(turn_and_write, inputs.pools[0], *heads, turn, *given),
             "pages alone": partial(write, inputs.pools[0], *heads[1:], *given),
         }

@@ -41,6 +41,7 @@ from workers.kernels import (
 )
 from workers.kernels.attention_triton import WINDOWS
 from workers.kernels.eight_bits_triton import FP8, INT8, WHOLE
+from workers.kernels.gated_triton import NONE
 from workers.kernels.launch import DEPENDENT
 from workers.kernels.pairs import Pairs
 from workers.weights.blocks import Blocks
@@ -222,36 +223,43 @@ def compile_product(capability: int, kind: str, tokens: int, dtype: str = "bf16"
     return Compiled(kernel, kind in ALIGNED)
 
 
-def compile_skinny(capability: int, kind: str, tokens: int, dtype: str = "bf16") -> Compiled:
+def compile_skinny(
+    capability: int, kind: str, tokens: int, dtype: str = "bf16", activation: int = NONE
+) -> Compiled:
     """The product of few tokens with a weight in planes, or plain."""
-    shape = skinny.shape_of(tokens, kind)
+    shape = skinny.shape_of(tokens, kind, activation != NONE)
     pointers = dict.fromkeys(("x", "bias", "y"), f"*{dtype}") | {"parts": "*fp32", "done": "*i32"}
     pointers["w"] = f"*{dtype}" if kind == experts_triton.PLAIN else "*u8"
     numbers = dict.fromkeys(("tokens", "num_rows", "columns", "row_stride", "split_steps"), "i32")
     constants = {"KIND": kind, "HAS_BIAS": False, "SPLIT": True, "BLOCK_N": shape.rows, "N": shape.tokens}
+    constants |= {"ACTIVATION": activation, "INTERLEAVED": False}
     aligned = [*pointers, "columns", "num_rows", "row_stride"]
     return _few(capability, skinny.product_kernel, pointers | numbers, constants, aligned, shape)
 
 
-def compile_few_experts(capability: int, kind: str, tokens: int, dtype: str = "bf16") -> Compiled:
-    """The same of so many tokens an expert."""
+def compile_few_experts(
+    capability: int, kind: str, tokens: int, dtype: str = "bf16", activation: int = NONE
+) -> Compiled:
+    """The same of so many tokens an expert; with an activation their first product, else their last."""
     shape = experts_triton.shape_of(tokens, kind)
     pointers = dict.fromkeys(("x", "bias", "y"), f"*{dtype}") | {"parts": "*fp32", "done": "*i32"}
     pointers |= {"order": "*i64", "starts": "*i32", "scales": "*fp32"}
     pointers["w"] = f"*{dtype}" if kind == experts_triton.PLAIN else "*u8"
     sizes = ("num_rows", "columns", "row_stride", "y_stride")
     numbers = dict.fromkeys((*sizes, "pairs", "experts", "split_steps"), "i32")
-    constants = {"KIND": kind, "HAS_BIAS": True, "SCALED": True, "CHOSEN": 8, "SPLIT": True, "EXPERTS": 128}
+    constants = {"KIND": kind, "HAS_BIAS": True, "CHOSEN": 8, "SPLIT": True, "EXPERTS": 128}
     constants |= {"BLOCK_N": shape.rows, "N": shape.tokens}
+    constants |= {"SCALED": activation == NONE, "ACTIVATION": activation, "INTERLEAVED": activation == 3}
     aligned = [*pointers, *sizes]
     return _few(capability, experts_triton.experts_kernel, pointers | numbers, constants, aligned, shape)
 
 
 def _few(capability: int, kernel: Any, *given: Any) -> Compiled:
-    *given, shape = given
+    kinds, *given, shape = given
+    kinds = kinds | dict.fromkeys(("alpha", "limit"), "fp32")
     warps = 1 if shape.tokens <= skinny.FEW.value else skinny.WARPS
     options = {"num_warps": warps, "num_stages": shape.stages, "maxnreg": shape.registers}
-    return Compiled(compile_for(capability, kernel, *given, **options), True)
+    return Compiled(compile_for(capability, kernel, kinds, *given, **options), True)
 
 
 def is_first(instructions: Iterable[str], wanted: str, harmless: re.Pattern[str]) -> bool:
@@ -416,26 +424,25 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
     for kind, tokens, dtype in product(EXPERT_KINDS, TOKENS, small_kernels.TYPES):
         call = partial(compile_experts, kind=kind, tokens=tokens, dtype=dtype)
         yield grouped_triton.grouped_kernel, f"experts {kind} {tokens} {dtype}", call
-    for kind, tokens, dtype in product(planes_triton.KINDS, (1, 8, 16), ("bf16", "fp16")):
+    gated = {NONE: "", 0: " gated"}
+    for kind, tokens, dtype, how in product(planes_triton.KINDS, (1, 8, 16), ("bf16", "fp16"), gated):
         if tokens == 8 and not skinny.alone(kind):
             continue  # as for one
-        call = partial(compile_skinny, kind=kind, tokens=tokens, dtype=dtype)
-        yield skinny.product_kernel, f"few rows {kind} {tokens} {dtype}", call
+        call = partial(compile_skinny, kind=kind, tokens=tokens, dtype=dtype, activation=how)
+        yield skinny.product_kernel, f"few rows {kind} {tokens} {dtype}{gated[how]}", call
     for kind, tokens in product(planes_triton.KINDS, (32, 64)):
         if skinny.shape_of(tokens, kind).tokens < tokens:
             continue  # the programs are those of fewer tokens
-        yield (
-            skinny.product_kernel,
-            f"some rows {kind} {tokens}",
-            partial(compile_skinny, kind=kind, tokens=tokens),
-        )
-    for kind, tokens, dtype in product(
-        (*planes_triton.KINDS, experts_triton.PLAIN), (1, 8, 16), ("bf16", "fp16")
+        call = partial(compile_skinny, kind=kind, tokens=tokens)
+        yield skinny.product_kernel, f"some rows {kind} {tokens}", call
+    for kind, tokens, dtype, how in product(
+        (*planes_triton.KINDS, experts_triton.PLAIN), (1, 8, 16), ("bf16", "fp16"), gated
     ):
         if tokens == 8 and not skinny.alone(kind):
             continue
-        call = partial(compile_few_experts, kind=kind, tokens=tokens, dtype=dtype)
-        yield experts_triton.experts_kernel, f"few rows of experts {kind} {tokens} {dtype}", call
+        call = partial(compile_few_experts, kind=kind, tokens=tokens, dtype=dtype, activation=how)
+        name = f"few rows of experts {kind} {tokens} {dtype}{gated[how]}"
+        yield experts_triton.experts_kernel, name, call
     for kept, head_dim, tokens in product(KEPT, HEAD_DIMS, SORTS):
         for window, special in product((0, 1), (False, True)):
             if head_dim == 576 and (kept or window or special):

@@ -143,7 +143,7 @@ def rates(device: str, until: float) -> Iterator[tuple[str, str, dict[str, float
             took = Timing(replayed([partial(F.linear, x, weight) for weight in plain]), plain[0].nbytes)
             text, figures = took.text(limit), {"seconds": took.seconds}
             for shape in PLAIN[tokens]:
-                calls = [partial(skinny.product, x, each, "PLAIN", None, shape) for each in plain]
+                calls = [partial(skinny.product, x, each, "PLAIN", None, shape=shape) for each in plain]
                 other = replayed(calls)
                 label = label_of(shape)
                 text += f"; {label}: {other * 1e6:.1f}"
@@ -161,7 +161,9 @@ def rates(device: str, until: float) -> Iterator[tuple[str, str, dict[str, float
                 text, share = took.text(limit), took.nbytes / took.seconds / limit
                 figures = {"seconds": took.seconds, "share": share}
                 for shape in variants(tokens, kind):
-                    calls = [partial(skinny.product, x, each.data, kind, None, shape) for each in weights]
+                    calls = [
+                        partial(skinny.product, x, each.data, kind, None, shape=shape) for each in weights
+                    ]
                     other = replayed(calls)
                     label = label_of(shape)
                     text += f"; {label}: {other * 1e6:.1f}"
@@ -218,7 +220,7 @@ def warm(kind: str, device: str) -> None:
         weight = torch.zeros(4096, 4096, dtype=torch.bfloat16, device=device)
         for tokens, shapes in PLAIN.items():
             for shape in shapes:
-                skinny.product(weight[:tokens], weight, "PLAIN", None, shape)
+                skinny.product(weight[:tokens], weight, "PLAIN", None, shape=shape)
         torch.cuda.synchronize()
         return
     weights = weights_of(kind, 4096, 4096, device)[:1]
@@ -226,7 +228,7 @@ def warm(kind: str, device: str) -> None:
         x = torch.randn(tokens, 4096, device=device).bfloat16()
         products.product(x, weights[0])
         for shape in variants(tokens, kind):
-            skinny.product(x, weights[0].data, kind, None, shape)
+            skinny.product(x, weights[0].data, kind, None, shape=shape)
     torch.cuda.synchronize()
 
 

@@ -98,11 +98,14 @@ def compile_norm(
     return _compiled(capability, norm_triton.norm_kernel, *given)
 
 
-def compile_gated(capability: int, dtype: str = "bf16", activation: int = 0) -> Compiled:
+def compile_gated(
+    capability: int, dtype: str = "bf16", activation: int = 0, interleaved: bool = False
+) -> Compiled:
     """An activation, and what it gates."""
     pointers, sizes = dict.fromkeys(("gate_up", "y"), f"*{dtype}"), dict.fromkeys(("inner", "stride"), "i32")
-    constants = {"ACTIVATION": activation, "BLOCK": gated_triton.BLOCK}
-    return _compiled(capability, gated_triton.gated_kernel, pointers, sizes, constants)
+    constants = {"ACTIVATION": activation, "INTERLEAVED": interleaved, "BLOCK": gated_triton.BLOCK}
+    floats = dict.fromkeys(("alpha", "limit"), "fp32")
+    return _compiled(capability, gated_triton.gated_kernel, pointers, sizes, constants, floats)
 
 
 def compile_decay(capability: int, dtype: str = "bf16", heads: int = 48) -> Compiled:
@@ -227,8 +230,8 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
         name = f"norm {dtype} {size}{' of a sum' * before}{' in a sum' * after}"
         given = {"dtype": dtype, "before": before, "after": after, "size": size}
         yield norm_triton.norm_kernel, name, partial(compile_norm, **given)
-    for dtype, activation in product(TYPES, range(3)):
-        given = {"dtype": dtype, "activation": activation}
+    for dtype, activation in product(TYPES, range(4)):
+        given = {"dtype": dtype, "activation": activation, "interleaved": activation == 3}
         yield gated_triton.gated_kernel, f"gated {dtype} {activation}", partial(compile_gated, **given)
     for dtype in TYPES:
         call = partial(compile_decay, dtype=dtype)

@@ -336,10 +336,11 @@ class GpuStep:
             tokens = min(at_once, self.tokens - start)
             pairs = tokens * experts.chosen
             projected = (1 + self.shapes.gates) * inner
-            both, y, gated = (self._new(pairs * each * size) for each in (projected, hidden, inner))
-            self._free(gated)
+            both, gated = (self._new(pairs * each * size) for each in (projected, inner))
+            self._free(both)
+            y = self._new(pairs * hidden * size)
             found.append(self._new(tokens * hidden * size))
-            self._free(both, y)
+            self._free(gated, y)
         if len(found) == 1:
             return found[0]
         whole = self._hidden()

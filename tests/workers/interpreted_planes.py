@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 
 from tests.workers.random_blocks import weight_of
+from workers.checkpoints.experts import Clamp
+from workers.kernels.gates import Gates
 from workers.kernels.skinny import Shape
 
 
@@ -26,7 +30,7 @@ def errors(kinds: list[str]) -> dict[str, float]:
             data = Blocks(weight.format, weight.data.clone(), torch.float16).to_planes().data
             x = torch.randn(tokens, columns, generator=generator).half()
             bias = torch.randn(rows, generator=generator).half() if tokens > 1 else None
-            y = skinny.product(x, data, kind, bias, shape).float()
+            y = skinny.product(x, data, kind, bias, shape=shape).float()
             expected = x.float() @ weight.float().t()
             expected = expected if bias is None else expected + bias.float()
             apart[f"{kind} {tokens}"] = float((y - expected).norm() / expected.norm())
@@ -66,8 +70,53 @@ def errors_of_experts() -> dict[str, float]:
             scales = torch.rand(12, generator=generator) if is_last else None
             found, expected = (torch.full((12, rows), 7.0).half() for _ in range(2))
             shape = Shape(8 if kind == "PLAIN" else 1, 32, 16 * (not is_last))
-            experts_triton.product(x, weight, bias, pairs, found, scales, None, shape)
+            experts_triton.product(x, weight, bias, pairs, found, scales, None, shape=shape)
             grouped.reference(x, plain, bias, pairs, expected, scales)
             difference = (found.float() - expected.float()).norm() / expected.float().norm()
             apart[f"{kind} {is_last}"] = float(difference)
     return apart
+
+
+def opened() -> list[float]:
+    """How far what gates open where a product ends is from what they open behind it; of halves that are no
+    whole program, in one part and in two. An interpreter's exponentials differ by a last bit."""
+    from workers.kernels import experts_triton, fused, skinny
+    from workers.kernels.pairs import Pairs
+    from workers.weights.blocks import Blocks
+
+    generator = torch.Generator().manual_seed(1)
+
+    def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+        return float((ours.float() - theirs.float()).abs().max())
+
+    clamp, columns, found = Clamp(alpha=1.702, limit=1.0), 256, []
+    numbers = torch.tensor(
+        [[0, 1], [1, 3], [3, 0], [1, 0], [4, 3], [3, 1]]
+    )  # of 5 experts, 4: another rank's
+    pairs = Pairs.of(numbers.flatten(), 4, 2)
+    for gates, rows in product((Gates("silu"), Gates("gelu_tanh"), Gates(clamp, interleaved=True)), (34, 6)):
+        for kind, tokens, shape in (
+            ("PLAIN", 6, Shape(8, 16, 0)),
+            ("PLAIN", 6, Shape(16, 32, 16)),
+            ("Q4_K", 1, Shape(2, 32, 16)),
+            ("FP8_128", 9, Shape(16, 16, 0)),
+            ("FP8_128", 19, Shape(32, 64, 16)),
+        ):
+            weight = torch.randn(4 * rows, columns, generator=generator).half() / 16
+            if kind != "PLAIN":
+                stored = weight_of(kind, 4 * rows, columns)
+                weight = Blocks(stored.format, stored.data.clone(), torch.float16).to_planes()
+            data = weight if kind == "PLAIN" else weight.data
+            x = torch.randn(tokens, columns, generator=generator).half()
+            bias = torch.randn(4, rows, generator=generator).half()
+            given = x, data[:rows], kind, bias[0]
+            whole = skinny.product(*given, shape=shape)
+            found.append(apart(skinny.product(*given, gates, shape), fused.gated(whole, gates)))
+            if tokens != len(numbers):
+                continue
+            halves, whole = (torch.zeros(12, size).half() for size in (rows // 2, rows))
+            for y, opening in ((halves, gates), (whole, None)):
+                experts_triton.product(x, weight, bias, pairs, y, None, None, opening, shape)
+            found.append(apart(halves[:-2], fused.gated(whole, gates)[:-2]))
+    assert not skinny.counters(x.device).any()
+    return found

@@ -15,10 +15,12 @@ from ipc.worker_messages import MemoryUse
 from tests.workers.engines import make_runner, request, serve
 from workers.cache.paged import write_codes
 from workers.cache.quantised import CODES, SCALES
+from workers.checkpoints.experts import Clamp
 from workers.checkpoints.rope import Rope
 from workers.kernels import fused
 from workers.kernels.attention_triton import Sequences
 from workers.kernels.fused import Turn
+from workers.kernels.gates import ACTIVATIONS, Gates
 from workers.layers.norm import over_rms
 from workers.layers.rotary import Rotary, rotate_part
 
@@ -69,12 +71,23 @@ def choices() -> None:
 
 def activations(dtype: torch.dtype) -> None:
     functions = {"silu": F.silu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "gelu": F.gelu}
-    for name in fused.ACTIVATIONS:
+    for name in ACTIVATIONS:
         for inner in (3, 1030):
             x = (5 * torch.randn(2, 2 * inner)).to(dtype)
             x[0, 0], x[0, 1] = -300.0, 300.0
             gate, up = x.float().chunk(2, dim=1)
-            assert_close(fused.gated(x, name), functions[name](gate) * up)
+            assert_close(fused.gated(x, Gates(name)), functions[name](gate) * up)
+    clamp = Clamp(alpha=1.702, limit=7.0)
+    x = (5 * torch.randn(2, 2 * 1030)).to(dtype)
+    x[0, 0], x[0, 1], x[1, 2:4] = -300.0, 300.0, torch.nan
+    for interleaved in (False, True):
+        gate, up = (x[:, ::2], x[:, 1::2]) if interleaved else x.chunk(2, dim=1)
+        gate, up = gate.float().clamp(max=clamp.limit), up.float().clamp(-clamp.limit, clamp.limit)
+        plain = (up + 1) * gate * torch.sigmoid(gate * clamp.alpha)
+        found = fused.gated(x, Gates(clamp, interleaved))
+        torch.testing.assert_close(
+            found, plain.to(dtype), rtol=CLOSE[dtype], atol=CLOSE[dtype], equal_nan=True
+        )
 
 
 def sums(dtype: torch.dtype) -> None:

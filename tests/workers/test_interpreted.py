@@ -74,6 +74,12 @@ def test_products_of_experts_in_planes(interpreted):
     assert max(errors.values()) < 1e-3, errors
 
 
+def test_gates_open_where_a_product_ends_what_they_open_behind_it(interpreted):
+    errors = interpreted("planes", "opened")
+    assert len(errors) == 3 * 2 * (5 + 2)
+    assert max(errors) < 1e-5
+
+
 def test_states(interpreted):
     for errors in interpreted("states", "errors"):
         assert max(errors) < 3e-5

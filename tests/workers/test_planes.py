@@ -232,6 +232,20 @@ def test_a_program_spills_nothing_and_its_weights_go_from_memory_to_the_tensor_c
 
 
 @TRITON
+@pytest.mark.parametrize(
+    ("kind", "tokens", "capability"),
+    [("Q4_K", 1, 86), ("Q6_K", 16, 120), ("PLAIN", 1, 90), ("PLAIN", 16, 89), ("Q5_K", 8, 120)],
+)
+def test_nor_does_one_whose_gates_open_where_it_ends(kind, tokens, capability):
+    from benchmarks.kernels import compile_few_experts, compile_skinny
+
+    compiled = compile_few_experts if kind in ("PLAIN", "Q5_K") else compile_skinny
+    found = compiled(capability, kind, tokens, activation=0)
+    assert found.spilt == 0
+    assert found.load == 16
+
+
+@TRITON
 def test_a_program_of_some_rows_spills_nothing_and_leaves_room_for_others():
     from benchmarks.kernels import SHARED_BYTES, compile_skinny
 

@@ -12,6 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.kernels.dependent_triton import wait_for_previous
+from workers.kernels.gated_triton import Known, row_of, store_rows
+from workers.kernels.gates import Gates
 from workers.kernels.launch import Launcher
 from workers.kernels.pairs import Pairs
 from workers.kernels.planes_triton import STEP
@@ -38,12 +40,14 @@ def experts_kernel(
     x,  # [tokens, columns], or with SCALED [pairs, columns]
     w,  # [experts * num_rows, columns], or bytes in planes
     bias,  # [experts, num_rows], or anything
-    y,  # [pairs, num_rows]
+    y,  # [pairs, num_rows], or with gates half as many
     parts,  # [splits, pairs, num_rows] float32, or anything
     done,  # [programs] int32 zeros, and zeros again afterwards
     order,  # [pairs] int64
     starts,  # [experts + 1] int32
     scales,  # [pairs] float32, or anything
+    alpha,  # for these see `workers.kernels.gated_triton`
+    limit,
     pairs,
     num_rows,
     columns,
@@ -55,6 +59,8 @@ def experts_kernel(
     HAS_BIAS: tl.constexpr,
     SCALED: tl.constexpr,
     CHOSEN: tl.constexpr,
+    ACTIVATION: tl.constexpr,  # negative: there are no gates
+    INTERLEAVED: tl.constexpr,
     SPLIT: tl.constexpr,
     EXPERTS: tl.constexpr,  # the next power of two
     BLOCK_N: tl.constexpr,
@@ -77,7 +83,7 @@ def experts_kernel(
         m = tl.minimum(m, end_of_it - 1)
         pair = tl.load(order + m)
         source = m.to(tl.int64) if SCALED else pair // CHOSEN
-        n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+        n = row_of(tl.program_id(0), num_rows, ACTIVATION, INTERLEAVED, BLOCK_N)
         row = expert.to(tl.int64) * num_rows + tl.minimum(n, num_rows - 1)
         begin = tl.program_id(1) * split_steps * STEP
         end = tl.minimum(begin + split_steps * STEP, columns)
@@ -99,8 +105,8 @@ def experts_kernel(
             if SCALED:
                 target = pair
                 total *= tl.load(scales + pair)[None, :]
-            into = y + target[None, :] * y_stride + n[:, None]
-            tl.store(into, total.to(y.dtype.element_ty), mask=there)
+            into = y + target[None, :] * y_stride
+            store_rows(into, total, n, num_rows, mine, alpha, limit, ACTIVATION)
 
 
 LAUNCH = Launcher(experts_kernel)
@@ -117,8 +123,9 @@ def takes(weight: Weight, dtype: torch.dtype) -> bool:
 
 # As in `workers.kernels.skinny`, beside what a program keeps of its expert.
 REGISTERS = {
+    ("Q4_1", 8): 168,
     ("Q5_1", 8): 144,
-    ("Q5_K", 8): 144,
+    ("Q5_K", 8): 192,
     ("INT4_32", 8): 144,
     ("Q5_1", 16): 176,
     ("Q5_K", 16): 192,
@@ -148,6 +155,7 @@ def product(
     y: Tensor,
     scales: Tensor | None,
     rows_at_once: int | None,
+    gates: Gates | None = None,
     shape: Shape | None = None,
 ) -> None:
     """As `workers.kernels.grouped.product`.
@@ -171,15 +179,18 @@ def product(
     each = triton.cdiv(steps, splits)
     splits = triton.cdiv(steps, each)
     parts = x.new_empty(splits, count, rows, dtype=torch.float32) if splits > 1 else y
+    *clamp, activation, interleaved = Known.of(gates)
     LAUNCH(
         (blocks, splits, tiles),
         *(x, data, y if bias is None else bias, y, parts, counters(x.device)),
-        *(pairs.order, pairs.starts, y if scales is None else scales),
+        *(pairs.order, pairs.starts, y if scales is None else scales, *clamp),
         *(count, rows, columns, data.stride(0), y.stride(0), experts, each),
         kind,
         bias is not None,
         scales is not None,
         pairs.chosen,
+        activation,
+        interleaved,
         splits > 1,
         triton.next_power_of_2(experts),
         shape.rows,

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from workers.kernels.gates import Gates
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on a CPU as well, as tests want it
-ACTIVATIONS = ("silu", "gelu_tanh", "gelu")  # in the order of the numbers that the kernel knows them by
 
 
 class Turn(NamedTuple):
@@ -53,11 +54,11 @@ def norm_of_sum(x: Tensor, y: Tensor, weight: Tensor, eps: float, offset: float)
     return norm_triton.norm_of_sum(x, y, weight, eps, offset)
 
 
-def gated(gate_up: Tensor, activation: str) -> Tensor:  # [tokens, 2 * inner] -> [tokens, inner]
-    """The first half, activated, times the second."""
+def gated(gate_up: Tensor, gates: Gates) -> Tensor:  # [tokens, 2 * inner] -> [tokens, inner]
+    """The gates, activated, times what they open."""
     from workers.kernels import gated_triton
 
-    return gated_triton.gated(gate_up, ACTIVATIONS.index(activation))
+    return gated_triton.gated(gate_up, gates)
 
 
 def choice(

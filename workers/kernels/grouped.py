@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from workers.kernels.gates import Gates
 from workers.kernels.pairs import Pairs
 from workers.weights.blocks import Blocks, Weight
 
@@ -26,6 +27,7 @@ def product(
     y: Tensor,
     scales: Tensor | None = None,
     rows_at_once: int | None = None,
+    gates: Gates | None = None,
 ) -> None:
     """`x Wᵀ + b` of each pair, with the weight and bias of its expert.
 
@@ -36,18 +38,26 @@ def product(
     Args:
         weight: `[experts * rows, columns]`.
         bias: `[experts, rows]`.
-        y: `[pairs, rows]`, of which each row is contiguous.
+        y: `[pairs, rows]`, of which each row is contiguous; with gates half as many.
         scales: `[pairs]` float32, by number.
         rows_at_once: of a product, at least; None: as many as is best.
+        gates: that some rows are of the others, where `opens` says so.
     """
     from workers.kernels import experts_triton, grouped_triton
 
+    if opens(x, weight, pairs, rows_at_once):
+        experts_triton.product(x, weight, bias, pairs, y, scales, rows_at_once, gates)
+    else:
+        grouped_triton.product(x, weight, bias, pairs, y, scales, rows_at_once)
+
+
+def opens(x: Tensor, weight: Weight, pairs: Pairs, rows_at_once: int | None) -> bool:
+    """Whether the kernel that `product` calls takes gates: that for few pairs."""
+    from workers.kernels import experts_triton
+
     in_planes = isinstance(weight, Blocks) and weight.in_planes
     few = (rows_at_once or len(pairs.order) // (len(pairs.starts) - 1)) <= experts_triton.MOST
-    module = (
-        experts_triton if experts_triton.takes(weight, x.dtype) and (few or in_planes) else grouped_triton
-    )
-    module.product(x, weight, bias, pairs, y, scales, rows_at_once)
+    return experts_triton.takes(weight, x.dtype) and (few or in_planes)
 
 
 def reference(

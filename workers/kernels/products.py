@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.kernels import compiled, rows
+from workers.kernels.gates import Gates
 from workers.weights import planes
 from workers.weights.blocks import Blocks, Weight
 
@@ -36,6 +37,18 @@ def product(x: Tensor, weight: Blocks, bias: Tensor | None = None) -> Tensor:
 
         return blocks_triton.product(x, weight, bias)
     return widened(x, weight, bias)
+
+
+def gated_product(x: Tensor, weight: Blocks, bias: Tensor | None, gates: Gates) -> Tensor | None:
+    """The same, once the gates among its rows have opened the others, where one kernel makes that of it:
+    `[tokens, rows / 2]`."""
+    if not weight.in_planes:
+        return None
+    from workers.kernels import skinny  # for which Triton comes with torch where there is CUDA
+
+    if len(x) > skinny.FEW.value:
+        return None
+    return skinny.product(x, weight.data, weight.format.name, bias, gates)
 
 
 def steady_rows(weight: Blocks) -> range | None:

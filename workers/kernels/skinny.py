@@ -23,6 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from workers.kernels.dependent_triton import wait_for_previous
+from workers.kernels.gated_triton import Known, row_of, store_rows
+from workers.kernels.gates import Gates
 from workers.kernels.launch import Launcher
 from workers.kernels.planes_triton import (
     BY_SIXTEEN,
@@ -326,9 +328,11 @@ def product_kernel(
     x,  # [tokens, columns]
     w,  # [rows, row_stride] uint8, in planes
     bias,  # [num_rows], or anything
-    y,  # [tokens, num_rows]
+    y,  # [tokens, num_rows], or with gates half as many
     parts,  # [splits, tokens, num_rows] float32, or anything
     done,  # [programs] int32 zeros, and zeros again afterwards
+    alpha,  # for these see `workers.kernels.gated_triton`
+    limit,
     tokens,
     num_rows,
     columns,
@@ -336,12 +340,15 @@ def product_kernel(
     split_steps,  # of columns, that a program has
     KIND: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,  # negative: there are no gates
+    INTERLEAVED: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
 ):
     wait_for_previous()
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = row_of(tl.program_id(0), num_rows, ACTIVATION, INTERLEAVED, BLOCK_N)
     m = tl.program_id(2) * N + tl.arange(0, N)
     begin = tl.program_id(1) * split_steps * STEP
     total = product_of(
@@ -364,7 +371,8 @@ def product_kernel(
     if is_last:
         if HAS_BIAS:
             total += tl.load(bias + n, mask=n < num_rows, other=0.0).to(tl.float32)[:, None]
-        tl.store(y + at, total.to(y.dtype.element_ty), mask=there)
+        into = y + m[None, :].to(tl.int64) * (num_rows // 2 if ACTIVATION >= 0 else num_rows)
+        store_rows(into, total, n, num_rows, m < tokens, alpha, limit, ACTIVATION)
 
 
 @triton.jit
@@ -424,10 +432,12 @@ LAUNCH, DEQUANTISE = Launcher(product_kernel), Launcher(dequantise_kernel)
 REGISTERS = {
     ("Q4_K", 2): 96,
     ("FP8_128", 8): 80,
+    ("Q5_1", 8): 136,
     ("Q5_K", 8): 136,
     ("Q4_1", 16): 208,
     ("Q5_1", 16): 176,
     ("Q4_K", 16): 184,
+    ("Q5_K", 16): 184,
     ("MXFP4", 16): 152,
     ("INT4_128", 16): 144,
     ("Q6_K", 64): 136,
@@ -449,7 +459,7 @@ def steady_tokens(kind: str) -> range:
     return range(alone(kind) + 1, 1 + (8 if kind in EIGHT_BITS else FEW.value))
 
 
-def shape_of(tokens: int, kind: str) -> Shape:
+def shape_of(tokens: int, kind: str, gated: bool = False) -> Shape:
     """What a program has: of a table that an H200 made (Triton 3.6, an 8B's sizes, 1 to 64 tokens), where 32
     rows were faster than 16 or 64 but for `EIGHT_BITS`, and 16 programs than 8 or 32. There two programs of
     16 tokens take 47 to 50 us for 17 to 32 with 12288 x 4096 in 8 bits, and one of four warps 58 to 59; where
@@ -463,6 +473,8 @@ def shape_of(tokens: int, kind: str) -> Shape:
     most = alone(kind) if tokens <= alone(kind) else 8 if tokens <= 8 else 16
     if most <= 8 and kind in EIGHT_BITS:
         return Shape(most, 16, 24, registers=REGISTERS.get((kind, most)))
+    if gated and (kind, most) == ("Q6_K", 16):  # whose rows are far from each other: some would be spilt
+        return Shape(most, 16, 16, registers=168)
     return Shape(most, 32, 16, registers=REGISTERS.get((kind, most)))
 
 
@@ -490,26 +502,35 @@ def processors_of(device: torch.device) -> int:
 
 
 def product(
-    x: Tensor, data: Tensor, kind: str, bias: Tensor | None, shape: Shape | None = None
-) -> Tensor:  # [tokens, columns] -> [tokens, rows]
+    x: Tensor,
+    data: Tensor,
+    kind: str,
+    bias: Tensor | None,
+    gates: Gates | None = None,
+    shape: Shape | None = None,
+) -> Tensor:  # [tokens, columns] -> [tokens, rows], or with gates half as many
     """`x Wᵀ + b`, with W as `data` has it: `[rows, bytes]` in planes, or `PLAIN` in the type of x.
 
     Args:
+        gates: that some of the rows are of the others.
         shape: another than `shape_of` has, to be measured.
     """
     x = x.contiguous()
     (tokens, columns), rows = x.shape, len(data)
-    shape = shape or shape_of(tokens, kind)
+    shape = shape or shape_of(tokens, kind, gates is not None)
     splits, each = splits_of(rows, columns, shape.warps, processors_of(x.device))
-    y = x.new_empty(tokens, rows)
+    y = x.new_empty(tokens, rows if gates is None else rows // 2)
+    *clamp, activation, interleaved = Known.of(gates)
     parts = x.new_empty(splits, tokens, rows, dtype=torch.float32) if splits > 1 else y
     grid = (triton.cdiv(rows, shape.rows), splits, triton.cdiv(tokens, shape.tokens))
     LAUNCH(
         grid,
-        *(x, data, y if bias is None else bias, y, parts, counters(x.device)),
+        *(x, data, y if bias is None else bias, y, parts, counters(x.device), *clamp),
         *(tokens, rows, columns, data.stride(0), each),
         kind,
         bias is not None,
+        activation,
+        interleaved,
         splits > 1,
         shape.rows,
         shape.tokens,

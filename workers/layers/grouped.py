@@ -12,6 +12,8 @@ from torch import Tensor
 
 from workers.checkpoints.blocks import FORMATS
 from workers.kernels import grouped
+from workers.kernels.fused import has_triton
+from workers.kernels.gates import Gates
 from workers.kernels.pairs import Pairs
 from workers.kernels.products import TILE, wants_planes
 from workers.layers.linear import ColumnParallel, Linear, can_pack, has_kernels
@@ -151,6 +153,18 @@ class GroupedLinear:
     def rows(self) -> int:
         """Columns of what `of_pairs` gives."""
         return sum(weight.shape[0] for weight, _ in self.stacks) // len(self.experts)
+
+    def gated(self, x: Tensor, pairs: Pairs, gates: Gates) -> Tensor | None:  # [pairs, rows / 2]
+        """What `of_pairs` gives, once its gates have opened it, where one kernel makes that of it."""
+        if not self._in_order:
+            self._reorder()
+        (weight, bias), *others = self.stacks
+        at_once = TILE if self.exact else None
+        if others or not has_triton(x.device) or not grouped.opens(x, weight, pairs, at_once):
+            return None
+        y = x.new_empty(len(pairs.order), self.rows // 2)
+        grouped.product(x, weight, bias, pairs, y, None, at_once, gates)
+        return y
 
     def of_pairs(self, x: Tensor, pairs: Pairs, y: Tensor, scales: Tensor | None = None) -> None:
         """As `workers.kernels.grouped.product`, for what is stored apart too: `y` has the columns of all."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from workers.kernels import dense
 from workers.kernels.compiled import ACTIVATIONS
-from workers.kernels.products import product, steady_rows, wants_planes, widened
+from workers.kernels.gates import Gates
+from workers.kernels.products import gated_product, product, steady_rows, wants_planes, widened
 from workers.layers.steady import COUNTS, cancelling, steadily, steady_counts
 from workers.parallel import RankGroup
 from workers.weights.blocks import Blocks, Empty, Weight
@@ -148,7 +149,12 @@ class Linear:
 
     def gated(self, x: Tensor, activation: str) -> Tensor | None:  # [tokens, rows / 2]
         """The first half of the product, activated, times the second, where one kernel makes that of it."""
-        if self._counts is not None or self.beside is not None or not isinstance(self.weight, Tensor):
+        if self._counts is not None or self.beside is not None:
+            return None
+        if isinstance(self.weight, Blocks):
+            gates = Gates.of(activation) if self.order is None else None
+            return None if gates is None else gated_product(x, self.weight, self.bias, gates)
+        if not isinstance(self.weight, Tensor):
             return None
         if x.shape[0] <= self._most_rows or activation not in ACTIVATIONS:
             return None
@@ -272,22 +278,15 @@ class RowPart(Linear):
 
 
 class RowParallel(RowPart):
-    """The same with the sum over the ranks, and a bias added to that."""
+    """The same with the sum over the ranks."""
 
     def __init__(
         self, name: str, rows: int, columns: int, bias: bool, group: RankGroup, empty: Empty
     ) -> None:
-        super().__init__(name, rows, columns, group, empty)
-        self.bias_of_sum = empty(rows) if bias else None
-
-    def pieces(self) -> Iterator[Slice]:
-        yield from super().pieces()
-        if self.bias_of_sum is not None:
-            yield Slice(f"{self.name}.bias", self.shape[:1], self.bias_of_sum)
+        super().__init__(name, rows, columns, group, empty, biased=bias)
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, len(share)] -> [tokens, rows]
-        y = self.group.all_reduce(super().__call__(x))
-        return y if self.bias_of_sum is None else y.add_(self.bias_of_sum)
+        return self.group.all_reduce(super().__call__(x))
 
 
 def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:

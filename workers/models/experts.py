@@ -10,6 +10,7 @@ from torch import Tensor
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.model_config import ModelConfig
 from workers.kernels import fused
+from workers.kernels.gates import Gates
 from workers.kernels.pairs import Pairs
 from workers.layers.grouped import GroupedLinear
 from workers.layers.linear import ColumnParallel, Linear, RowPart
@@ -92,6 +93,8 @@ class MixtureOfExperts:
         self.group, self._exact = group, False
         self.activation, self.clamp = config.activation, experts.clamp
         self.gates = config.gates
+        how = config.activation if experts.clamp is None else experts.clamp
+        self.opening = Gates.of(how, experts.interleaved) if config.gates else None
         self.interleaved, self.weighs_inputs = experts.interleaved, experts.weighs_inputs
         self.router = router(f"{name}.{experts.router}", experts, hidden, group, empty)
         whole = experts.whole_on(group.size)
@@ -198,12 +201,15 @@ class MixtureOfExperts:
     def _of_pairs(self, x: Tensor, weights: Tensor, numbers: Tensor, chosen: int) -> Tensor:
         """The same of tokens that a GPU takes at once; how many pairs an expert has, only the GPU knows."""
         pairs, count, hidden = Pairs.of(numbers, len(self.mine), chosen), len(numbers), x.shape[1]
-        inner = x.new_empty(count, self.gate_up.rows)
-        self.gate_up.of_pairs(x, pairs, inner)
+        inner = None if self.opening is None else self.gate_up.gated(x, pairs, self.opening)
+        if inner is None:
+            inner = x.new_empty(count, self.gate_up.rows)
+            self.gate_up.of_pairs(x, pairs, inner)
+            inner = self._gated(inner)
         has_all = len(self.mine) == self.router.experts.count
         # of pairs that are another rank's nothing is written
         y = x.new_empty(count, hidden) if has_all else x.new_zeros(count, hidden)
-        self.down.of_pairs(self._gated(inner), pairs, y, weights)
+        self.down.of_pairs(inner, pairs, y, weights)
         if fused.has_triton(x.device):
             return fused.sum_of_chosen(y, chosen)
         return y.view(-1, chosen, hidden).sum(dim=1, dtype=torch.float32).to(x.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 from workers.checkpoints.experts import Clamp
 from workers.checkpoints.model_config import Activation, ModelConfig
 from workers.kernels import fused, step
+from workers.kernels.gates import Gates
 from workers.layers.linear import ColumnParallel, Linear, RowParallel, RowPart
 from workers.layers.steady import elementwise
 from workers.layers.xielu import XIELU
@@ -101,8 +102,8 @@ def gated(gate_up: Tensor, name: Activation, exact: bool) -> Tensor:  # [tokens,
     """The first half, activated, times the second; as of `activated`."""
     if name in step.ACTIVATIONS and step.takes(gate_up, gate_up.shape[-1] // 2):
         return step.gated(gate_up, name)
-    if name in fused.ACTIVATIONS and fused.has_triton(gate_up.device):
-        return fused.gated(gate_up, name)
+    if (gates := Gates.of(name)) is not None and fused.has_triton(gate_up.device):
+        return fused.gated(gate_up, gates)
     gate, up = gate_up.chunk(2, dim=-1)
     return _each(lambda g, u: ACTIVATIONS[name](g) * u, exact, gate, up)
 
@@ -113,6 +114,8 @@ def clamped(gate_up: Tensor, clamp: Clamp, exact: bool, interleaved: bool) -> Te
     Args:
         interleaved: the gates are every second element, and not the first half.
     """
+    if fused.has_triton(gate_up.device):
+        return fused.gated(gate_up, Gates(clamp, interleaved))
     gates, others = (gate_up[:, ::2], gate_up[:, 1::2]) if interleaved else gate_up.chunk(2, dim=-1)
 
     def function(gate: Tensor, up: Tensor) -> Tensor:
