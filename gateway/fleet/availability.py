@@ -65,9 +65,8 @@ def absent(hosts: Sequence[Host], model: str, may_use: Callable[[str], bool] = a
     text = _without_adapter(hosts, model, may_use)
     if not text:
         ends = any(name == model for name, _ in listed)  # what it has begun, where it was taken out
-        text = (
-            f"the model {shown(model)} {'is no longer served' if ends else 'does not exist'}; there is {some}"
-        )
+        what = "is no longer served" if ends else "does not exist"
+        text = f"the model {shown(model)} {what}; there is {some}"
     return CortexError(Code.MODEL_NOT_FOUND, text, param="model")
 
 

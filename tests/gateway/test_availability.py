@@ -25,9 +25,7 @@ def test_model_of_a_lost_neuron_is_away_and_not_unknown() -> None:
     assert caught.value.retry_after is not None
 
 
-def test_a_model_that_only_ends_what_it_has_begun_is_nowhere_and_does_not_exist_for_who_may_not_know() -> (
-    None
-):
+def test_a_model_that_only_ends_what_it_has_begun_is_nowhere() -> None:
     ending = Host("a", {"m": ModelState(id="m", status="ready", retired=True)})
     assert able([ending], "m") == []
     assert [each.name for each in able([ending, host("b", "unloaded")], "m")] == ["b"]
