@@ -297,7 +297,7 @@ class Service:
         if (pull := await self._models.absent(request.model)) is not None:
             await pull.stop("somebody unloaded it")
             return Done(id=request.id)
-        model = await self._models.open(request.model)
+        model = self._models.retired(request.model) or await self._models.open(request.model)
         await model.unload(request.force)
         return Done(id=request.id)
 

@@ -110,6 +110,11 @@ class ModelManager:
         """A model that somebody asked for before, by its name or that of one of its adapters."""
         return self.finder.known(model_id)
 
+    def retired(self, model_id: str) -> ManagedModel | None:
+        """One that is no longer served, and ends what it has begun."""
+        model = self._models.get(model_id)
+        return model if model is not None and model.retired else None
+
     async def open(self, model_id: str) -> ManagedModel:
         """The model of that name, loaded or not; raises as `Finder.open`."""
         return await self.finder.open(model_id)

@@ -7,8 +7,8 @@ import signal
 import pytest
 
 from ipc.errors import Code, CortexError
-from ipc.messages.replies import Delta, Finished
-from ipc.messages.requests import Drain, Load
+from ipc.messages.replies import Delta, Done, Finished
+from ipc.messages.requests import Drain, Load, Unload
 from tests.neuron.harness import PATIENCE, Neuron, chat, simulated, wait_until
 
 
@@ -73,6 +73,17 @@ def test_a_change_touches_what_changed_and_nothing_else(neuron):
     assert neuron.wait_for("changed", status="ready", context_length=1000).epoch == 2
     assert neuron.workers("changed") != old
     assert (neuron.workers("same"), neuron.model("same").epoch) == same
+
+
+def test_a_model_that_was_removed_need_not_end_what_it_has_begun(neuron):
+    with neuron.client() as client, neuron.client() as other:
+        running = begin(client, "removed")
+        configure(neuron, slow("same"))
+        neuron.wait_for("removed", retired=True)
+        assert isinstance(other.ask(Unload(id=0, model="removed", force=True), PATIENCE), Done)
+        ended = list(running)[-1]
+        assert (ended.code, ended.message) == (Code.SHUTTING_DOWN, "removed was unloaded by force")
+    wait_until(lambda: "removed" not in listed(neuron), "a model to be gone")
 
 
 def test_a_drained_model_that_is_removed_is_gone_and_serves_when_it_comes_back(neuron):
