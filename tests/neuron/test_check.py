@@ -179,7 +179,7 @@ def test_a_gguf_file_is_told_for_what_it_is(check, tmp_path):
     code, said = check(**configured(tmp_path / "model.gguf"))
     assert code == 1
     assert "model.gguf: is unknown, 0.0M parameters" in said
-    assert "such files are not supported; there are llama" in said
+    assert "such files are not supported; docs/configuration.md has the" in said
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + b"\xff" * 16)
     assert "entries, above" in check(**configured(tmp_path / "model.gguf"))[1]
 

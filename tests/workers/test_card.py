@@ -16,7 +16,7 @@ from tests.neuron.folders import CONFIG, TEMPLATE, header, shapes, write_checkpo
 from tests.workers.cards import refusal as why_not
 from workers.checkpoints import text
 from workers.checkpoints.card import ModelCard
-from workers.checkpoints.files import read_json
+from workers.checkpoints.files import read_json, those_known
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.presence import is_checkpoint
 from workers.checkpoints.reading import read_card
@@ -343,7 +343,10 @@ def test_an_index_cannot_point_out_of_its_folder(tmp_path, shard):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, ["MambaForCausalLM", "Qwen3ForCausalLM"]),
+        (
+            {"architectures": ["MambaForCausalLM"]},
+            ["MambaForCausalLM is not supported", "docs/configuration.md"],
+        ),
         ({"architectures": []}, ["none", "not supported"]),
         ({"quantization_config": {"quant_method": "hqq"}}, ["hqq"]),
         ({"max_position_embeddings": 0}, [">= 1"]),
@@ -623,6 +626,20 @@ def whole(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.parametrize(
+    ("unknown", "near"),
+    [
+        ("Qwen3ForSpeech", "; near by name are Qwen3ForCausalLM, Qwen2ForCausalLM"),
+        ("Qwen9Model", "; near by name are Qwen3ForCausalLM, Qwen2ForCausalLM"),
+        ("ElectraModel", ""),
+        ("", ""),
+    ],
+)
+def test_of_architectures_that_are_known_the_near_ones_are_named(unknown, near):
+    known = ["Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3Model", "BertModel"]
+    assert those_known(known, unknown) == f"docs/configuration.md has the 4 that are{near}"
+
+
 def test_what_is_in_a_folder_can_be_loaded_or_there_is_a_reason(tmp_path):
     assert why_not(write_checkpoint(tmp_path / "one")) is None
     assert why_not(write_checkpoint(tmp_path / "many", shards=2)) is None
@@ -630,6 +647,7 @@ def test_what_is_in_a_folder_can_be_loaded_or_there_is_a_reason(tmp_path):
     assert not is_checkpoint(tmp_path)
     bert = write_checkpoint(tmp_path / "other", architectures=["ElectraModel"], model_type="electra")
     assert "ElectraModel is not supported (electra, 2 layers of 48, a context of 512, 0.0M" in why_not(bert)
+    assert len(why_not(bert)) < 300 + len(str(tmp_path))  # whatever is supported instead
     assert is_checkpoint(bert)
     (tmp_path / "one" / "config.json").write_text("{")
     assert "bad JSON" in why_not(tmp_path / "one")

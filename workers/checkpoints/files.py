@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
+from collections.abc import Collection
 from contextlib import suppress
+from difflib import get_close_matches
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
@@ -24,6 +27,7 @@ CACHED = "models--"  # how a folder of the hub's cache begins, before its organi
 HALF = ".aria2"  # at the end of a name beside a file: that one has its full size, and holes
 POINTER, POINTER_LIMIT = b"version https://git-lfs.github.com/spec/", 1024  # how one begins, and its bytes
 SEARCHED = 16 << 20  # bytes of one in which is looked for what is wrong
+STEM = re.compile(r"(For[A-Z]\w+|Model)$")  # at the end of names of architectures
 MAX_PLACE = 200  # characters of where that stands
 # Where Python's Infinity stands in published files, and says that there is no limit: of the steps of Mamba-2.
 UNLIMITED = frozenset(("time_step_limit[1]", "mamba_dt_limit[1]"))
@@ -32,6 +36,14 @@ UNLIMITED = frozenset(("time_step_limit[1]", "mamba_dt_limit[1]"))
 def refuse(path: Path, why: str) -> NoReturn:
     """Raise the one error of a checkpoint that cannot be loaded, which names the file."""
     raise CortexError(Code.MODEL_LOAD_FAILED, f"{path}: {why}", details={"file": str(path)})
+
+
+def those_known(known: Collection[str], unknown: str) -> str:
+    """What is said of architectures that are known, where another stands: how many, and which are near."""
+    by_stem = {STEM.sub("", name): name for name in [*known][::-1]}
+    near = [by_stem[stem] for stem in get_close_matches(STEM.sub("", unknown), by_stem)]
+    called = f"; near by name are {', '.join(near)}" if near else ""
+    return f"docs/configuration.md has the {len(known)} that are{called}"
 
 
 def refuse_absent(path: Path, why: str = "is missing") -> NoReturn:

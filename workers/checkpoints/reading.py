@@ -37,7 +37,7 @@ from workers.checkpoints.card import ModelCard
 from workers.checkpoints.experts import number_of
 from workers.checkpoints.families.llama import EMBEDDING, HEAD, MTP_JOINS
 from workers.checkpoints.family import Family, TensorSpec
-from workers.checkpoints.files import open_file, read_json, refuse
+from workers.checkpoints.files import open_file, read_json, refuse, those_known
 from workers.checkpoints.gguf import checkpoint as gguf
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.gguf.latent import LATENT_HEADS
@@ -290,7 +290,7 @@ def _token_work(model: ModelConfig, tensors: Mapping[str, StoredTensor]) -> int:
 
 def _refuse_unknown(folder: Path, about: _About) -> NoReturn:
     """Refuse an architecture of which nothing is known, and say what its files are all the same."""
-    known = [f"{about.model_type}"]
+    said, known = ", ".join(about.architectures), [about.model_type]
     if about.num_hidden_layers and about.hidden_size:
         known.append(f"{about.num_hidden_layers} layers of {about.hidden_size}")
     if about.max_position_embeddings:
@@ -302,8 +302,8 @@ def _refuse_unknown(folder: Path, about: _About) -> NoReturn:
         known.append(f"{parameters / 1e6:,.1f}M parameters in {types}")
     refuse(
         folder / CONFIG,
-        f"the architecture {', '.join(about.architectures) or 'none'} is not supported "
-        f"({', '.join(known)}); there are {', '.join(registry.ARCHITECTURES)}",
+        f"the architecture {said or 'none'} is not supported ({', '.join(known)}); "
+        + those_known(registry.ARCHITECTURES, said),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers.checkpoints.files import refuse
+from workers.checkpoints.files import refuse, those_known
 from workers.checkpoints.gguf import pooling, unread
 from workers.checkpoints.gguf.families import (
     bert,
@@ -277,5 +277,6 @@ def find(file: Gguf) -> Architecture:
             refuse(file.path, NO_MODELS[kind])
     found = ARCHITECTURES.get(file.architecture)
     if found is None:
-        refuse(file.path, f"is {file}: such files are not supported; there are {', '.join(ARCHITECTURES)}")
+        others = those_known(ARCHITECTURES, file.architecture)
+        refuse(file.path, f"is {file}: such files are not supported; {others}")
     return found
