@@ -56,6 +56,7 @@ class Story:
         self.facts: dict[str, Any] = {}
         self._chance = random.Random(options.seed)
         self._gateway_hurt: list[float] = []  # when a process of the gateway was killed
+        self._gateway_still: list[tuple[float, float]] = []  # from when to when one was stopped
 
     async def tell(self) -> None:
         """Start a fleet, let things happen to it, and look at what is left."""
@@ -139,7 +140,10 @@ class Story:
         name = fault.__name__.replace("_", " ")
         if "gunicorn" in name:
             self._gateway_hurt.append(at)
-        self.faults.append((round(at - began, 1), f"{name}: {await fault(self.fleet, chance)}"))
+        what = await fault(self.fleet, chance)
+        if "stop" in name and what.startswith("gunicorn"):
+            self._gateway_still.append((at, time.monotonic()))
+        self.faults.append((round(at - began, 1), f"{name}: {what}"))
         if self.options.verbose:
             print(*self.faults[-1], file=sys.stderr)
 
@@ -150,8 +154,12 @@ class Story:
         back = [start + START_SECONDS for start in gateway.starts[1:]]
         away = itertools.zip_longest(gateway.ends, back, fillvalue=math.inf)
         killed = [(hurt, hurt + 1.0) for hurt in self._gateway_hurt]
-        unwritten = GATHER_SECONDS + LATE  # of what had ended just then the killed process wrote no line
-        return any(first - unwritten <= ended and began <= last for first, last in (*away, *killed))
+        return any(self._wrote(first) <= ended and began <= last for first, last in (*away, *killed))
+
+    def _wrote(self, killed: float) -> float:
+        """Since when a process that was killed then may have written no lines of what had ended."""
+        still = [since for since, until in self._gateway_still if since <= killed <= until + LATE]
+        return min([killed, *still]) - GATHER_SECONDS - LATE
 
     # --- how it is --------------------------------------------------------------------------------------
 
