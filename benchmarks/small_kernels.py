@@ -26,6 +26,7 @@ from workers.kernels import (
     one_shot_triton,
     pairs_triton,
     planes_triton,
+    router_triton,
     skinny,
 )
 from workers.kernels.eight_bits_triton import FP8, INT8, WHOLE
@@ -123,6 +124,22 @@ def compile_gated_norm(capability: int, dtype: str = "bf16", size: int = 128) ->
     constants = {"SIZE": size, "BLOCK_H": max(1, delta_gates_triton.ELEMENTS // block_d), "BLOCK_D": block_d}
     given = pointers, dict.fromkeys(("heads", "stride"), "i32"), constants, {"eps": "fp32"}
     return _compiled(capability, delta_gates_triton.gated_norm_kernel, *given)
+
+
+def compile_router(
+    capability: int, dtype: str = "bf16", experts: int = 128, chosen: int = 8, tokens: int = 16
+) -> Compiled:
+    """Logits of few tokens, what they choose, and its pairs."""
+    pointers = {"x": f"*{dtype}", "order": "*i64"} | dict.fromkeys(("numbers", "starts", "done"), "*i32")
+    pointers |= dict.fromkeys(("w", "bias", "correction", "logits", "weights"), "*fp32")
+    others = dict.fromkeys(("tokens", "experts", "first", "mine"), "i32")
+    others |= dict.fromkeys(("least", "scale"), "fp32")
+    constants = {"HAS_BIAS": True, "SIGMOID": True, "CORRECTED": True, "NORMALISED": True, "CHOSEN": chosen}
+    constants |= {"PLACES": triton.next_power_of_2(chosen), "EXPERTS": triton.next_power_of_2(experts)}
+    constants |= {"BLOCK_E": router_triton.BLOCK_E, "BLOCK_K": router_triton.BLOCK_K}
+    constants["PAIRS"] = router_triton.most_pairs(tokens, chosen)
+    given = pointers, {"columns": "i32"}, constants, others, router_triton.WARPS
+    return _compiled(capability, router_triton.router_kernel, *given)
 
 
 def compile_chosen(capability: int, dtype: str = "bf16", chosen: int = 8) -> Compiled:
@@ -244,6 +261,10 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
         yield chosen_triton.chosen_kernel, f"chosen {dtype} {chosen}", call
     for experts in (8, 64, 128, 256, 512):
         yield pairs_triton.pairs_kernel, f"pairs {experts}", partial(compile_pairs, experts=experts)
+    for experts, chosen, tokens in product((8, 128, 512), (1, 8, 16), (1, 16)):
+        given = {"experts": experts, "chosen": chosen, "tokens": tokens}
+        name = f"router {experts} {chosen} {tokens}"
+        yield router_triton.router_kernel, name, partial(compile_router, **given)
     for experts, sigmoid in product((8, 64, 128, 256, 512), (True, False)):
         given = {"experts": experts, "sigmoid": sigmoid}
         name = f"choice {experts}{' sigmoid' * sigmoid}"

@@ -69,6 +69,33 @@ def choices() -> None:
     assert numbers.tolist() == [[0, 1, 2]]
 
 
+def routers(dtype: torch.dtype) -> None:
+    """As logits, choice and sorted pairs one after the other, for experts of this rank and of others."""
+    from workers.kernels import skinny
+    from workers.kernels.pairs_triton import sorted_pairs
+
+    cases = (
+        (1, 8, 48, (3, False, None, 1.0), range(8)),
+        (5, 13, 2100, (5, True, 0.25, 2.5), range(4, 11)),
+        (16, 40, 130, (6, False, 0.0, 1.0), range(40)),
+    )
+    for (tokens, experts, columns, how, mine), biased in product(cases, (False, True)):
+        x, weight = torch.randn(tokens, columns).to(dtype), torch.randn(experts, columns) / columns**0.5
+        bias, correction = (torch.randn(experts) if biased else None for _ in range(2))
+        logits = F.linear(x.float(), weight, bias)
+        weights, numbers = fused.choice(logits, correction, *how)
+        own = numbers.flatten() - mine.start
+        own[(own < 0) | (own >= len(mine))] = len(mine)
+        order, starts = sorted_pairs(own, len(mine))
+        found, pairs = fused.routed(x, weight, bias, correction, *how, mine)
+        torch.testing.assert_close(found, weights.flatten(), rtol=1e-4, atol=1e-5)
+        assert torch.equal(pairs.order, order)
+        assert torch.equal(pairs.starts, starts)
+        alone, _ = fused.routed(x[-1:], weight, bias, correction, *how, mine)
+        assert torch.equal(alone, found[-how[0] :])
+    assert not skinny.counters(x.device).any()
+
+
 def activations(dtype: torch.dtype) -> None:
     functions = {"silu": F.silu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "gelu": F.gelu}
     for name in ACTIVATIONS:
@@ -179,6 +206,7 @@ def between_products(dtype: torch.dtype) -> None:
     activations(dtype)
     delta_gates(dtype)
     sums(dtype)
+    routers(dtype)
     heads(dtype)
     choices()
 

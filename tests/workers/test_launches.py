@@ -124,13 +124,12 @@ def test_a_layer_of_qwen3_in_blocks_whose_gates_open_in_their_product(tmp_path, 
 def test_a_layer_of_experts(tmp_path, monkeypatch, tokens):
     card = written(tmp_path, Qwen3MoeConfig(**SMALL, **EXPERTS))
     launches = launches_of_a_layer(card, tokens, monkeypatch)
-    router = ["to", "linear", "choice_kernel", "pairs_kernel"]
-    assert launches == [*attention(), *router, "experts_kernel", "experts_kernel", "chosen_kernel"]
+    experts = ["router_kernel", "experts_kernel", "experts_kernel", "chosen_kernel"]
+    assert launches == [*attention(), *experts]
 
 
 def test_a_layer_of_gpt_oss(tiny, monkeypatch):
     """Here of sizes that only the kernel for many pairs takes, behind which gates open."""
     launches = launches_of_a_layer(read_card(tiny("gpt_oss").folder), 1, monkeypatch)
-    router = ["to", "linear", "choice_kernel", "pairs_kernel"]
     experts = ["grouped_kernel", "gated_kernel", "grouped_kernel", "chosen_kernel"]
-    assert launches == [*attention(), *router, *experts]
+    assert launches == [*attention(), "router_kernel", *experts]

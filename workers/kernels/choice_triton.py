@@ -11,27 +11,24 @@ from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.launch import Launcher
 
 
-@triton.jit(do_not_specialize=["experts"])
-def choice_kernel(
-    logits,  # [tokens, experts] float32
-    correction,  # [experts] float32, or anything
-    weights,  # [tokens, CHOSEN] float32
-    numbers,  # [tokens, CHOSEN] int64
+@triton.jit
+def best_of(
+    logit,  # [EXPERTS] float32
+    correction,
     experts,
-    least,  # is added to the sum that NORMALISED divides by
+    least,
     scale,
-    SIGMOID: tl.constexpr,  # each by itself; else by softmax
+    SIGMOID: tl.constexpr,  # for these see `choice_kernel`
     CORRECTED: tl.constexpr,
     NORMALISED: tl.constexpr,
     CHOSEN: tl.constexpr,
-    PLACES: tl.constexpr,  # the next power of two
-    EXPERTS: tl.constexpr,  # the same
+    PLACES: tl.constexpr,
+    EXPERTS: tl.constexpr,
 ):
-    """A program has a token. Of equal experts the first is chosen; one whose logit is NaN comes last."""
-    wait_for_previous()
-    token, i, place = tl.program_id(0).to(tl.int64), tl.arange(0, EXPERTS), tl.arange(0, PLACES)
+    """The weights and numbers of a token's experts, `[PLACES]` both. Of equal experts the first is chosen;
+    one whose logit is NaN comes last."""
+    i, place = tl.arange(0, EXPERTS), tl.arange(0, PLACES)
     there = i < experts
-    logit = tl.load(logits + token * experts + i, mask=there, other=float("-inf"))
     if SIGMOID:
         score = 1.0 / (1.0 + tl.exp(-logit))
     else:
@@ -49,8 +46,34 @@ def choice_kernel(
         ranking = tl.where(i == best, float("-inf"), ranking)
     if NORMALISED:
         weight /= tl.sum(weight, 0) + least
+    return weight * scale, number
+
+
+@triton.jit(do_not_specialize=["experts"])
+def choice_kernel(
+    logits,  # [tokens, experts] float32
+    correction,  # [experts] float32, or anything
+    weights,  # [tokens, CHOSEN] float32
+    numbers,  # [tokens, CHOSEN] int64
+    experts,
+    least,  # is added to the sum that NORMALISED divides by
+    scale,
+    SIGMOID: tl.constexpr,  # each by itself; else by softmax
+    CORRECTED: tl.constexpr,
+    NORMALISED: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    PLACES: tl.constexpr,  # the next power of two
+    EXPERTS: tl.constexpr,  # the same
+):
+    """A program has a token."""
+    wait_for_previous()
+    token, i, place = tl.program_id(0).to(tl.int64), tl.arange(0, EXPERTS), tl.arange(0, PLACES)
+    logit = tl.load(logits + token * experts + i, mask=i < experts, other=float("-inf"))
+    weight, number = best_of(
+        *(logit, correction, experts, least, scale, SIGMOID, CORRECTED, NORMALISED, CHOSEN, PLACES, EXPERTS)
+    )
     into = token * CHOSEN + place
-    tl.store(weights + into, weight * scale, mask=place < CHOSEN)
+    tl.store(weights + into, weight, mask=place < CHOSEN)
     tl.store(numbers + into, number.to(tl.int64), mask=place < CHOSEN)
 
 

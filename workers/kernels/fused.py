@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from workers.kernels.gates import Gates
+from workers.kernels.pairs import Pairs
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # kernels run on a CPU as well, as tests want it
 
@@ -79,6 +80,26 @@ def choice(
     from workers.kernels import choice_triton
 
     return choice_triton.choice(logits, correction, chosen, sigmoid, least, scale)
+
+
+def routed(
+    x: Tensor,  # [tokens, columns]
+    weight: Tensor,  # [experts, columns] float32, contiguous
+    bias: Tensor | None,  # [experts] float32
+    correction: Tensor | None,  # for these see `choice`
+    chosen: int,
+    sigmoid: bool,
+    least: float | None,
+    scale: float,
+    mine: range,
+) -> tuple[Tensor, Pairs] | None:
+    """The weights of pairs, `[pairs]` float32, and these: of what `choice` makes of a product, with experts
+    numbered as a rank does that has those of `mine`. None: of so many it is not one launch."""
+    from workers.kernels import router_triton
+
+    if len(x) > router_triton.FEW or chosen > router_triton.MOST:
+        return None
+    return router_triton.routed(x, weight, bias, correction, chosen, sigmoid, least, scale, mine)
 
 
 def decay_and_beta(

@@ -41,12 +41,24 @@ class Router(Linear):
         if self.correction is not None:
             yield Slice(f"{self.name}.e_score_correction_bias", (experts,), self.correction)
 
+    def pairs(self, x: Tensor, mine: range) -> tuple[Tensor, Pairs] | None:
+        """What `choose` says as pairs with the experts of `mine`, sorted, and their weights; where one kernel
+        makes that of the tokens."""
+        experts, is_best = self.experts, type(self) is Router and self.experts.groups == 1
+        if self.exact or not is_best or not fused.has_triton(x.device) or not self.group.chooses_alike:
+            return None
+        how = experts.chosen, experts.scoring == "sigmoid", self._least, experts.scale
+        return fused.routed(x, self.weight, self.bias, self.correction, *how, mine)
+
+    @property
+    def _least(self) -> float | None:
+        return self.experts.least if self.experts.normalised else None
+
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [tokens, chosen] both
         """The weights of the experts that are chosen, float32, and their numbers."""
         experts, logits = self.experts, self(x.float())
         if fused.has_triton(x.device) and experts.groups == 1 and self.group.chooses_alike:
-            least = experts.least if experts.normalised else None
-            how = experts.chosen, experts.scoring == "sigmoid", least, experts.scale
+            how = experts.chosen, experts.scoring == "sigmoid", self._least, experts.scale
             return fused.choice(logits, self.correction, *how)
         if experts.scoring == "sigmoid":
             scores = activated(logits, "sigmoid", self.exact)
@@ -155,8 +167,14 @@ class MixtureOfExperts:
         Args:
             shown: what the router sees in place of `x`.
         """
-        weights, numbers = self.router.choose(x if shown is None else shown)
-        y = self._weighed(x, weights, numbers) if self.weighs_inputs else self._routed(x, weights, numbers)
+        seen, in_pairs = x if shown is None else shown, self.in_pairs and not self.weighs_inputs
+        found = self.router.pairs(seen, self.mine) if in_pairs else None
+        if found is not None:
+            y = self._of_pairs(x, *found)
+        elif self.weighs_inputs:
+            y = self._weighed(x, *self.router.choose(seen))
+        else:
+            y = self._routed(x, *self.router.choose(seen))
         if self.shared is not None:
             shared = self.shared(x)
             if self.shared_gate is not None:
@@ -182,7 +200,10 @@ class MixtureOfExperts:
             parts = zip(
                 x.split(step // chosen), weights.flatten().split(step), numbers.split(step), strict=True
             )
-            found = [self._of_pairs(*part, chosen) for part in parts]
+            found = [
+                self._of_pairs(x, weights, Pairs.of(numbers, len(self.mine), chosen))
+                for x, weights, numbers in parts
+            ]
             return found[0] if len(found) == 1 else torch.cat(found)
         by_expert, order = numbers.sort(stable=True)
         rows, weights = order // chosen, weights.flatten()[order, None]
@@ -198,9 +219,9 @@ class MixtureOfExperts:
             start = end
         return y.to(x.dtype)
 
-    def _of_pairs(self, x: Tensor, weights: Tensor, numbers: Tensor, chosen: int) -> Tensor:
+    def _of_pairs(self, x: Tensor, weights: Tensor, pairs: Pairs) -> Tensor:
         """The same of tokens that a GPU takes at once; how many pairs an expert has, only the GPU knows."""
-        pairs, count, hidden = Pairs.of(numbers, len(self.mine), chosen), len(numbers), x.shape[1]
+        count, chosen, hidden = len(pairs.order), pairs.chosen, x.shape[1]
         inner = None if self.opening is None else self.gate_up.gated(x, pairs, self.opening)
         if inner is None:
             inner = x.new_empty(count, self.gate_up.rows)
