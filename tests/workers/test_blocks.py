@@ -66,7 +66,26 @@ def test_small_weights_share_memory_and_none_overlaps_another():
     assert [owners.index(owner) for owner in owners] == [0, 0, 0, 3, 4]
 
 
-@pytest.mark.parametrize("name", BY_BLOCK)
+LOW = {
+    "Q1_0": (1, 2),
+    "Q2_0": (2, 1),
+}  # bits of a number, and what each is worth; the package cannot read them
+
+
+@pytest.mark.parametrize("name", LOW)
+def test_a_block_of_few_bits_has_its_lowest_ones_first(name):
+    form, (bits, worth) = FORMATS[name], LOW[name]
+    rows = numpy.random.default_rng(0).integers(0, 256, (64, 3 * form.nbytes), dtype=numpy.uint8)
+    rows[:, 1 :: form.nbytes] %= 0x70  # scales are numbers
+    expected = []
+    for block in rows.reshape(-1, form.nbytes):
+        packed, scale = int.from_bytes(block[2:], "little"), float(block[:2].view(numpy.float16)[0])
+        numbers = (packed >> place * bits & (1 << bits) - 1 for place in range(form.elements))
+        expected += [scale * (number * worth - 1) for number in numbers]
+    assert dequantise(name, torch.from_numpy(rows)).flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("name", [name for name in BY_BLOCK if name not in LOW])
 def test_a_block_is_read_as_ggml_reads_it(name):
     kind, form = gguf.GGMLQuantizationType[name], FORMATS[name]
     assert gguf.GGML_QUANT_SIZES[kind] == (form.elements, form.nbytes)

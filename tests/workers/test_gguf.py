@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gguf
 import msgspec
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -237,6 +238,31 @@ def test_what_is_no_head_is_refused_and_one_of_another_family_is_left_aside(tiny
     with pytest.raises(CortexError, match="speculation mtp needs a head"):
         read_card(path, mtp=True)
     assert layers == 2
+
+
+def test_weights_of_one_bit_are_kept_and_read_as_they_are(tmp_path, monkeypatch):
+    def signs(array: numpy.ndarray, kind: gguf.GGMLQuantizationType) -> numpy.ndarray:
+        blocks = array.reshape(-1, 128)
+        scales = numpy.abs(blocks).mean(axis=1, keepdims=True).astype(numpy.float16).view(numpy.uint8)
+        packed = numpy.packbits(blocks > 0, axis=1, bitorder="little")
+        return numpy.concatenate([scales, packed], axis=1).reshape(len(array), -1)
+
+    monkeypatch.setattr(gguf.quants, "quantize", signs)
+    torch.manual_seed(1)
+    model = tiny_models.llama(hidden_size=128, intermediate_size=256, head_dim=32)
+    fill(model)
+    model.save_pretrained(tmp_path / "checkpoint")
+    weights = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    card = read_card(gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint", "Q1_0"))
+    assert set(card.formats(1).values()) == {"Q1_0"}
+    for piece in loaded(card):
+        if piece.into.dim() == 2 and not (
+            "q_proj" in piece.name or "k_proj" in piece.name
+        ):  # in another order
+            blocks = weights[piece.name].unflatten(1, (-1, 128))
+            expected = torch.where(blocks > 0, 1.0, -1.0) * blocks.abs().mean(2, keepdim=True).half().float()
+            kept = dequantise("Q1_0", piece.into).unflatten(1, (-1, 128))
+            torch.testing.assert_close(kept, expected, rtol=2e-3, atol=0)
 
 
 def test_rows_in_blocks_are_put_in_order_without_being_touched(tmp_path):

@@ -56,6 +56,8 @@ FORMATS = {
         Format("IQ3_S", 256, 110),
         Format("IQ4_NL", 32, 18),
         Format("IQ4_XS", 256, 136),
+        Format("Q1_0", 128, 18),
+        Format("Q2_0", 64, 18),
         Format("TQ1_0", 256, 54),
         Format("TQ2_0", 256, 66),
         Format("MXFP4", 32, 17),

@@ -24,7 +24,7 @@ from workers.weights.rows import FP4, NF4
 STEP = 128  # elements, that columns are a multiple of
 STAGES = 3  # steps that are on their way from memory at once
 KINDS = (
-    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"),
+    *("Q1_0", "Q2_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4"),
     *("INT8_128", "FP8_128", "INT8_ROW", "FP8_ROW", "INT4_32", "INT4_64", "INT4_128", "NVFP4"),
     *("NF4_64", "FP4_64"),
 )
@@ -60,6 +60,17 @@ def _read_q45_01(rows, k, GROUPS: tl.constexpr, FIFTH: tl.constexpr, LEAST: tl.c
     if LEAST:
         return _half(at) * q.to(tl.float32) + _half(at + 2)
     return _half(at) * (q - (16 if FIFTH else 8)).to(tl.float32)
+
+
+@triton.jit
+def _read_q12_0(rows, k, GROUPS: tl.constexpr, BITS: tl.constexpr):
+    """Blocks of 16 bytes behind a scale: 128 signs, or 64 numbers from -1 on, the lowest bits first."""
+    ELEMENTS: tl.constexpr = 128 // BITS
+    group = k + tl.arange(0, GROUPS)[None, :, None] * 32
+    bit = (group % ELEMENTS + tl.arange(0, 32)[None, None, :]) * BITS
+    at = rows + group // ELEMENTS * 18
+    q = tl.load(at + 2 + bit // 8).to(tl.int32) >> bit % 8 & (1 << BITS) - 1
+    return _half(at) * (2 * q - 1 if BITS == 1 else q - 1).to(tl.float32)
 
 
 @triton.jit
@@ -171,6 +182,8 @@ def read_step(rows, k, columns, table, KIND: tl.constexpr, GROUPS: tl.constexpr)
         return _read_q45_k(rows, k, GROUPS, KIND == "Q5_K")
     elif KIND == "Q6_K":
         return _read_q6_k(rows, k, GROUPS)
+    elif KIND == "Q1_0" or KIND == "Q2_0":
+        return _read_q12_0(rows, k, GROUPS, 1 if KIND == "Q1_0" else 2)
     elif KIND == "MXFP4":
         return _read_mxfp4(rows, k, GROUPS)
     elif KIND == "INT4_32":

@@ -79,6 +79,15 @@ def _q5_1(blocks: Tensor) -> Tensor:
     return half(blocks, 0) * q.float() + half(blocks, 2)
 
 
+def _q1_0(blocks: Tensor) -> Tensor:
+    return half(blocks, 0) * (_bits(blocks[:, 2:]).float() * 2 - 1)
+
+
+def _q2_0(blocks: Tensor) -> Tensor:
+    q = (blocks[:, 2:].unsqueeze(-1) >> 2 * _counting(4, blocks) & 3).reshape(-1, 64)
+    return half(blocks, 0) * (q.float() - 1)
+
+
 def _q8_0(blocks: Tensor) -> Tensor:
     return half(blocks, 0) * blocks[:, 2:].view(torch.int8).float()
 
@@ -177,6 +186,8 @@ BY_BLOCK: dict[str, ByBlock] = {
     "F32": _f32,
     "F16": _f16,
     "BF16": _bf16,
+    "Q1_0": _q1_0,
+    "Q2_0": _q2_0,
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
     "Q5_0": _q5_0,

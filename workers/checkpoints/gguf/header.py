@@ -39,10 +39,11 @@ _TYPES = (  # in the order of their numbers
     "F32 F16 Q4_0 Q4_1 Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS "
     "IQ1_S IQ4_NL IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16"
 )
-TYPES = dict(enumerate(_TYPES.split())) | {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4_64", 41: "Q1_0"}
+TYPES = dict(enumerate(_TYPES.split())) | {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4_64"}
+TYPES |= {41: "Q1_0", 42: "Q2_0"}
 # Elements and bytes of a block, of types that may stand in a file and are no weights here.
 OTHERS = {"I8": (1, 1), "I16": (1, 2), "I32": (1, 4), "I64": (1, 8), "F64": (1, 8), "Q8_1": (32, 40)}
-OTHERS |= {"Q8_K": (256, 292), "NVFP4_64": (64, 36), "Q1_0": (128, 18)}
+OTHERS |= {"Q8_K": (256, 292), "NVFP4_64": (64, 36)}
 _LENGTH = struct.Struct("<Q").unpack_from
 
 
