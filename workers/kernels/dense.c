@@ -25,7 +25,7 @@ enum {
     STEP = 32,        /* columns, of which there are whole ones in what is multiplied: missing ones are 0 */
     APART = 129,      /* rows, from one to the next of those: see blocks_product */
     SCATTERED = 32,   /* tokens, up to which they are */
-    WAITING = 4,      /* tokens, up to which a CPU does little more than wait for memory, and reads ahead by itself */
+    WAITING = 2,      /* tokens, up to which a CPU does little more than wait for memory, and reads ahead by itself */
     AHEAD = 1536,     /* numbers of 16 bits, or more, that what is read ahead is away where weights are bytes */
     NEAR = 256 << 10, /* bytes of tokens that stay in a cache while all rows are multiplied with them */
 };
