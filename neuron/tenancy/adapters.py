@@ -22,6 +22,7 @@ from neuron.memory.eviction import Holder, RecentUse, residency
 from neuron.memory.fit import Need
 from neuron.memory.room import FINISHING_SHARE, Room
 from neuron.memory.wish import Place
+from neuron.processes.backoff import Backoff
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
 
@@ -83,6 +84,9 @@ class Adapter:
         self.ready_at = 0.0
         self.reload_seconds = 0.0
         self.last_used = 0.0
+        self.failures = 0  # in a row, with memory for it
+        self.failure = ""
+        self.failed_until = 0.0  # monotonic: nobody leaves for it before
         self._need = need
         self._turn_seconds = turn_seconds
         self._line = line
@@ -174,12 +178,14 @@ class Adapters:
         config: the neuron's.
         room: gives memory.
         line: the requests of the model.
+        backoff: how long one that cannot be read is let be.
     """
 
-    def __init__(self, config: NeuronConfig, room: Room, line: Line) -> None:
+    def __init__(self, config: NeuronConfig, room: Room, line: Line, backoff: Backoff) -> None:
         self._config = config
         self._room = room
         self._line = line
+        self._backoff = backoff
         self._group: Group
         self._most = 0  # in memory at once
         self._all: dict[int, Adapter] = {}  # by number
@@ -266,6 +272,7 @@ class Adapters:
             self._timer.cancel()
             self._timer = None
         self._wanted = {adapter: since for adapter, since in self._wanted.items() if adapter.wanted}
+        self._refuse_failed()
         held = [adapter for adapter in self._all.values() if adapter.status != "absent"]
         for adapter in held:
             if adapter.status == "waiting" and adapter not in self._wanted:
@@ -295,6 +302,16 @@ class Adapters:
         self.look()
 
     # --- parts of these ---------------------------------------------------------------------------------
+
+    def _refuse_failed(self) -> None:
+        """Tell those who want one that could not be read just now, for which others would have to leave."""
+        now = time.monotonic()
+        failed = [each for each in self._wanted if each.status == "absent" and each.failed_until > now]
+        self._wanted = {adapter: since for adapter, since in self._wanted.items() if adapter not in failed}
+        for adapter in failed:
+            left = adapter.failed_until - now
+            text = f"{adapter.failure}; a request has it tried again in {left:.1f} s"
+            self._fail(adapter, CortexError(Code.MODEL_LOAD_FAILED, text, retry_after=left))
 
     def _look_soon(self) -> None:
         asyncio.get_running_loop().call_soon(self.look)
@@ -329,6 +346,7 @@ class Adapters:
             adapter.ready_at = time.monotonic()
             adapter.reload_seconds = adapter.ready_at - began
             adapter.status = "ready"
+            adapter.failures = 0
             log.info(
                 "adapter loaded model=%s seconds=%.3f bytes=%d",
                 adapter.id,
@@ -337,6 +355,10 @@ class Adapters:
             )
         except CortexError as error:
             log.warning("adapter cannot be used model=%s reason=%s", adapter.id, error)
+            if adapter.status == "loading":
+                adapter.failures += 1
+                adapter.failure = error.message
+                adapter.failed_until = time.monotonic() + self._backoff.seconds(adapter.failures)
             self._fail(adapter, error)
             self._free(adapter)
         except Exception as error:

@@ -69,7 +69,7 @@ class Tenancy:
             on_steps=on_steps,
             on_death=on_death,
         )
-        self.adapters = Adapters(launcher.config, room, requests)
+        self.adapters = Adapters(launcher.config, room, requests, backoff)
         self.pool = Pool(self._on_resized)
         self._renewal = renewal
         self._room = room

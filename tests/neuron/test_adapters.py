@@ -15,6 +15,7 @@ from neuron.description import describe
 from neuron.memory import eviction
 from neuron.memory.fit import Fit
 from neuron.processes.answers import Answers
+from neuron.processes.backoff import Backoff
 from neuron.tenancy.adapters import Adapters, Group, Line
 from tests.doubles import stands_for
 from tests.neuron.demo_adapters import write_adapter
@@ -39,14 +40,14 @@ class Request:
 class Play:
     """The adapters of a model, with all that they have to do with: worker group, room and requests."""
 
-    def __init__(self, *, most=2, turn=1000.0, count=4, wait=1000.0):
+    def __init__(self, *, most=2, turn=1000.0, count=4, wait=1000.0, pause=0.0):
         self.orders, self.answering = [], Answers(RANKS, "adapter")
         self.held, self.requests = {}, []
         self.answers = True  # ranks do, at once
         self.broken = set()  # adapters that cannot be read
         self.refusal = None
         config = NeuronConfig(memory=Memory(turn_seconds=turn, wait_seconds=wait), load_deadline_seconds=30.0)
-        self.adapters = Adapters(config, self, self)
+        self.adapters = Adapters(config, self, self, Backoff(pause, pause))
         self.settings = ModelSettings(id="m", max_adapters=most)
         cards = tuple(SimpleNamespace(name=f"a{number}") for number in range(1, count + 1))
         self.description = SimpleNamespace(adapters=cards, adapter_bytes=(SIZE,) * count)
@@ -254,6 +255,25 @@ def test_one_that_cannot_be_read_fails_its_own_requests_and_leaves_nothing_on_an
         assert later.phase == "running"
 
     playing(scenario)
+
+
+def test_nobody_leaves_again_at_once_for_one_that_could_not_be_read():
+    async def scenario(play):
+        play.broken = {2}
+        [good] = await play.ask(1)
+        await play.end(good)
+        [bad] = await play.ask(2)
+        assert (bad.error.retry_after, play.loaded) == (None, [])
+        [good] = await play.ask(1)
+        await play.end(good)
+        orders = len(play.orders)
+        early = await play.ask(2, 2)
+        assert [each.error.code for each in early] == [Code.MODEL_LOAD_FAILED] * 2
+        assert "is damaged; a request has it tried again in " in early[0].error.message
+        assert 0 < early[0].error.retry_after <= 60
+        assert (len(play.orders), play.loaded) == (orders, ["a1"])
+
+    playing(scenario, most=1, pause=60.0)
 
 
 def test_without_memory_those_who_wait_for_it_are_told():
