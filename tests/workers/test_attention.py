@@ -106,6 +106,7 @@ def test_a_kernel_fits_its_card_and_spills_nothing(tokens, head_dim, window, spe
 EIGHT_BITS = [
     *((card, "prompt", 128 if card == 90 else 64, 2) for card in (80, 86, 89, 90, 120)),
     *((80, "prompt", 256, 1), (90, "prompt", 256, 2), (120, "prompt", 128, 1), (90, "prompt", 64, 1)),
+    (120, "prompt", 256, 1),
     *((90, "single", 64, 2), (120, "single", 128, 2), (86, "single", 256, 2), (120, "single", 512, 2)),
     *((80, "single", 128, 1), (89, "single", 256, 1)),
     *((89, "few", 64, 1), (90, "few", 128, 2), (80, "few", 256, 2), (86, "few", 192, 1)),

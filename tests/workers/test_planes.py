@@ -246,6 +246,14 @@ def test_nor_does_one_whose_gates_open_where_it_ends(kind, tokens, capability):
 
 
 @TRITON
+@pytest.mark.parametrize(("kind", "capability"), [("Q5_1", 120), ("Q5_K", 90)])
+def test_nor_does_one_of_experts_with_many_tokens(kind, capability):
+    from benchmarks.kernels import compile_few_experts
+
+    assert compile_few_experts(capability, kind, 16).spilt == 0
+
+
+@TRITON
 def test_a_program_of_some_rows_spills_nothing_and_leaves_room_for_others():
     from benchmarks.kernels import SHARED_BYTES, compile_skinny
 
