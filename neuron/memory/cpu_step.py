@@ -27,7 +27,6 @@ COMPARED_ROWS = 8  # of them, looked through at once for those that are as proba
 COMPARED_BYTES = FLOAT + 1 + LONG  # a copy, whether it is, and that to be added up
 SORTED_LOGITS = 5 << 18  # at once, for the draw of tokens
 SORTED_BYTES = 41  # for each of these logits: values, ids, probabilities and what becomes of them, in float64
-CAPPED_BYTES = 3 * FLOAT  # of each logit: itself, what its tanh is of, and that
 LITTLE = 1 << 20  # bytes of all that is small by itself: positions, pages, what products keep
 COMPILED_ACTIVATIONS = ("silu", "gelu_tanh")
 
@@ -80,7 +79,8 @@ class CpuStep:
             0 if self.shapes.multipliers is None else self.tokens * self.shapes.hidden_size * self.itemsize
         )
         mixers = max(self._attention() + beside, self._states())
-        layers = self._stays() + max(mixers, self._mlp())
+        made = 3 * self._inputs  # what they are made of, before layers run
+        layers = self._stays() + max(mixers, self._mlp(), made, self._spread())
         if self.shapes.bidirectional or not self.shapes.writes:  # there are no logits
             return layers + LITTLE
         hidden = self.tokens * self.shapes.hidden_size * self.itemsize
@@ -91,14 +91,32 @@ class CpuStep:
         return prompts_of(self.tokens, self.sequences, self.context_length)
 
     def _stays(self) -> int:
-        """While layers run: angles, and the inputs of all layers with what these are made of."""
+        """While layers run: angles, the inputs of all layers, and all predictions."""
         shapes, angles = self.shapes, self.shapes.rotary_dim
         if shapes.window_rope is not None:
             angles += shapes.window_rotary_dim or shapes.rotary_dim
         found = self.tokens * angles * 2 * FLOAT
         if shapes.per_layer is not None:
-            found += 3 * self.tokens * shapes.num_layers * shapes.per_layer.size * self.itemsize
+            found += self._inputs
+        if shapes.altup is not None:
+            found += shapes.altup.predictions * self.tokens * shapes.hidden_size * self.itemsize
         return found
+
+    @property
+    def _inputs(self) -> int:
+        """Of all layers."""
+        each = self.shapes.per_layer
+        return 0 if each is None else self.tokens * self.shapes.num_layers * each.size * self.itemsize
+
+    def _spread(self) -> int:
+        """While others are made of one prediction, in float32, or all of the last ones, and corrected."""
+        if (altup := self.shapes.altup) is None:
+            return 0
+        hidden = self.tokens * self.shapes.hidden_size
+        wide = 0 if self.itemsize == FLOAT else 2 * FLOAT
+        return hidden * max(
+            (altup.predictions - 1) * (self.itemsize + wide), (altup.predictions + 3) * self.itemsize
+        )
 
     # --- before the MLP ---------------------------------------------------------------------------------
 
@@ -123,6 +141,11 @@ class CpuStep:
         if not self._turns_in_place:
             turned = (3 if size == FLOAT else 4) * (queries + keys) * FLOAT
             copied = (queries + keys) * (FLOAT if size == FLOAT else FLOAT + size)
+        if (
+            shapes.qk_norm == "with_values"
+        ):  # all that is projected is made float32, and goes when it is turned
+            wide = 0 if size == FLOAT else (queries + 2 * keys) * FLOAT - (queries + keys) * size
+            turned, copied = 3 * (queries + keys) * FLOAT + wide, 0
         found, attended = projected + tokens * copied, tokens * queries * size
         prompt = max(self._prompts, default=1)
         narrowed = 0 if size == FLOAT else prompt * queries * size
@@ -238,10 +261,12 @@ class CpuStep:
     def _mlp(self) -> int:
         """What comes in, with what attention adds, and normed, and what is made of it."""
         hidden, size = self.tokens * self.shapes.hidden_size * self.itemsize, self.itemsize
-        inner = self.shapes.intermediate_size * (2 if self.shapes.double_wide else 1) // self.world_size
+        inner = max(self.shapes.inner_sizes) // self.world_size
         experts, made = self.shapes.experts, 0
         if self.shapes.has_mlps:
             made = self._gated(inner)
+        if any(self.shapes.sparsity) and size != FLOAT:  # gates are closed in float32
+            made = max(made, self.tokens * inner * (2 * size + FLOAT))
         if self.shapes.activation == "xielu":
             made += self.tokens * WIDE_OF_XIELU * inner * FLOAT
         if experts is not None:
@@ -283,8 +308,8 @@ class CpuStep:
 
     def _logits(self, rows: int) -> int:
         """While they are made."""
-        each = CAPPED_BYTES if self.shapes.logit_cap is not None else self.itemsize + FLOAT
-        return rows * self.shapes.vocab_size * max(each, self.world_size > 1 and 2 * self.itemsize + FLOAT)
+        each = (2 if self.world_size > 1 else 1) * self.itemsize + FLOAT
+        return rows * self.shapes.vocab_size * each
 
     def _told(self) -> int:
         rows = self._prompts[0] - 1 if self._prompts else 0  # what follows the last one is not known

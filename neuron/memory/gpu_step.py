@@ -66,9 +66,13 @@ class GpuStep:
         self._new(CUBLAS_BYTES)
         angles = self._angles()
         self._stream, inputs = [self._embedded()], self._inputs()
+        if self.shapes.altup is not None:
+            self._spread()
         for number in self.shapes.unlike_layers():
             layer = self.shapes.layers[number]
-            if layer.kind == "nothing":
+            if self.shapes.altup is not None:
+                self._altup_layer(number)
+            elif layer.kind == "nothing":
                 self._add_mlp(number)
             elif layer.kind == "state":
                 self._state_layer(number)
@@ -127,6 +131,45 @@ class GpuStep:
             self._add_mlp(number)
         self._free(*before)
 
+    def _spread(self) -> None:
+        """Predictions of one, as large as that."""
+        hidden = self.shapes.hidden_size
+        others = (self.shapes.altup.predictions - 1) * hidden
+        made = self._rows(others)
+        for columns in (hidden, others):
+            self._free(self._rows(columns, FLOAT))
+        wide, narrow = self._rows(others, FLOAT), self._rows(others)
+        self._free(made, wide)
+        whole = self._predictions()
+        self._free(*self._stream, narrow)
+        self._stream[:] = [whole]
+
+    def _altup_layer(self, number: int) -> None:
+        """All predictions are mixed; one is computed, and all are corrected."""
+        self._free(self._hidden(), self._hidden())
+        mixed = self._predictions()
+        self._free(*self._stream)
+        self._stream[:] = [mixed]
+        x, normed = self._hidden(), self._hidden()
+        y, before = self._attention(number, normed), x
+        x = self._hidden()
+        self._free(before)
+        narrow, low = self._rows(self.shapes.altup.rank), self._hidden()
+        self._free(narrow)
+        beside = self._hidden()
+        self._free(low, y)
+        self._free(beside, normed)
+        normed = self._hidden()
+        y = self._mlp(number)
+        self._free(normed)
+        computed = self._hidden()
+        self._free(x, y)
+        self._free(self._hidden(), self._predictions(), computed)
+        self._free(*(self._hidden() for _ in range(3)))
+
+    def _predictions(self) -> Block:
+        return self._rows(self.shapes.altup.predictions * self.shapes.hidden_size)
+
     def _state_layer(self, number: int) -> None:
         if self.shapes.mamba is not None:
             self._stream.append(self._mamba())
@@ -165,9 +208,18 @@ class GpuStep:
         q, kv = heads * head_dim, kv_heads_on_rank(layer.kv_heads, self.world_size) * head_dim
         normed = [self._normed()] if given is None else []
         qkv = self._product(shapes.hidden_size, q + 2 * kv)
-        norms_apart = shapes.qk_norm in ("whole", "turned_heads")
+        floats = []
+        if shapes.qk_norm == "with_values":
+            floats.append(self._rows(q + 2 * kv, FLOAT))
+            self._free(qkv)
+            wide, qkv = self._rows(kv, FLOAT), self._rows(kv)
+            self._free(wide)
+        norms_apart = shapes.qk_norm in ("whole", "turned_heads", "with_values")
         if shapes.bidirectional or norms_apart:  # else one launch does all of it
-            floats = [self._rows(q + kv, FLOAT) for _ in range(3)]
+            apart = [self._rows(q + kv, FLOAT) for _ in range(3)]
+            if floats:
+                self._free(apart.pop(), apart.pop())
+            floats += apart
             turned = self._rows(q + kv)
             self._free(*floats)
         else:
@@ -275,8 +327,7 @@ class GpuStep:
         shapes, experts = self.shapes, self.shapes.experts
         routed = experts is not None and number in experts.layers
         if not routed:
-            inner = shapes.intermediate_size * (2 if number in shapes.double_wide else 1)
-            return self._gated(inner // self.world_size)
+            return self._gated(shapes.inner(number) // self.world_size, closes=shapes.closes(number))
         self._free(self._scores(experts))
         found = self._of_experts(experts)
         if experts.shared_size:
@@ -285,9 +336,11 @@ class GpuStep:
             self._free(self._gated(shapes.intermediate_size // self.world_size))
         return found
 
-    def _gated(self, inner: int) -> Block:
+    def _gated(self, inner: int, closes: bool = False) -> Block:
         hidden, has_gates = self.shapes.hidden_size, self.shapes.gates
         both = self._product(hidden, (1 + has_gates) * inner)
+        if closes and self.itemsize != FLOAT:
+            self._free(self._rows(inner, FLOAT))
         wide = [self._rows(inner, FLOAT) for _ in range(WIDE_OF_XIELU * (self.shapes.activation == "xielu"))]
         gated = self._rows(inner)
         self._free(both, *wide)
@@ -348,10 +401,21 @@ class GpuStep:
         return whole
 
     def _inputs(self) -> list[Block]:
-        """Of all layers, which are there while these run, and what they are made of."""
+        """Of all layers, which are there while these run."""
         if (inputs := self.shapes.per_layer) is None:
             return []
-        return [self._rows(self.shapes.num_layers * inputs.size) for _ in range(3)]
+        columns = self.shapes.num_layers * inputs.size
+        parts = []
+        for _ in range(2):  # projected, and of the table
+            plain = self._rows(columns)
+            parts.append(self._rows(columns))
+            self._free(plain)
+        normed = self._rows(columns)
+        total = self._rows(columns)
+        self._free(normed)
+        found = self._rows(columns)
+        self._free(*parts, total)
+        return [found]
 
     # --- tokens -----------------------------------------------------------------------------------------
 
@@ -363,9 +427,6 @@ class GpuStep:
             self._free(parts)
         logits = self._new(vocabulary * FLOAT)
         self._free(narrow)
-        for _ in range(2 * (self.shapes.logit_cap is not None) + (self.shapes.logit_scale != 1)):
-            logits, before = self._new(vocabulary * FLOAT), logits
-            self._free(before)
         return logits
 
     def _measured(self, rows: int) -> None:

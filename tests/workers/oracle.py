@@ -19,7 +19,7 @@ def fill(model: PreTrainedModel, std: float = 0.4) -> None:
         # of the weights of norms; not of those in layers with a state
         less_one = config.model_type.startswith(("gemma2", "gemma3", "vaultgemma", "qwen3_5", "qwen3_next"))
         less_one = less_one or config.model_type == "gemma"
-        less_one = less_one and "linear_attn" not in key
+        less_one = less_one and "linear_attn" not in key and config.model_type != "gemma3n_text"
         less_one = less_one or (config.model_type.startswith("muse") and "layernorm" in key)
         is_norm = "norm" in key and not key.endswith("bias") and not less_one
         parameter.normal_(std=std).add_(1.0 if is_norm or "scale" in key else 0.0)

@@ -100,6 +100,11 @@ def test_what_an_exact_one_adds_has_the_same_bits_in_any_company(adapted):
         ("nemotron_h", ("q_proj", "in_proj", "out_proj", "up_proj", "down_proj")),
         ("starcoder2", ("q_proj", "o_proj", "c_fc", "c_proj")),
         ("afmoe", ("q_proj", "gate_proj", "up_proj", "down_proj")),  # gates of attention, and shared experts
+        (
+            "gemma3n",
+            ("q_proj", "up_proj", "linear_left", "linear_right", "modality_router", "prediction_coefs"),
+        ),
+        ("gemma3n", ("o_proj", "correction_coefs", "per_layer_input_gate", "per_layer_projection")),
         ("laguna", ("o_proj", "g_proj", "gate_proj")),  # whose gates of attention are one a head
     ],
 )

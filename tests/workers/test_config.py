@@ -388,7 +388,7 @@ def test_a_gemma_4_has_layers_of_two_shapes_however_its_file_says_so(tmp_path):
 def test_upper_layers_of_a_gemma_4_read_what_the_last_ones_of_their_kind_keep(tmp_path):
     config = written(tmp_path, **GEMMA4, num_kv_shared_layers=4, use_double_wide_mlp=True)
     assert [layer.keys_of for layer in config.layers] == [None] * 4 + [2, 2, 2, 3]
-    assert config.double_wide == (4, 5, 6, 7)
+    assert config.inner_of == (config.intermediate_size,) * 4 + (2 * config.intermediate_size,) * 4
     # two shapes that keep, two that read, and the layers that these read
     assert config.unlike_layers() == [0, 2, 3, 4, 7]
 
@@ -411,6 +411,42 @@ def test_upper_layers_of_a_gemma_4_read_what_the_last_ones_of_their_kind_keep(tm
 def test_a_gemma_4_that_is_another_is_refused_by_the_key(tmp_path, changes):
     reason = refusal(tmp_path, **GEMMA4 | changes)
     assert any(word in reason for word in [next(iter(changes)), "top_k_experts", "layer 3 has 3 heads"])
+
+
+GEMMA3N = {"architectures": ["Gemma3nForCausalLM"], "num_hidden_layers": 35}
+
+
+def test_a_gemma_3n_has_what_files_leave_out(tmp_path):
+    config = written(tmp_path, **GEMMA3N, query_pre_attn_scalar=256, altup_lr_multiplier=0.5)
+    assert [layer.kind for layer in config.layers] == 7 * (["window"] * 4 + ["full"])
+    assert [layer.keys_of for layer in config.layers] == [None] * 20 + 3 * ([18] * 4 + [19])
+    assert config.sparsity == (0.95,) * 10 + (0.0,) * 25
+    assert (config.rope.rope_theta, config.window_rope.rope_theta) == (1_000_000.0, 10_000.0)
+    assert (config.logit_cap, config.attention_scale, config.altup.predictions) == (30.0, 1.0, 4)
+    # sparse ones and others that keep, those that read, and the layer that these read
+    assert config.unlike_layers() == [0, 10, 18, 20]
+    sizes = [64] * 34 + [96]
+    assert written(tmp_path, **GEMMA3N, intermediate_size=sizes).inner_of == tuple(sizes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_activation": "relu"},
+        {"intermediate_size": [64]},
+        {"activation_sparsity_pattern": [0.95]},
+        {"activation_sparsity_pattern": [1.0] * 35},
+        {"altup_num_inputs": 1},
+        {"altup_active_idx": 4},
+        {"num_kv_shared_layers": 31},
+        {"layer_types": ["chunked_attention"] * 35},
+        {"attn_logit_softcapping": 50.0},
+        {"rope_parameters": {"chunked_attention": {"rope_type": "default"}}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_gemma_3n_that_is_another_is_refused_by_the_key(tmp_path, changes):
+    assert next(iter(changes)) in refusal(tmp_path, **GEMMA3N | changes)
 
 
 LLAMA4 = {"architectures": ["Llama4ForCausalLM"], "num_hidden_layers": 8, "max_position_embeddings": 65_536}

@@ -20,6 +20,7 @@ from tests.workers.ranks import Job
 from tests.workers.tiny_models import (
     deepseek_v3,
     falcon_h1,
+    gemma3n,
     gpt_oss,
     granite_hybrid,
     lfm2_moe,
@@ -72,6 +73,12 @@ ROUTED = {
     "sigmoid_latent": lambda: deepseek_v3(n_routed_experts=12, moe_intermediate_size=52),
     "clamped_biased_sinks": lambda: gpt_oss(intermediate_size=52),
     "states": lambda: qwen3_5(),
+    "predictions": lambda: gemma3n(
+        hidden_size=52,
+        intermediate_size=84,
+        altup_num_inputs=3,
+        activation_sparsity_pattern=[0.9] * 3 + [0.0] * 2,
+    ),
     "space": lambda: granite_hybrid(mamba_n_heads=4, mamba_d_state=19),
     "space_alone": lambda: nemotron_h(
         layers_block_type=["linear_attention", "moe", "full_attention"], moe_intermediate_size=52

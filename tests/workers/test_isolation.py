@@ -73,7 +73,17 @@ def test_a_prompt_that_ended_in_error_is_computed_anew_when_the_cause_is_gone(ru
     assert (mended.token_ids, mended.cached_tokens) == (healthy, 0)
 
 
-KINDS = ["gemma3", "gpt_oss", "deepseek_v3", "qwen3_next", "lfm2", "llama4", "granitemoehybrid", "falcon_h1"]
+KINDS = [
+    "gemma3",
+    "gemma3n_shared_sparse",
+    "gpt_oss",
+    "deepseek_v3",
+    "qwen3_next",
+    "lfm2",
+    "llama4",
+    "granitemoehybrid",
+    "falcon_h1",
+]
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -8,7 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GraniteMoeHybridConfig, LagunaConfig, LlamaConfig, Qwen3_5TextConfig, Qwen3Config
+from transformers import (
+    Gemma3nTextConfig,
+    GraniteMoeHybridConfig,
+    LagunaConfig,
+    LlamaConfig,
+    Qwen3_5TextConfig,
+    Qwen3Config,
+)
 
 from benchmarks.driver import write_hollow
 from ipc.errors import Code, CortexError
@@ -128,6 +135,16 @@ SHAPES = {  # of a layer or two, by what of it takes most
         mamba_d_state=128,
         mamba_expand=6,
         vocab_size=4096,
+    ),
+    "predictions": Gemma3nTextConfig(
+        **WIDE,
+        vocab_size=4096,
+        vocab_size_per_layer_input=4096,
+        intermediate_size=8192,
+        num_hidden_layers=2,
+        layer_types=["sliding_attention", "full_attention"],
+        activation_sparsity_pattern=[0.95, 0.0],
+        num_kv_shared_layers=0,
     ),
     "a vocabulary": Qwen3Config(**WIDE, vocab_size=131_072, intermediate_size=512, num_hidden_layers=1),
 }

@@ -74,7 +74,10 @@ def answer_in_turn(engine: ModelRunner | Ranks, requests: list[Submit]) -> list[
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["qwen3_untied_biased", "llama_yarn_biased", "gemma4", "llama4", "phimoe"])
+@pytest.mark.parametrize(
+    "name",
+    ["qwen3_untied_biased", "llama_yarn_biased", "gemma4", "gemma3n_shared_sparse", "llama4", "phimoe"],
+)
 def test_half_precision_is_as_close_to_float32_as_that_of_transformers(tiny, name, dtype):
     folder, oracle = tiny(name)
     prompt = [(5 * i + 1) % oracle.config.vocab_size for i in range(100)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import (
     FalconH1Config,
+    Gemma3nTextConfig,
     GraniteMoeHybridConfig,
     LagunaConfig,
     Lfm2Config,
@@ -130,6 +131,14 @@ SHAPES: dict[str, PretrainedConfig] = {  # with as few layers as there are kinds
         layer_types=["full_attention", "sliding_attention"],
         num_experts=64,
         num_hidden_layers=2,
+    ),
+    "gemma-3n-E2B": Gemma3nTextConfig(
+        dtype="bfloat16",
+        intermediate_size=8192,
+        layer_types=2 * ["sliding_attention", "full_attention"],
+        num_hidden_layers=4,
+        num_kv_shared_layers=2,
+        activation_sparsity_pattern=[0.95, 0.95, 0.0, 0.0],
     ),
     "LFM2-1.2B": Lfm2Config(
         vocab_size=65_536,

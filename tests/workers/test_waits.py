@@ -96,8 +96,9 @@ def a_gpu(card: ModelCard, **limits: Any) -> Iterator[tuple[ModelRunner, list[in
         yield runner, waited
 
 
-def test_a_step_waits_for_its_tokens_and_for_nothing_else(tiny, waits):
-    runner = empty_runner(tiny("gemma3").folder)
+@pytest.mark.parametrize("name", ["gemma3", "gemma3n_shared_sparse"])
+def test_a_step_waits_for_its_tokens_and_for_nothing_else(tiny, waits, name):
+    runner = empty_runner(tiny(name).folder)
     tables, slots = range(len(runner.cache.groups)), range(len(SETTINGS))
 
     def pages(slot: int) -> list[list[int]]:

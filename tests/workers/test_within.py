@@ -28,7 +28,7 @@ from ipc.errors import CortexError
 from tests.workers.checkpoints import mistral4 as small_mistral4
 from tests.workers.engines import make_runner, request, serve
 from tests.workers.oracle import fill, greedy
-from tests.workers.tiny_models import NO_HEAD_DIM, SIZES, YARN, muse_glimmer
+from tests.workers.tiny_models import NO_HEAD_DIM, SIZES, YARN, gemma3n, muse_glimmer
 from workers.checkpoints.reading import read_card
 
 PROMPT = [(7 * i + 3) % 131 for i in range(40)]
@@ -138,6 +138,34 @@ def test_text_is_answered_as_by_the_whole(tmp_path, make, old):
     runner = make_runner(tmp_path)
     runner.load(lambda fraction, message: None)
     [output] = serve(runner, [request(1, PROMPT, 30)])
+    assert output == greedy(oracle, PROMPT, output)
+
+
+def test_of_one_that_sees_and_hears_the_same_is_served(tmp_path):
+    """Gemma 3n, as its files are: transformers makes no whole one without what it sees by."""
+    torch.manual_seed(1)
+    oracle = gemma3n()
+    fill(oracle)
+    oracle.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {name.replace("model.", "model.language_model.", 1): each for name, each in tensors.items()}
+    towers = (
+        "vision_tower.timm_model.conv_stem.conv",
+        "audio_tower.conformer.0.norm",
+        "embed_audio.embedding",
+    )
+    tensors |= {f"model.{name}.weight": torch.zeros(2) for name in towers}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    whole = {"architectures": ["Gemma3nForConditionalGeneration"], "model_type": "gemma3n"}
+    whole |= {"text_config": oracle.config.to_dict(), "vision_config": {}, "audio_config": {}}
+    whole |= {"vision_soft_tokens_per_image": 256, "audio_soft_tokens_per_image": 188, "image_token_id": 125}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    card = read_card(tmp_path)
+    assert any("3 tensors are of what sees and hears" in note for note in card.notes)
+    runner = make_runner(tmp_path)
+    runner.load(lambda fraction, message: None)
+    [output] = serve(runner, [request(1, PROMPT, 64)])
     assert output == greedy(oracle, PROMPT, output)
 
 

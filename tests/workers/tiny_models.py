@@ -138,6 +138,14 @@ def gemma3(**changes: Any) -> PreTrainedModel:
     )
 
 
+def gemma3n(**changes: Any) -> PreTrainedModel:
+    inputs = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 131, "laurel_rank": 4}
+    layers = {"sliding_window": 24, "num_hidden_layers": 5, "num_kv_shared_layers": 0}
+    return transformers.Gemma3nForCausalLM(
+        transformers.Gemma3nTextConfig(**SIZES | {"pad_token_id": 0} | inputs | layers | changes)
+    )
+
+
 def gemma4(**changes: Any) -> PreTrainedModel:
     heads = {"global_head_dim": 32, "sliding_window": 24, "num_hidden_layers": 3}
     inputs = {"hidden_size_per_layer_input": 0, "layer_types": [TYPES[0], *TYPES]}

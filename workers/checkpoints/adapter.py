@@ -32,8 +32,9 @@ STORED = ("F32", "BF16", "F16")
 PREFIX = "base_model.model."  # what PEFT puts before the base's own names
 A, B = ".lora_A", ".lora_B"
 _PROJECTION = re.compile(
-    r"model\.layers\.\d+\.(self_attn\.(q|k|v|qkv|o|gate)|(conv|mamba)\.(in|out)"
-    r"|mlp\.(shared_experts?\.)?(gate|up|gate_up|down))_proj"
+    r"model\.layers\.\d+\.((self_attn\.(q|k|v|qkv|o|gate)|(conv|mamba)\.(in|out)"
+    r"|mlp\.(shared_experts?\.)?(gate|up|gate_up|down))_proj|per_layer_(input_gate|projection)"
+    r"|laurel\.linear_(left|right)|altup\.(modality_router|prediction_coefs|correction_coefs))"
 )
 _ROUTES = re.compile(r".*\.(gate|router|shared_expert_gate)(\..*)?")
 _OF_EXPERTS = re.compile(r".*\.experts\..*")
@@ -191,8 +192,8 @@ def _place(path: Path, full: str, tensor: Tensor, usual_name: Callable[[str], st
     if name == own or not _PROJECTION.fullmatch(projection):
         refuse(
             path,
-            f"{full!r} is beside no projection of attention, short convolution or MLP, and only these are "
-            "supported",
+            f"{full!r} is beside no projection of attention, short convolution, MLP or a layer's input, and "
+            "only these are supported",
         )
     if tensor.dtype not in STORED or len(tensor.shape) != 2:
         refuse(path, f"{full!r} is {tensor.dtype} {list(tensor.shape)}, not a matrix of {', '.join(STORED)}")

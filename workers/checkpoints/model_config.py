@@ -205,6 +205,17 @@ class PerLayer(msgspec.Struct, frozen=True):
     unread: int = 0  # token whose row stands for all of an image
 
 
+class AltUp(msgspec.Struct, frozen=True):
+    """Alternating updates (https://arxiv.org/abs/2301.13310): a token has several predictions, of which a
+    layer computes one, and corrects all by what came of it. Beside attention, its input is added once more,
+    and what a projection of low rank makes of it (LAuReL, https://arxiv.org/abs/2411.07501)."""
+
+    predictions: int
+    active: int  # the one that is computed
+    rank: int  # of the projection
+    scaled: bool = True  # what inputs of layers are gated by is multiplied before
+
+
 class Encoder(msgspec.Struct, frozen=True, kw_only=True):
     """What an encoder has and a decoder has not."""
 
@@ -221,6 +232,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     hidden_size: int
     intermediate_size: int
+    inner_of: tuple[int, ...] = ()  # the same of each layer, where they are not alike
     num_layers: int
     num_heads: int
     heads_of: tuple[int, ...] = ()  # the same of each layer, where they are not alike
@@ -236,8 +248,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     mlp_bias: bool
     gates: bool = True  # an MLP has them, which open what is projected beside them
     # queries and keys: each head, with weights or without, or all together; or each head once it is turned,
-    # without weights (and only where it is) or with
-    qk_norm: Literal["none", "heads", "bare_heads", "whole", "turned", "turned_heads"] = "none"
+    # without weights (and only where it is) or with; or each head, of values too
+    qk_norm: Literal["none", "heads", "bare_heads", "whole", "turned", "turned_heads", "with_values"] = "none"
     temperature: Temperature | None = None
     latent: Latent | None = None  # attention is that
     # what attention gives is let through by gates: one for each number of it, which q_proj makes as well or a
@@ -260,8 +272,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     window_rotary_dim: int | None = None  # the same of `rotary_dim`
     unrotated: tuple[int, ...] = ()  # layers without positions
     values_of_keys: tuple[int, ...] = ()  # layers whose values are made by the projection of their keys
-    double_wide: tuple[int, ...] = ()  # layers whose MLP is twice as wide
     per_layer: PerLayer | None = None
+    altup: AltUp | None = None
+    sparsity: tuple[
+        float, ...
+    ] = ()  # of each layer the share of its gates that are closed, as if they were normal
     embedding_scale: float = 1.0
     residual_scale: float = 1.0  # of what attention and MLP add
     attention_scale: float | None = None  # of scores; None: 1 / sqrt(head_dim)
@@ -324,6 +339,19 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         has_state = self.state_norms is not None and self.layers[number].kind == "state"
         return self.state_norms if has_state else self.norms
 
+    @property
+    def inner_sizes(self) -> tuple[int, ...]:
+        """Of all MLPs."""
+        return self.inner_of or (self.intermediate_size,)
+
+    def inner(self, number: int) -> int:
+        """The same of that layer's."""
+        return self.inner_of[number] if self.inner_of else self.intermediate_size
+
+    def closes(self, number: int) -> bool:
+        """Whether most of that layer's gates are closed."""
+        return bool(self.sparsity) and self.sparsity[number] > 0
+
     def unlike_layers(self) -> list[int]:
         """Numbers of layers of which each other one is like one, and of those whose keys they read."""
         first: dict[object, int] = {}
@@ -333,7 +361,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
                 shape,
                 has_experts,
                 layer.keeps,
-                number in self.double_wide,
+                self.inner(number),
+                self.closes(number),
                 self.of_layer(number).num_heads,
             )
             first.setdefault(kind, number)
@@ -379,7 +408,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         return (
             world_size >= 1
             and all(heads % world_size == 0 for heads in self.head_counts)
-            and (self.intermediate_size % world_size == 0 or not self.has_mlps)
+            and (not self.has_mlps or not any(size % world_size for size in self.inner_sizes))
             and (experts is None or experts.splits_into(world_size))
             and (not self.mtp or 2 * self.hidden_size % world_size == 0)
             and (self.state is None or self.state.splits_into(world_size))

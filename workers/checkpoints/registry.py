@@ -16,6 +16,7 @@ from workers.checkpoints.families.eurobert import EUROBERT
 from workers.checkpoints.families.exaone4 import EXAONE4, EXAONE_MOE
 from workers.checkpoints.families.falcon_h1 import FALCON_H1
 from workers.checkpoints.families.gemma import GEMMA, GEMMA2, GEMMA3, VAULTGEMMA
+from workers.checkpoints.families.gemma3n import GEMMA3N
 from workers.checkpoints.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from workers.checkpoints.families.glm import GLM, GLM4
 from workers.checkpoints.families.glm_moe import DOTS1, GLM4_MOE, SOLAR_OPEN
@@ -59,7 +60,7 @@ from workers.checkpoints.family import Family
 
 KNOWN = (
     *(LLAMA, LLAMA4, MISTRAL, MISTRAL4, MINISTRAL3, QWEN2, QWEN3, QWEN3_MOE),
-    *(GEMMA2, GEMMA3, GEMMA4, GEMMA4_UNIFIED),
+    *(GEMMA2, GEMMA3, GEMMA3N, GEMMA4, GEMMA4_UNIFIED),
     *(GRANITE, GRANITE_MOE, PHI3, PHIMOE, SMOLLM3, OLMO2, OLMO3, GLM, GLM4),
     *(SEED_OSS, EXAONE4, EXAONE_MOE, ERNIE4_5, ERNIE4_5_MOE, OLMOE, MINIMAX_M2),
     *(COHERE, COHERE2, COHERE2_MOE, ARCEE, APERTUS, STARCODER2, HUNYUAN, GEMMA, CWM, HYPERCLOVAX, MELLUM),

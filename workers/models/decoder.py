@@ -159,8 +159,8 @@ class Decoder:
         if logits is None:
             return None
         if self.logit_scale != 1.0:
-            logits = logits * self.logit_scale
-        return logits if self.logit_cap is None else torch.tanh(logits / self.logit_cap) * self.logit_cap
+            logits.mul_(self.logit_scale)
+        return logits if self.logit_cap is None else logits.div_(self.logit_cap).tanh_().mul_(self.logit_cap)
 
 
 class Block:

@@ -90,6 +90,7 @@ class LayerInputs:
         size, columns = config.per_layer.size, config.num_layers * config.per_layer.size
         vocabulary = VocabularySlice(config.per_layer.vocab_size, group)
         self.shape, self.unread = (config.num_layers, size), config.per_layer.unread
+        self.lacks = config.vocab_size > config.per_layer.vocab_size  # rows for the last tokens
         self.table = Embedding(names.TABLE, vocabulary, columns, empty)
         self.scale = float(torch.tensor(size**0.5, dtype=dtype))  # as it was trained
         self.projection = ColumnParallel(
@@ -103,9 +104,31 @@ class LayerInputs:
         yield Shard([*self.projection.pieces()], self.projection.pack)
 
     def __call__(self, token_ids: Tensor, x: Tensor) -> Tensor:  # [tokens, layers, size]
+        if self.lacks:
+            token_ids = token_ids.masked_fill(token_ids >= self.table.vocabulary.size, 0)
         projected = (self.projection(x) * self.projection_scale).unflatten(1, self.shape)
         table = (self.table(token_ids) * self.scale).unflatten(1, self.shape)
         return (self.norm(projected) + table) * 0.5**0.5
+
+
+class InputGate:
+    """What a layer makes of its own input: as much of it as what it has computed lets through."""
+
+    def __init__(self, name: str, config: ModelConfig, empty: Empty) -> None:
+        size, hidden = config.per_layer.size, config.hidden_size
+        self.activation, self.exact = config.activation, False
+        self.gate = ColumnParallel([(f"{name}.{names.GATE}", size, range(size))], hidden, False, empty)
+        self.into = ColumnParallel([(f"{name}.{names.INTO}", hidden, range(hidden))], size, False, empty)
+        self.norm = RMSNorm(f"{name}.{names.NORM_OF_INPUT}", hidden, config.norm_eps, empty)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.gate, self.into
+
+    def __call__(
+        self, x: Tensor, own: Tensor
+    ) -> Tensor:  # [tokens, hidden], [tokens, size] -> [tokens, hidden]
+        return self.norm(self.into(activated(self.gate(x), self.activation, self.exact) * own))
 
 
 class Gemma4Block(Block):
@@ -120,8 +143,7 @@ class Gemma4Block(Block):
 
         source = config.layers[number].keys_of
         self.source = number if source is None else source
-        self.group, self.activation, self.exact = group, config.activation, False
-        self.name, self.scale = name, empty(1)
+        self.group, self.name, self.scale = group, name, empty(1)
         self.experts: MixtureOfExperts | None = None
         self.more_norms: list[RMSNorm] = []
         if config.experts is not None:
@@ -129,29 +151,26 @@ class Gemma4Block(Block):
             self.experts = MixtureOfExperts(name, config, group, empty, router=router)
             self.after_dense, self.before_experts, self.after_experts = map(norm, names.EXPERT_NORMS)
             self.more_norms += [self.after_dense, self.before_experts, self.after_experts]
-        self.gate: Linear | None = None
-        if config.per_layer is not None:
-            size = config.per_layer.size
-            self.gate = ColumnParallel([(f"{name}.{names.GATE}", size, range(size))], hidden, False, empty)
-            self.into = ColumnParallel([(f"{name}.{names.INTO}", hidden, range(hidden))], size, False, empty)
-            self.after_input = norm(names.NORM_OF_INPUT)
-            self.more_norms.append(self.after_input)
+        self.gate = None if config.per_layer is None else InputGate(name, config, empty)
+        if self.gate is not None:
+            self.more_norms.append(self.gate.norm)
 
     def _attention(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> Gemma4Attention:
         return Gemma4Attention(name, self.number, config, group, empty)
 
     def _mlp(self, name: str, config: ModelConfig, group: RankGroup, empty: Empty) -> MLP:
-        inner = config.intermediate_size * (2 if self.number in config.double_wide else 1)
+        inner = config.inner(self.number)
         return MLP(name, config, group, empty, inner=inner, part=config.experts is not None)
 
     @property
     def linears(self) -> tuple[Linear, ...]:
         experts = () if self.experts is None else self.experts.linears
-        return *super().linears, *experts, *(() if self.gate is None else (self.gate, self.into))
+        return *super().linears, *experts, *(() if self.gate is None else self.gate.linears)
 
     def make_exact(self, known: dict[object, list[int]]) -> None:
         super().make_exact(known)
-        self.exact = True
+        if self.gate is not None:
+            self.gate.exact = True
         if self.experts is not None:
             self.experts.exact = True
 
@@ -183,8 +202,7 @@ class Gemma4Block(Block):
         del attended
         stream.add(self.after_mlp(self._fed(stream)))
         if own is not None:
-            gate = activated(self.gate(stream.whole()), self.activation, self.exact)
-            stream.add(self.after_input(self.into(gate * only(own, wanted))))
+            stream.add(self.gate(stream.whole(), only(own, wanted)))
         stream.multiply(self.scale)
 
     def _fed(self, stream: Residual) -> Tensor:  # [tokens, hidden]
@@ -269,6 +287,7 @@ class Gemma4Attention:
             values = projected[:, -self.num_kv_heads :]
             values = (values * over_rms(values, self.eps)).to(x.dtype)
         turned = rotate(self.norm(projected[:, : self.num_heads + self.num_kv_heads]), *angles).to(x.dtype)
+        del projected
         q, keys = turned.split((self.num_heads, self.num_kv_heads), dim=1)
         attended = attend(q, keys if self.keeps else None, values).view(len(x), -1)
         return self.output(only(attended, wanted))

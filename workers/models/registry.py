@@ -5,6 +5,7 @@ from __future__ import annotations
 from workers.models.bert import Bert
 from workers.models.decoder import Decoder
 from workers.models.falcon_h1 import FalconH1
+from workers.models.gemma3n import Gemma3n
 from workers.models.gemma4 import Gemma4
 from workers.models.hybrid import Hybrid
 from workers.models.modernbert import ModernBert
@@ -34,6 +35,7 @@ MODELS = {
     "gemma": Decoder,
     "gemma2": Decoder,
     "gemma3": Decoder,
+    "gemma3n": Gemma3n,
     "gemma4": Gemma4,
     "gemma4_unified": Gemma4,
     "glm": Decoder,

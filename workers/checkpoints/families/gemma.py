@@ -17,11 +17,12 @@ import msgspec
 from msgspec import Meta
 
 from workers.checkpoints import config, rope
-from workers.checkpoints.config import ConfigFile
+from workers.checkpoints.config import ConfigFile, File
 from workers.checkpoints.families.llama import dense_tensors
 from workers.checkpoints.family import Family
 from workers.checkpoints.files import refuse
 from workers.checkpoints.model_config import ModelConfig, Norms
+from workers.checkpoints.rope import Rope
 
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -110,16 +111,27 @@ def read_3(path: Path, given: Mapping[str, Any]) -> ModelConfig:
     file = _file(path, given)
     if file.attn_logit_softcapping is not None:
         refuse(path, "attn_logit_softcapping is not supported: Gemma 3 has none")
+    file, window_rope = two_ropes(path, file, whole, local)
+    if file.use_bidirectional_attention and file.sliding_window is not None:  # half before, half behind
+        file = msgspec.structs.replace(file, sliding_window=file.sliding_window // 2 + 1)
+    return _model_config(path, file, PATTERN_3, qk_norm="heads", window_rope=window_rope)
+
+
+def two_ropes(path: Path, file: File, whole: dict[str, Any], local: dict[str, Any]) -> tuple[File, Rope]:
+    """`file` with the rope of the layers that see all tokens, and that of those with a window.
+
+    Args:
+        whole: what `rope_parameters` says of the first.
+        local: and of the others.
+    """
     if whole or local:
         file = msgspec.structs.replace(file, rope_scaling=None)
     theta = whole.get("rope_theta") or file.rope_theta or THETA_3
     file = msgspec.structs.replace(file, rope_parameters=(file.rope_scaling or whole) | {"rope_theta": theta})
-    if file.use_bidirectional_attention and file.sliding_window is not None:  # half before, half behind
-        file = msgspec.structs.replace(file, sliding_window=file.sliding_window // 2 + 1)
     theta = local.get("rope_theta") or file.rope_local_base_freq or WINDOW_THETA_3
     beside = msgspec.structs.replace(file, rope_scaling=None, rope_parameters=local | {"rope_theta": theta})
     window_rope, *_ = rope.read(path, beside, beside.head_dim, partial=False)
-    return _model_config(path, file, PATTERN_3, qk_norm="heads", window_rope=window_rope)
+    return file, window_rope
 
 
 def _file(path: Path, given: Mapping[str, Any]) -> GemmaFile:

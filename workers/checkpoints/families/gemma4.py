@@ -100,7 +100,22 @@ class Gemma4File(ConfigFile, kw_only=True):
 
 
 def tensors(model: ModelConfig) -> Iterator[TensorSpec]:
-    """Layers that read the keys of others have no projections for any."""
+    """Those that others with inputs of layers have, experts, and a scale of each layer."""
+    yield from common_tensors(model)
+    hidden = model.hidden_size
+    for number in range(model.num_layers):
+        prefix = f"model.layers.{number}."
+        if model.experts is not None:
+            for norm in EXPERT_NORMS:
+                yield TensorSpec(f"{prefix}{norm}.weight", (hidden,), "none")
+            yield from expert_tensors(prefix, hidden, model.experts)
+            yield TensorSpec(prefix + ROUTER_SCALE, (hidden,), "wide")
+            yield TensorSpec(prefix + EXPERT_SCALES, (model.experts.count,), "wide")
+        yield TensorSpec(prefix + SCALE, (1,), "none")
+
+
+def common_tensors(model: ModelConfig) -> Iterator[TensorSpec]:
+    """Those of Gemma 3n, too. Layers that read the keys of others have no projections for any."""
     hidden = model.hidden_size
     yield TensorSpec(EMBEDDING, (model.vocab_size, hidden), "vocabulary")
     if (inputs := model.per_layer) is not None:
@@ -110,22 +125,14 @@ def tensors(model: ModelConfig) -> Iterator[TensorSpec]:
         yield TensorSpec(f"{PROJECTION_NORM}.weight", (inputs.size,), "none")
     for number, layer in enumerate(model.layers):
         prefix = f"model.layers.{number}."
-        names = [*msgspec.structs.astuple(model.norms)]
-        names += EXPERT_NORMS if model.experts is not None else ()
-        for norm in names:
+        for norm in msgspec.structs.astuple(model.norms):
             yield TensorSpec(f"{prefix}{norm}.weight", (hidden,), "none")
         yield from _attention(model, number, layer, prefix + "self_attn.")
-        inner = model.intermediate_size * (2 if number in model.double_wide else 1)
-        yield from mlp_tensors(prefix + "mlp.", hidden, inner)
-        if model.experts is not None:
-            yield from expert_tensors(prefix, hidden, model.experts)
-            yield TensorSpec(prefix + ROUTER_SCALE, (hidden,), "wide")
-            yield TensorSpec(prefix + EXPERT_SCALES, (model.experts.count,), "wide")
+        yield from mlp_tensors(prefix + "mlp.", hidden, model.inner(number))
         if inputs is not None:
             yield TensorSpec(f"{prefix}{GATE}.weight", (inputs.size, hidden), "none")
             yield TensorSpec(f"{prefix}{INTO}.weight", (hidden, inputs.size), "none")
             yield TensorSpec(f"{prefix}{NORM_OF_INPUT}.weight", (hidden,), "none")
-        yield TensorSpec(prefix + SCALE, (1,), "none")
     yield TensorSpec("model.norm.weight", (hidden,), "none")
     if not model.tied_head:
         yield TensorSpec(HEAD, (model.vocab_size, hidden), "vocabulary")
@@ -185,19 +192,20 @@ def _read(path: Path, given: dict[str, Any]) -> ModelConfig:
     window_rope, *_ = rope.read(path, beside, file.head_dim, partial=False)
     layers = _layers(path, file, types)
     [dim] = {layer.head_dim for layer in layers if layer.kind == "full"}
-    reading = tuple(number for number, layer in enumerate(layers) if layer.keys_of is not None)
+    wide = tuple(file.intermediate_size * (1 if layer.keys_of is None else 2) for layer in layers)
     model = config.model_config(
         path,
         file,
         config.windows_of(path, file, first=0),
         norms=NORMS,
+        qk_norm="with_values",
         window_rope=window_rope,
         window_rotary_dim=file.head_dim,
         embedding_scale=file.hidden_size**0.5,
         attention_scale=1.0,
         logit_cap=file.final_logit_softcapping,
         values_of_keys=_full(types) if file.attention_k_eq_v else (),
-        double_wide=reading if file.use_double_wide_mlp else (),
+        inner_of=wide if file.use_double_wide_mlp else (),
         per_layer=_per_layer(path, file),
         experts=_experts(path, file),
     )
