@@ -108,12 +108,9 @@ class GpuStep:
         if self.shapes.window_rope is not None:
             dims.append(self.shapes.window_rotary_dim or self.shapes.rotary_dim)
         for dim in dims:
-            halves = [self._rows(dim // 2, FLOAT) for _ in range(4)]
-            self._free(*halves[:2])
-            found.append(self._rows(dim, FLOAT))
-            negative = self._rows(dim // 2, FLOAT)
-            found.append(self._rows(dim, FLOAT))
-            self._free(negative, *halves[2:])
+            angle = self._rows(dim, FLOAT)
+            found += [self._rows(dim, FLOAT) for _ in range(2)]
+            self._free(angle)
         return found
 
     @property

@@ -45,7 +45,7 @@ def test_angles_are_those_of_transformers_to_the_bit(settings, head_dim, theta):
     )
     oracle = LlamaRotaryEmbedding(config)
     rotary = Rotary(Rope(**settings), head_dim, torch.device("cpu"))
-    assert torch.equal(rotary.frequencies, oracle.inv_freq)
+    assert torch.equal(rotary.frequencies, torch.cat((-oracle.inv_freq, oracle.inv_freq)))
     positions = torch.tensor([0, 1, 31, 4_095, 40_000, 131_071])
     cos, sin = rotary(positions)
     wanted_cos, wanted_sin = oracle(torch.zeros(1), positions[None])

@@ -30,10 +30,15 @@ class Rotary:
         interleaved: bool = False,
         sections: tuple[int, int, int] | None = None,
     ) -> None:
-        self.frequencies = frequencies(rope, head_dim).to(device)  # [head_dim / 2], radians a token
+        def of_both(first: Tensor, second: Tensor) -> Tensor:  # [head_dim / 2] both -> [head_dim]
+            both = torch.stack((first, second), dim=-1) if interleaved else torch.stack((first, second))
+            return both.flatten().to(device)
+
+        each = frequencies(rope, head_dim)
+        # the first of a pair gets the other's sine taken off: it turns backwards, with the same cosine
+        self.frequencies = of_both(-each, each)  # radians a token
         self.scale = attention_factor(rope)
-        self.interleaved = interleaved
-        self.axes = None if sections is None else axes(sections).to(device)
+        self.axes = None if sections is None else of_both(axes(sections), axes(sections))
 
     def __call__(self, positions: Tensor) -> Angles:
         """For `rotate`; once a step, for all layers.
@@ -44,11 +49,7 @@ class Rotary:
         turning = positions[:, None] if positions.dim() == 1 else positions[self.axes].t()
         angle = turning[:, None].float() * self.frequencies
         cos, sin = angle.cos(), angle.sin()
-        if self.scale != 1.0:
-            cos, sin = cos * self.scale, sin * self.scale
-        if self.interleaved:
-            return cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
-        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return (cos, sin) if self.scale == 1.0 else (cos * self.scale, sin * self.scale)
 
 
 def axes(sections: tuple[int, int, int]) -> Tensor:  # [head_dim / 2] int64
