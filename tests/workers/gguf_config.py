@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig
 
 Keys = Callable[..., None]  # `tests.workers.gguf_files.Writer.keys`
@@ -17,6 +18,8 @@ def say(keys: Keys, config: PretrainedConfig, architecture: str) -> None:
         _gemma4_keys(keys, config)
     if architecture == "muse-glimmer":
         keys(logit_scale=config.output_multiplier)
+    if architecture == "gemma3n":
+        _gemma3n_keys(keys, config)
     if architecture == "cohere2moe":
         _cohere2_moe_keys(keys, config)
     if architecture == "laguna":
@@ -169,6 +172,19 @@ def _gemma4_keys(keys: Keys, config: PretrainedConfig) -> None:
         rope__dimension_count=full,
         rope__dimension_count_swa=config.head_dim,
         expert_used_count=config.top_k_experts,
+    )
+
+
+def _gemma3n_keys(keys: Keys, config: PretrainedConfig) -> None:
+    """The same of Gemma 3n."""
+    shares = torch.tensor(config.activation_sparsity_pattern)
+    keys(
+        feed_forward_length=config.intermediate_size,
+        altup__active_idx=config.altup_active_idx,
+        altup__num_inputs=config.altup_num_inputs,
+        activation_sparsity_scale=torch.distributions.Normal(0, 1).icdf(shares).tolist(),
+        attention__shared_kv_layers=config.num_kv_shared_layers,
+        embedding_length_per_layer_input=config.hidden_size_per_layer_input,
     )
 
 

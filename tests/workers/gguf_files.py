@@ -31,6 +31,7 @@ ARCHITECTURES = {
     "gemma": ("gemma", False),
     "gemma2": ("gemma2", False),
     "gemma3_text": ("gemma3", False),
+    "gemma3n_text": ("gemma3n", False),
     "gemma4_text": ("gemma4", False),
     "muse_glimmer_text": ("muse-glimmer", True),
     "phi3": ("phi3", False),
@@ -234,7 +235,14 @@ def write(
         tensors = by_spaces({nemotron_h.usual_name(name): each for name, each in tensors.items()}, config)
     if architecture == "falcon-h1":
         tensors = by_spaces(multiplied(tensors, config), config)
-    whole = ("gemma4", "mistral4", "granitehybrid", "granitemoe", "granite_swa")
+    if architecture == "gemma3n":
+        for name in ("altup_projections", "altup_unembed_projections"):
+            parts = [tensors.pop(f"model.{name}.{n}.weight") for n in range(config.altup_num_inputs - 1)]
+            tensors[f"model.{name}.weight"] = torch.stack(parts)
+        tensors = {
+            f"{name}.weight" if name.endswith("_scale") else name: each for name, each in tensors.items()
+        }
+    whole = ("gemma3n", "gemma4", "mistral4", "granitehybrid", "granitemoe", "granite_swa")
     merged = tensors if architecture in whole else _merged(tensors)
     for name, tensor in sorted(merged.items()):
         known = BY_HAND.get(re.sub(r"\.\d+\.", ".{}.", name)) or names.get_name(name, (".weight", ".bias"))

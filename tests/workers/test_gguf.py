@@ -38,6 +38,8 @@ SAME = [
     "gemma2",
     "gemma3",
     "gemma3_linear_capped",
+    "gemma3n",
+    "gemma3n_shared_sparse",
     "gemma4",
     "gemma4_inputs_shared",
     "gemma4_experts_k_eq_v",

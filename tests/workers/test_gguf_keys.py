@@ -110,6 +110,16 @@ def test_keys_that_say_what_the_model_has_anyway_are_no_reason_to_refuse_it(tiny
     assert card.config == plain.config
 
 
+@pytest.mark.parametrize("value", [[1.5, 0.0], 1.64, ["x"] * 6, [9.0] * 6])
+def test_gates_of_a_gemma_3n_are_closed_as_its_file_says_or_it_is_refused(tiny, tmp_path, value):
+    folder, key = tiny("gemma3n_shared_sparse").folder, "gemma3n.activation_sparsity_scale"
+    with pytest.raises(CortexError, match="activation_sparsity"):
+        read_card(gguf_files.write(tmp_path / "model.gguf", folder, more={key: value}))
+    more = {key: [1.5] * 6, "gemma3n.attention.shared_kv_layers": 0}
+    with pytest.raises(CortexError, match="k_proj"):  # which layers that share have not
+        read_card(gguf_files.write(tmp_path / "other.gguf", folder, more=more))
+
+
 def test_a_factor_of_positions_is_linear_where_no_type_stands_there(tiny, tmp_path):
     folder = tiny("qwen2_tied").folder
     more = {"qwen2.rope.scaling.factor": 4.0}

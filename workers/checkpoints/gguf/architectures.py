@@ -15,6 +15,7 @@ from workers.checkpoints.gguf.families import (
     dense,
     experts,
     gemma,
+    gemma3n,
     gemma4,
     lfm2,
     mamba,
@@ -38,6 +39,7 @@ class Architecture:
         tensors: names that are others than in `names.LAYER`.
         whole: names of tensors, their endings included; of a layer without its number.
         read_with_config: names of a layer's tensors that say what is no tensor of the model.
+        stacked: names of tensors that are several, one after the other; `{}` is the number of each.
         experts: what the names of a layer's experts begin with.
         layers: what the names of all layers begin with.
         embeds: it is an encoder: `config` is all of `config.json`.
@@ -54,6 +56,7 @@ class Architecture:
     tensors: Mapping[str, str] = field(default_factory=dict)
     whole: Mapping[str, str] = field(default_factory=dict)
     read_with_config: tuple[str, ...] = ()
+    stacked: Mapping[str, str] = field(default_factory=dict)
     experts: str = "mlp.experts"
     layers: str = "model.layers"
     embeds: bool = False
@@ -172,6 +175,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         layers="layers",
         embeds=True,
         neutral=bert.NEUTRAL,
+    ),
+    "gemma3n": Architecture(
+        "Gemma3nForCausalLM",
+        gemma3n.config,
+        tensors=gemma3n.LAYER,
+        whole=gemma3n.WHOLE,
+        stacked=gemma3n.STACKED,
+        neutral={"attention.scale": (0, 1.0)},
     ),
     "gemma4": Architecture(
         "Gemma4ForCausalLM",

@@ -70,6 +70,14 @@ def usual(
     if name in MODEL:
         yield MODEL[name], tensor
         return
+    if name in architecture.stacked and len(tensor.shape) == 3:
+        count, *shape = tensor.shape
+        _refuse_too_many(name, tensor, count, "matrices")
+        size = tensor.size // count
+        for number in range(count):
+            each = replace(tensor, shape=tuple(shape), offset=tensor.offset + number * size, size=size)
+            yield architecture.stacked[name].format(number), each
+        return
     match = _LAYER.fullmatch(name)
     known = LAYER | dict(architecture.tensors)
     if match is None:
@@ -93,8 +101,7 @@ def usual(
         yield f"{architecture.layers}.{match[1]}.{known[match[2]]}.{match[3]}", tensor
     elif match[2] in EXPERTS and len(tensor.shape) == (3 if match[3] == "weight" else 2):
         count, *shape = tensor.shape  # experts one after the other
-        if count > MOST_EXPERTS:
-            refuse(tensor.file, f"has {name!r} of {count:,} experts, and {MOST_EXPERTS:,} is the limit")
+        _refuse_too_many(name, tensor, count, "experts")
         parts = EXPERTS[match[2]]
         if len(parts) > 1 and shape[0] % len(parts):
             refuse(tensor.file, f"has {name!r} of {shape[0]} rows, which are no gates and as many others")
@@ -107,3 +114,8 @@ def usual(
                 start += size
     else:
         yield name, tensor
+
+
+def _refuse_too_many(name: str, tensor: Tensor, count: int, what: str) -> None:
+    if count > MOST_EXPERTS:
+        refuse(tensor.file, f"has {name!r} of {count:,} {what}, and {MOST_EXPERTS:,} is the limit")
