@@ -87,9 +87,15 @@ ALIGNED = (  # formats with rows that begin at 16 bytes
 KEPT = {WHOLE: "", INT8: "int8", FP8: "fp8"}  # keys and values
 HEAD_DIMS = (64, 80, 96, 128, 192, 256, 512, 576)  # 576: latent vectors, 512 of which are values
 SHAPES = ((14336, 4096), (4096, 14336))  # rows, columns
-# what sees no memory but a launch's arguments: of what the assembler is told, and of what it makes of that
-HARMLESS = re.compile(r"(ld\.param|mov|cvt|cvta|add|sub|mul|mad|shl|shr|and|or|setp|selp)\.")
-HARMLESS_CODE = re.compile(r"(LDC|LDCU|ULDC|S2R|S2UR|MOV|UMOV|NOP)\b")
+# What sees no memory but a launch's arguments, or asks a cache for some, which reads nothing: of what the
+# assembler is told, and of what it makes of that.
+HARMLESS = re.compile(
+    r"(ld\.param|mov|cvt|cvta|add|sub|mul|mad|shl|shr|bfe|and|or|min|max|setp|selp)\.|prefetch\.global\.L2 "
+)
+HARMLESS_CODE = re.compile(
+    r"(LDC|LDCU|ULDC|S2R|S2UR|NOP|CCTL\.E\.PF2"
+    r"|U?(MOV|I?ADD3?|IMAD|LEA|LOP3|SHF|SGXT|ISETP|SEL|IMNMX|VIMNMX|VIADDMNMX)|VIADD)\b"
+)
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,11 @@ class Compiled:
         return is_first(_told(self.kernel.asm["ptx"]), "griddepcontrol.wait", HARMLESS) and is_first(
             _instructions(self.code), "ACQBULK", HARMLESS_CODE
         )
+
+    @property
+    def asks(self) -> int:
+        """Lines that each of its threads asks a cache for, ahead of its wait or its end."""
+        return self.code.partition("ACQBULK")[0].count("CCTL.E.PF2")
 
     @cached_property
     def loop(self) -> str:
@@ -224,7 +235,12 @@ def compile_product(capability: int, kind: str, tokens: int, dtype: str = "bf16"
 
 
 def compile_skinny(
-    capability: int, kind: str, tokens: int, dtype: str = "bf16", activation: int = NONE
+    capability: int,
+    kind: str,
+    tokens: int,
+    dtype: str = "bf16",
+    activation: int = NONE,
+    asks: bool = True,
 ) -> Compiled:
     """The product of few tokens with a weight in planes, or plain."""
     shape = skinny.shape_of(tokens, kind, activation != NONE)
@@ -233,6 +249,7 @@ def compile_skinny(
     numbers = dict.fromkeys(("tokens", "num_rows", "columns", "row_stride", "split_steps"), "i32")
     constants = {"KIND": kind, "HAS_BIAS": False, "SPLIT": True, "BLOCK_N": shape.rows, "N": shape.tokens}
     constants |= {"ACTIVATION": activation, "INTERLEAVED": False}
+    constants["ASKS"] = asks and skinny.asks(kind, shape, activation != NONE)
     aligned = [*pointers, "columns", "num_rows", "row_stride"]
     return _few(capability, skinny.product_kernel, pointers | numbers, constants, aligned, shape)
 
@@ -272,9 +289,10 @@ def _told(ptx: str) -> Iterator[str]:
     """What a kernel tells the assembler to do, and its labels but those of debuggers."""
     body = ptx.partition(".entry")[2].partition("{")[2]
     for line in body.splitlines():
-        told = line.partition("//")[0].strip().rstrip(";")
-        if told and not re.match(r"\.|\$L__(tmp|func_begin)\d+:", told):
-            yield told
+        for part in line.partition("//")[0].split(";"):
+            told = part.strip()
+            if told and not re.match(r"\.|\$L__(tmp|func_begin)\d+:", told):
+                yield told
 
 
 def _instructions(code: str) -> list[str]:

@@ -70,7 +70,7 @@ def test_so_can_requests_of_all_lengths_beside_transformers(tmp_path):
         assert theirs.figures["ratio"] == pytest.approx(theirs.figures["seconds"] / ours.figures["seconds"])
 
 
-DEPENDENT = [f"decode of {name}, 1 at once" for name in ("engine", "experts")]
+DEPENDENT = [f"decode of {name}, 1 at once" for name in ("engine", "experts", "gguf")]
 
 
 def test_so_can_dependent_launches(tmp_path):
@@ -79,8 +79,9 @@ def test_so_can_dependent_launches(tmp_path):
     assert [each.name for each in results] == DEPENDENT
     for each in results:
         assert each.ok
-        assert each.value.endswith("without; equal to the bit")
-        assert each.figures["ratio"] == each.figures["seconds"] / each.figures["without"]
+        assert each.value.endswith("ask for no weights; equal to the bit")
+        for way in ("asks", "dependent"):
+            assert each.figures[f"{way} ratio"] == each.figures[way] / each.figures["without"]
 
 
 def test_dependent_launches_that_answer_otherwise_are_a_failure(tmp_path, monkeypatch):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from itertools import product
 
 import torch
+import triton
+from triton import language as tl
 
 from tests.workers.random_blocks import weight_of
 from workers.checkpoints.experts import Clamp
 from workers.kernels.gates import Gates
-from workers.kernels.skinny import Shape
+from workers.kernels.skinny import LINE, Shape, first_lines
 
 
 def errors(kinds: list[str]) -> dict[str, float]:
@@ -38,6 +40,59 @@ def errors(kinds: list[str]) -> dict[str, float]:
         apart[f"{kind} whole"] = float((wide.float() - weight.float().half().float()).abs().max())
     assert not skinny.counters(x.device).any()
     return apart
+
+
+@triton.jit
+def _keep_lines(
+    w,
+    found,  # [parts, programs, addresses] int64
+    num_rows,
+    columns,
+    row_stride,
+    split_steps,
+    PLANE: tl.constexpr,
+    KIND: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    begin = tl.program_id(1) * split_steps * 128
+    at = first_lines(w, num_rows, columns, row_stride, begin, split_steps, PLANE, KIND, BLOCK_N)
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(found + program * at.shape[0] + tl.arange(0, at.shape[0]), at.to(tl.int64))
+
+
+def steps_without_what_is_asked_for(kinds: list[str]) -> list[str]:
+    """Programs whose first step is another where memory has only the lines that they ask for, or that ask for
+    what is not the weight's."""
+    from workers.kernels.planes_triton import PLANES
+    from workers.weights.blocks import Blocks
+
+    wrong, rows, columns, parts, steps = [], 17, 768, 2, 4  # of the second part there are only two
+    for kind in kinds:
+        weight = weight_of(kind, rows, columns)
+        data = Blocks(weight.format, weight.data.clone(), torch.float16).to_planes().data
+        stride, width = data.stride(0), data.shape[1]
+        whole = weight.float()
+        for block in (16, 32):
+            found = []
+            for plane in range(len(PLANES[kind])):
+                at = torch.zeros(parts, -(-rows // block), block * (1 + (plane == 0)), dtype=torch.int64)
+                sizes = rows, columns, stride, steps
+                _keep_lines[at.shape[1], parts, 1](data, at, *sizes, plane, kind, block)
+                found.append(at - data.data_ptr())
+            for part, program in product(range(parts), range(at.shape[1])):
+                mine, begin = slice(program * block, min((program + 1) * block, rows)), part * steps * 128
+                at = torch.cat([each[part, program] for each in found])
+                row, byte = at // stride, at % stride
+                kept = torch.isin(torch.arange(rows * stride) // LINE.value, at // LINE.value)
+                kept = kept.view(rows, stride)[:, :width]
+                seen = Blocks(weight.format, torch.where(kept, data, 0)[mine], torch.float16, True).float()
+                inside = (row >= mine.start) & (row < mine.stop) & (byte < width)
+                numbers = found[0][part, program] % stride
+                inside &= (numbers < min(6, (part + 1) * steps) * PLANES[kind][0]).all()
+                step = slice(begin, begin + 128)
+                if not inside.all() or not torch.equal(seen[:, step], whole[mine, step]):
+                    wrong.append(f"{kind} {block} {part} {program}")
+    return wrong
 
 
 def errors_of_experts() -> dict[str, float]:

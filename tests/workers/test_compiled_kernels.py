@@ -89,15 +89,41 @@ def test_every_kernel_waits_for_what_came_before_it_ahead_of_all_else(name, capa
     assert seen == {each for each in launched() if each.__module__ == f"workers.kernels.{name}"} != set()
 
 
+ASKED = {("PLAIN", 1): 2, ("Q4_K", 1): 3, ("FP8_128", 8): 2, ("INT4_128", 1): 3, ("Q6_K", 1): 5}  # lines
+
+
+@pytest.mark.parametrize("capability", [90, 120])
+@pytest.mark.parametrize(("kind", "tokens"), ASKED)
+def test_a_product_asks_for_its_first_weights_before_it_waits_and_has_room_as_without(
+    kind, tokens, capability
+):
+    from benchmarks.kernels import compile_skinny
+    from workers.kernels import skinny
+
+    asking, silent = (compile_skinny(capability, kind, tokens, asks=asks) for asks in (True, False))
+    assert asking.waits_first
+    assert silent.waits_first
+    assert (asking.asks, silent.asks) == (ASKED[kind, tokens], 0)
+    for text in (
+        asking.kernel.asm["ptx"].partition("griddepcontrol.wait")[2],
+        asking.code.partition("ACQ")[2],
+    ):
+        assert not re.search(r"prefetch\.global|CCTL\.E\.PF", text)
+    assert asking.spilt == silent.spilt == 0
+    assert asking.blocks >= min(silent.blocks, skinny.shape_of(tokens, kind).warps)
+
+
 @pytest.mark.parametrize("capability", [80, 86, 89])
 def test_cards_without_dependent_launches_have_no_word_of_them(capability):
+    from benchmarks.kernels import compile_skinny
     from benchmarks.small_kernels import compile_norm
 
     assert capability < DEPENDENT
-    found = compile_norm(capability)
-    assert not found.kernel.metadata.launch_pdl
-    assert "griddepcontrol" not in found.kernel.asm["ptx"]
-    assert not found.waits_first
+    for found in (compile_norm(capability), compile_skinny(capability, "Q4_K", 1)):
+        assert not found.kernel.metadata.launch_pdl
+        assert not re.search(r"griddepcontrol|prefetch\.global", found.kernel.asm["ptx"])
+        assert not found.waits_first
+        assert found.asks == 0
 
 
 @pytest.mark.parametrize("name", ["forgets", "reads", "writes", "returns", "chooses"])
@@ -116,12 +142,33 @@ def test_nothing_is_ahead_of_what_is_first():
 
     wait = "griddepcontrol.wait"
     assert is_first(["ld.param.b64 %rd6, [x]", "mov.u32 %r1, %tid.x", wait, "ret"], wait, HARMLESS)
+    asks = ["mad.wide.s32 %rd1, %r1, %r2, %rd3", "min.s32 %r4, %r5, %r6", "prefetch.global.L2 [%rd1]"]
+    assert is_first([*asks, "mov.b32 %r1, 0", wait], wait, HARMLESS)
+    for early in (
+        *(
+            "prefetch.global.L1 [%rd1]",
+            "prefetchu.L1 [%rd1]",
+            "applypriority.global.L2::evict_normal [%rd1], 128",
+        ),
+        *("discard.global.L2 [%rd1], 128", "cp.async.bulk.prefetch.L2.global [%rd1], 16", "atom.add.u32 %r1"),
+    ):
+        assert not is_first([*asks, early, wait], wait, HARMLESS), early
     for early in ("ld.global.b32 {%r1}, [%rd1]", "@%p1 bra $L__BB0_2", "$L__BB0_1:", "ret", "st.shared.b32"):
         assert not is_first([early, wait], wait, HARMLESS), early
     assert not is_first([f"@%p1 {wait}"], wait, HARMLESS)
     assert not is_first([], wait, HARMLESS)
     assert is_first(["LDC R1, c[0x0][0x28]", "ACQBULK", "EXIT"], "ACQBULK", HARMLESS_CODE)
+    asks = [
+        "IMAD.WIDE R2, R2, R5, RZ",
+        "UIADD3 UR4, UR4, -0x1, URZ",
+        "VIMNMX R2, R2, UR4, PT",
+        "CCTL.E.PF2 [R2]",
+    ]
+    assert is_first([*asks, "ACQBULK", "EXIT"], "ACQBULK", HARMLESS_CODE)
     for early in (
+        "CCTL.IVALL",
+        "CCTL.E.PF1 [R2]",
+        "MOVM.16.MT88 R2, R2",
         "LDG.E R4, desc[UR4][R2.64]",
         "LDGSTS.E [R5], desc[UR4][R6.64]",
         "@P0 EXIT",
@@ -129,6 +176,13 @@ def test_nothing_is_ahead_of_what_is_first():
     ):
         assert not is_first([early, "ACQBULK"], "ACQBULK", HARMLESS_CODE), early
     assert not is_first(["@!P0 ACQBULK"], "ACQBULK", HARMLESS_CODE)
+
+
+def test_what_one_line_tells_the_assembler_is_seen_one_by_one():
+    from benchmarks.kernels import _told
+
+    ptx = ".entry k() {\n\tprefetch.global.L2 [%rd1]; ld.global.b32 %r1, [%rd1]; // ;\n\tret;\n}"
+    assert [*_told(ptx)] == ["prefetch.global.L2 [%rd1]", "ld.global.b32 %r1, [%rd1]", "ret", "}"]
 
 
 @pytest.mark.parametrize("capability", [80, 86, 89, 90, 120])

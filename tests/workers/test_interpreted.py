@@ -68,6 +68,12 @@ def test_products_with_weights_in_planes(interpreted):
         assert error < 1e-3, name
 
 
+def test_a_program_asks_for_all_that_its_first_step_takes_and_for_nothing_that_is_not_the_weight_s(
+    interpreted,
+):
+    assert interpreted("planes", "steps_without_what_is_asked_for", KINDS_IN_PLANES) == []
+
+
 def test_products_of_experts_in_planes(interpreted):
     errors = interpreted("planes", "errors_of_experts")
     assert len(errors) == 4

@@ -11,6 +11,9 @@ then, by induction along a stream or a graph,
   event, a node of a graph) waits for them, too.
 
 It lets the next one begin only after its own wait: never are there more than two of them at once.
+
+What it may do before that is `ask_for` memory, of which it knows the addresses by its arguments alone: so
+weights are on their way to the cache while the kernel before it ends, when memory has little else to do.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 from typing import Any
 
 import triton
+import triton.language as tl
 from triton.language import constexpr
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
@@ -36,3 +40,15 @@ def wait_for_previous():
     if launched_ahead():
         gdc_wait()
         gdc_launch_dependents()
+
+
+@triton.jit
+def ask_for(at):  # [n] pointers
+    """Ask for the lines of a cache in which these are, one of each thread.
+
+    They go to the cache that all multiprocessors share, and that sees what anyone writes: nothing is read,
+    and nothing is changed, so that it makes no difference whether something before it writes there.
+    """
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at.to(tl.int64)], tl.int32, is_pure=False, pack=1
+    )

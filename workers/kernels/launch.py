@@ -24,11 +24,12 @@ DEPENDENT = 90  # capability of cards, from which on launches may be dependent
 MOST_WORDS = 500  # characters of what a compiler says
 
 dependent = True  # whether they are where they may be; a benchmark compares
+asks = True  # whether a product asks for weights before it waits, where they are
 
 
 class Launcher:
     """Launches one kernel, which is a `triton.jit` function without keyword arguments or defaults, and calls
-    `wait_for_previous` before anything else.
+    `wait_for_previous` before it reads or writes anything.
     """
 
     def __init__(self, kernel: Any) -> None:

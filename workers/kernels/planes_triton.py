@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from workers.kernels.floats_triton import e2m1, e4m3
+from workers.weights.planes import plane_bytes
 from workers.weights.rows import FP4, NF4
 
 STEP = tl.constexpr(128)  # columns that stand together
@@ -30,6 +31,7 @@ IN_HALVES = {  # the bits of entries; whether in bfloat16
     for kind, table in IN_TABLES.items()
     for dtype in (torch.bfloat16, torch.float16)
 }
+PLANES = {kind: plane_bytes(kind) for kind in KINDS} | {"PLAIN": (256,)}  # of a step
 BY_SIXTEEN = ("Q6_K", "NVFP4")  # columns that share a scale; else it is 32 or more
 FIRST_AXIS_FIRST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7))
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -65,6 +67,24 @@ def middle_of(kind, dtype):
 def has_least(kind):
     """Whether something is taken off afterwards, too."""
     return kind in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "INT4_32", "INT4_64", "INT4_128")
+
+
+@triton.constexpr_function
+def planes_of(kind):
+    """How many a row has."""
+    return len(PLANES[kind])
+
+
+@triton.constexpr_function
+def step_bytes(kind, plane):
+    """Of a row, in one of its planes."""
+    return PLANES[kind][plane]
+
+
+@triton.constexpr_function
+def bytes_before(kind, plane):
+    """The same in all planes that stand before that one."""
+    return sum(PLANES[kind][:plane])
 
 
 @triton.constexpr_function

@@ -82,6 +82,18 @@ def takes(name: str, columns: int) -> bool:
     return (name in BLOCKS or name in ROWS) and columns % STEP == 0
 
 
+def plane_bytes(name: str) -> tuple[int, ...]:
+    """What 128 columns of a row take of each of its planes, as these follow each other; of one that is the
+    whole row's they take 0."""
+    form = FORMATS[name]
+    if name in ROWS:
+        numbers, both = STEP * ROWS[name] // 8, STEP // form.elements * form.nbytes
+        return numbers, *[both - numbers] * (both > numbers), *[0] * (form.row_nbytes > 0)
+    fields = BLOCKS[name]
+    packed = [part.bits * STEP // 8 for part in (fields.numbers, fields.higher) if part is not None]
+    return *packed, *((stop - start) * STEP // form.elements for start, stop in fields.scales)
+
+
 def to_planes(name: str, rows: Tensor) -> Tensor:  # [rows, row bytes] uint8, both
     """The bits of rows in the format of that name, in planes."""
     columns = FORMATS[name].columns(rows.shape[1])
