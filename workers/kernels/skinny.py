@@ -488,6 +488,10 @@ REGISTERS = {
 SILENT = (("Q5_K", 8), ("MXFP4", 16))
 
 
+# With gates, whose rows are far from what they open: of 32 some registers would be spilt.
+FAR = (("Q5_K", 8), ("Q6_K", 16))
+
+
 # With so many bytes a number up to 8 tokens have smaller programs, and more of them: on an H200 12288 x 4096
 # take 22 us and not 26 to 28. More tokens do not, so that splits, and with them sums, are others there.
 EIGHT_BITS = ("FP8_128", "INT8_128", "Q8_0")
@@ -517,7 +521,7 @@ def shape_of(tokens: int, kind: str, gated: bool = False) -> Shape:
     most = alone(kind) if tokens <= alone(kind) else 8 if tokens <= 8 else 16
     if most <= 8 and kind in EIGHT_BITS:
         return Shape(most, 16, 24, registers=REGISTERS.get((kind, most)))
-    if gated and (kind, most) == ("Q6_K", 16):  # whose rows are far from each other: some would be spilt
+    if gated and (kind, most) in FAR:
         return Shape(most, 16, 16, registers=168)
     return Shape(most, 32, 16, registers=REGISTERS.get((kind, most)))
 
