@@ -101,6 +101,10 @@ def warm_up(device: str) -> None:
         gc.enable()
     a = torch.zeros(16, 16, dtype=torch.float16, device=device)
     torch.mm(a, a)  # cuBLAS, which takes a while to begin with
+    if find_spec("triton") is not None:
+        from workers.execution.dependent_launches import try_dependent_launches
+
+        try_dependent_launches(torch.device(device))
     torch.cuda.synchronize(device)
 
 
