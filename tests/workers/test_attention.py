@@ -83,11 +83,14 @@ TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="there is no Tri
         ("single", 128, 2, False, 120),
         ("single", 192, 0, True, 86),
         ("few", 64, 1, False, 90),
+        ("few", 64, 1, True, 90),
         ("single", 128, 1, False, 80),
         ("single", 64, 0, True, 86),
         ("few", 256, 1, False, 80),
         ("few", 128, 1, True, 80),
         ("single", 256, 1, True, 86),
+        ("few", 512, 1, False, 90),
+        ("few", 512, 1, True, 90),
         ("single", 576, 0, False, 89),
         ("prompt", 128, 0, False, 90),
         ("prompt", 96, 0, False, 120),
@@ -127,6 +130,12 @@ def test_a_kernel_for_tokens_that_see_each_other_fits_its_card_as_well():
 @pytest.mark.parametrize(("capability", "tokens", "head_dim", "kind"), EIGHT_BITS)
 def test_a_kernel_over_8_bits_fits_cards_that_do_not_know_the_type_too(capability, tokens, head_dim, kind):
     fits(capability, tokens, head_dim, window=1, special=True, kind=kind)
+
+
+@TRITON
+@pytest.mark.parametrize(("capability", "kind"), [(90, 1), (120, 2)])
+def test_nor_does_a_kernel_over_8_bits_that_sees_all_spill_with_a_cap(capability, kind):
+    fits(capability, "few", 64, special=True, kind=kind)
 
 
 @TRITON

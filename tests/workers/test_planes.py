@@ -246,11 +246,23 @@ def test_nor_does_one_whose_gates_open_where_it_ends(kind, tokens, capability):
 
 
 @TRITON
-@pytest.mark.parametrize(("kind", "capability"), [("Q5_1", 120), ("Q5_K", 90)])
-def test_nor_does_one_of_experts_with_many_tokens(kind, capability):
+@pytest.mark.parametrize(
+    ("kind", "tokens", "capability"),
+    [
+        ("Q4_K", 8, 120),
+        ("Q5_0", 8, 90),
+        ("Q5_1", 16, 120),
+        ("Q5_K", 16, 90),
+        ("MXFP4", 16, 120),
+        ("INT4_128", 16, 120),
+        ("NF4_64", 16, 120),
+        ("FP4_64", 16, 120),
+    ],
+)
+def test_nor_does_one_of_experts_with_some_tokens(kind, tokens, capability):
     from benchmarks.kernels import compile_few_experts
 
-    assert compile_few_experts(capability, kind, 16).spilt == 0
+    assert compile_few_experts(capability, kind, tokens).spilt == 0
 
 
 @TRITON

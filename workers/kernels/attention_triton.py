@@ -443,9 +443,12 @@ def tile(
     if itemsize == 4:
         return Tile(16, 16, 4 if head_dim <= 128 and not coded else 8, 2)
     if head_dim > 256:
-        return Tile(16, 16, 8, 2, 192) if few and coded else Tile(16, 16, 4, 2)
+        return Tile(16, 16, 8, 2, 192) if few and (coded or (wide and windowed)) else Tile(16, 16, 4, 2)
     if few and head_dim > 128:
         return Tile(16, 32, 8, 2, 208 if capped or coded else 144 if padded or windowed else 128)
+    # as many warps in smaller programs, or more
+    if few and head_dim <= 64 and capped and (coded != windowed if wide else coded and capability >= 120):
+        return Tile(16, 32, 4, 2, 120 if wide else 124)
     if few:
         masked = windowed if wide else (capped or (windowed and capability == 80)) and not coded
         most = 168 if head_dim <= 64 else 248 if capability == 80 else None

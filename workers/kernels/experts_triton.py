@@ -124,11 +124,17 @@ def takes(weight: Weight, dtype: torch.dtype) -> bool:
 # As in `workers.kernels.skinny`, beside what a program keeps of its expert.
 REGISTERS = {
     ("Q4_1", 8): 168,
+    ("Q4_K", 8): 128,
+    ("Q5_0", 8): 136,
     ("Q5_1", 8): 144,
     ("Q5_K", 8): 192,
     ("INT4_32", 8): 144,
     ("Q5_1", 16): 184,
     ("Q5_K", 16): 192,
+    ("MXFP4", 16): 136,
+    ("INT4_128", 16): 136,
+    ("NF4_64", 16): 144,
+    ("FP4_64", 16): 152,
     ("FP8_128", 16): 136,
 }
 
