@@ -19,7 +19,7 @@ class FleetCatalogue(Plain):
     models: Annotated[list[ModelSettings], Meta(max_length=MAX_MODELS)] = []
     elsewhere: Annotated[
         dict[ModelId, list[str]], Meta(max_length=MAX_MODELS)
-    ] = {}  # models that only these other neurons serve
+    ] = {}  # models that only these other neurons serve: names, or one text that says which those are
 
 
 class Appraisal(Plain):

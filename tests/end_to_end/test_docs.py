@@ -21,6 +21,7 @@ from ipc.settings import load_settings
 from neuron.cli import app as neuron_command
 from tests.end_to_end.harness import PATIENCE
 from tests.end_to_end.pages import BLOCKS, PAGES, ROOT
+from workers.checkpoints.registry import ARCHITECTURES
 
 EXAMPLES = [
     example
@@ -162,6 +163,17 @@ def test_the_page_has_every_key_of_a_model_with_its_default():
 def test_the_page_names_the_keys_that_count_without_a_load():
     [told] = re.findall(r"Of a model that is loaded, (.*?) count at once", PAGES["docs/operations.md"], re.S)
     assert set(re.findall(r"`(\w+)`", told)) == LIVE
+
+
+def test_the_page_has_every_architecture_that_is_served_and_no_other():
+    """By its name, or as `ForMaskedLM` and the like of an encoder whose `…Model` has its name there."""
+    told = PAGES["docs/configuration.md"].partition("### What is served\n")[2].partition("\n#")[0]
+    words = set(re.findall(r"`(\w+)`", told))
+    heads = "|".join(head for head in ("ForMaskedLM", "ForSequenceClassification") if head in words)
+    missing = {re.sub(f"({heads})$", "Model", name) for name in ARCHITECTURES.keys() - words} - words
+    assert not missing
+    named = {word for word in words if re.search(r"\w(Model|For(CausalLM|ConditionalGeneration))$", word)}
+    assert named <= ARCHITECTURES.keys()
 
 
 def test_every_target_of_make_is_there():
