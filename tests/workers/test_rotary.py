@@ -53,3 +53,21 @@ def test_angles_are_those_of_transformers_to_the_bit(settings, head_dim, theta):
     assert torch.equal(cos[:, 0], wanted_cos[0])
     assert torch.equal(sin[:, 0, half:], wanted_sin[0, :, half:])
     assert torch.equal(sin[:, 0, :half], -wanted_sin[0, :, :half])
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_what_is_seen_turns_with_its_rows_and_columns_and_kernels_read_that_as_it_stands(interleaved):
+    """Text has the same three positions; angles lie side by side, as kernels take them."""
+    plain, seeing = (
+        Rotary(Rope(), 16, torch.device("cpu"), interleaved, sections) for sections in (None, (4, 2, 2))
+    )
+    positions = torch.tensor([0, 5, 900])
+    assert all(map(torch.equal, seeing(positions.expand(3, -1)), plain(positions)))
+    apart = seeing(torch.stack((positions, positions + 1, positions + 2)))
+    each = [plain(positions + axis) for axis in range(3)]
+    turns = [0, 1, 2, 0, 1, 2, 0, 0]  # which of the three turns a pair
+    of_both = [axis for axis in turns for _ in range(2)] if interleaved else turns * 2
+    for found, angles in zip(apart, zip(*each, strict=True), strict=True):
+        assert found.is_contiguous()
+        for dimension, axis in enumerate(of_both):
+            assert torch.equal(found[..., dimension], angles[axis][..., dimension])

@@ -46,7 +46,7 @@ class Rotary:
         Args:
             positions: `[tokens]`, or of what is seen `[3, tokens]`: time, row and column.
         """
-        turning = positions[:, None] if positions.dim() == 1 else positions[self.axes].t()
+        turning = positions[:, None] if positions.dim() == 1 else positions.t().index_select(1, self.axes)
         angle = turning[:, None].float() * self.frequencies
         cos, sin = angle.cos(), angle.sin()
         return (cos, sin) if self.scale == 1.0 else (cos * self.scale, sin * self.scale)
