@@ -45,6 +45,7 @@ def compare(runner: ModelRunner, pages: int, context: int, steps: int) -> Found:
     driver, told = Driver(runner, pages), Driver(runner, pages, TOLD)
     took, graphs, answers = defaultdict(list), defaultdict(list), defaultdict(set)
     plan = StepPlan(1, [], [], [Scheduled(0, 1)])
+    before = launch.dependent, launch.asks
     try:
         for way in (*WAYS,) * ROUNDS:
             launch.dependent, launch.asks = WAYS[way]
@@ -56,6 +57,6 @@ def compare(runner: ModelRunner, pages: int, context: int, steps: int) -> Found:
             took[way].append(driver.decode(1, steps))
             graphs[way].append(driver.graph(1, steps) or math.nan)
     finally:
-        launch.dependent = launch.asks = True
+        launch.dependent, launch.asks = before
     least = ({way: min(found) for way, found in each.items()} for each in (took, graphs))
     return Found(*least, len(set().union(*answers.values())), len(answers["without"]))

@@ -147,24 +147,23 @@ def kinds_of_edges(graph):
 
 @pytest.mark.parametrize("device", [pytest.param("cuda:0", marks=GPU)])
 def test_launches_that_are_recorded_stay_dependent_and_right(device, monkeypatch):
-    """Each reads what the one before it wrote, and writes where that one read; some are of torch's."""
+    """Each counts on from what the one before it wrote, and writes where that one read; some are torch's."""
     from workers.kernels import launch
-    from workers.kernels.norm_triton import norm
+    from workers.kernels.norm_triton import norm_of_sum
 
-    x = torch.randn(64, 4096, dtype=torch.bfloat16, device=device)
-    weight = torch.rand(4096, dtype=torch.bfloat16, device=device) + 0.5
+    one = torch.ones(64, 4096, dtype=torch.bfloat16, device=device)
 
     def chain():
-        y = x
+        total = one
         for step in range(200):
-            y = norm(y, weight, 1e-6, 0.0, x)
-            y = y.clone() if step % 10 == 0 else y
-        return y
+            total, _ = norm_of_sum(total, one, one[0], 1e-6, 0.0)
+            total = total.clone() if step % 10 == 0 else total
+        return total
 
-    monkeypatch.setattr(launch, "dependent", False)
-    expected = chain()
-    monkeypatch.setattr(launch, "dependent", True)
-    assert torch.equal(chain(), expected)
+    expected = torch.full_like(one, 201)  # which bfloat16 counts to
+    for dependent in (False, True):
+        monkeypatch.setattr(launch, "dependent", dependent)
+        assert torch.equal(chain(), expected)
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.graph(graph):
         y = chain()
