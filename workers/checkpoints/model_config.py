@@ -274,9 +274,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     values_of_keys: tuple[int, ...] = ()  # layers whose values are made by the projection of their keys
     per_layer: PerLayer | None = None
     altup: AltUp | None = None
-    sparsity: tuple[
-        float, ...
-    ] = ()  # of each layer the share of its gates that are closed, as if they were normal
+    sparsity: tuple[float, ...] = ()  # of each layer: what share of its gates is closed, were they normal
     embedding_scale: float = 1.0
     residual_scale: float = 1.0  # of what attention and MLP add
     attention_scale: float | None = None  # of scores; None: 1 / sqrt(head_dim)

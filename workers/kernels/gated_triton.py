@@ -14,8 +14,6 @@ from workers.kernels.gates import ACTIVATIONS, Gates
 from workers.kernels.launch import Launcher
 
 BLOCK = 1024  # elements of a row that a program has
-
-
 NONE = -1  # in place of an activation's number: there are no gates
 
 

@@ -465,7 +465,6 @@ LAUNCH, DEQUANTISE = Launcher(product_kernel), Launcher(dequantise_kernel)
 
 # --- on the host ----------------------------------------------------------------------------------------
 
-
 # Of a format and the tokens of a program: the fewest with which none is spilt on any card, where the
 # assembler by itself spills some (`benchmarks.kernels`). For one token of Q4_K and of FP8 it spills none, but
 # has registers by loading behind products of the same step, which then waits for memory twice or three times.
@@ -483,14 +482,11 @@ REGISTERS = {
     ("Q6_K", 64): 136,
 }
 
-
-# The same of programs that ask for no weights: what that needs would cost a spill, or one program of 16.
+# Formats and tokens of programs that ask for no weights: to ask would cost a spill, or one program of 16.
 SILENT = (("Q5_K", 8), ("MXFP4", 16))
 
-
-# With gates, whose rows are far from what they open: of 32 some registers would be spilt.
+# Those whose programs have half the rows where some are gates, far from what they open: else some are spilt.
 FAR = (("Q5_K", 8), ("Q6_K", 16))
-
 
 # With so many bytes a number up to 8 tokens have smaller programs, and more of them: on an H200 12288 x 4096
 # take 22 us and not 26 to 28. More tokens do not, so that splits, and with them sums, are others there.

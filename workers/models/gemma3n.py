@@ -90,10 +90,11 @@ class Gemma3n(Decoder):
 
     def _mean(self, predictions: Tensor) -> Tensor:  # [tokens, count, hidden] -> [tokens, hidden]
         """Of all, the others made as large as the first."""
-        first = total = predictions[:, 0]
+        first = predictions[:, 0]
+        total = first.float()
         for number, linear in enumerate(self.gathered, 1):
-            total = total + _as_large(linear(predictions[:, number]), first)
-        return total / predictions.shape[1]
+            total += _as_large(linear(predictions[:, number]), first)
+        return total.div_(predictions.shape[1]).to(first.dtype)
 
 
 @dataclass(slots=True)
@@ -178,11 +179,8 @@ class AltUp:
         self.router = _whole(f"{layer}.{names.ROUTER}", self.count, hidden, empty)
         self.predicting = _whole(f"{layer}.{names.PREDICTING}", self.count**2, self.count, empty)
         self.correcting = _whole(f"{layer}.{names.CORRECTING}", self.count, self.count, empty)
-        self.scale_name, self.scale, self.scales = (
-            f"{layer}.{names.SCALE}",
-            empty(hidden),
-            config.altup.scaled,
-        )
+        self.scale_name, self.scale = f"{layer}.{names.SCALE}", empty(hidden)
+        self.scales = config.altup.scaled
 
     @property
     def linears(self) -> tuple[Linear, ...]:

@@ -89,7 +89,8 @@ def read(path: Path, given: Mapping[str, Any]) -> ModelConfig:
 
 
 def _turning(path: Path, file: OlmoHybridFile) -> tuple[OlmoHybridFile, bool]:
-    """`file`, and whether it has positions: in published ones a rope is null, or its type, or its base."""
+    """`file`, and whether it has positions: in published ones a rope is null, or its type, or its base, and
+    none was trained. (transformers turns by 10,000 where the whole is null or missing.)"""
     said = file.rope_parameters or {}
     if file.rope_theta is not None or said.get("rope_theta") is not None:
         return file, True
