@@ -91,7 +91,7 @@ class Gemma3n(Decoder):
     def _mean(self, predictions: Tensor) -> Tensor:  # [tokens, count, hidden] -> [tokens, hidden]
         """Of all, the others made as large as the first."""
         first = predictions[:, 0]
-        total = first.float()
+        total = first.to(torch.float32, copy=True)
         for number, linear in enumerate(self.gathered, 1):
             total += _as_large(linear(predictions[:, number]), first)
         return total.div_(predictions.shape[1]).to(first.dtype)
