@@ -294,10 +294,11 @@ class Service:
         return Done(id=request.id)
 
     async def _unload(self, peer: Peer, request: Unload) -> Reply:
-        if (pull := await self._models.absent(request.model)) is not None:
+        model = self._models.retired(request.model)
+        if model is None and (pull := await self._models.absent(request.model)) is not None:
             await pull.stop("somebody unloaded it")
             return Done(id=request.id)
-        model = self._models.retired(request.model) or await self._models.open(request.model)
+        model = model or await self._models.open(request.model)
         await model.unload(request.force)
         return Done(id=request.id)
 

@@ -73,7 +73,8 @@ def absent(hosts: Sequence[Host], model: str, may_use: Callable[[str], bool] = a
 def _without_adapter(hosts: Sequence[Host], name: str, may_use: Callable[[str], bool]) -> str:
     """What to say of a name such as BASE:ADAPTER where only the base is known; "": neither is."""
     base, _, adapter = name.rpartition(":")
-    having = [host.models[base] for host in hosts if host.healthy and base in host.models]
+    states = [host.models[base] for host in hosts if host.healthy and base in host.models]
+    having = [state for state in states if not state.retired]
     if not having or not may_use(base):
         return ""
     there = sorted({each for state in having for each in state.adapters if may_use(f"{base}:{each}")})

@@ -129,7 +129,8 @@ class Finder:
                 self._changed()
             if error.code == Code.MODEL_NOT_FOUND and model_id in self._models:
                 text = f"the model {model_id!r} is no longer served here; what it has begun ends"
-                raise CortexError(Code.MODEL_NOT_FOUND, text) from error
+                details = {"model": model_id}
+                raise CortexError(Code.MODEL_NOT_FOUND, text, param="model", details=details) from error
             raise
         for note in description.notes:
             log.warning("model is not as its files have it model=%s note=%s", model_id, note)

@@ -210,6 +210,8 @@ class Story:
             if lasted > LEAST_SECONDS and less:
                 break
             await asyncio.sleep(0.25)
+        if not held:
+            raise RuntimeError(f"the gateway is not connected to every neuron in {MOST_SECONDS:g} s")
         return held
 
     # --- what is left -----------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ def test_a_model_that_only_ends_what_it_has_begun_is_nowhere() -> None:
         Code.MODEL_NOT_FOUND,
         "the model 'm' is no longer served; there is none",
     )
+    ending.models["m"] = ModelState(id="m", status="ready", adapters=["a"], retired=True)
+    assert absent([ending], "m:a").message == "the model 'm:a' does not exist; there is none"
     assert absent([ending], "m", lambda model: False).message == "the model 'm' does not exist; there is none"
 
 

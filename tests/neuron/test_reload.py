@@ -63,7 +63,7 @@ def test_a_change_touches_what_changed_and_nothing_else(neuron):
         neuron.wait_for("added", status="ready")  # loaded for its `preload`
         with neuron.client() as late, pytest.raises(CortexError) as refused:
             late.ask(chat("removed"), PATIENCE)
-        assert refused.value.code == Code.MODEL_NOT_FOUND
+        assert (refused.value.code, refused.value.param) == (Code.MODEL_NOT_FOUND, "model")
         assert refused.value.message == "the model 'removed' is no longer served here; what it has begun ends"
         state = neuron.model("removed")
         assert (state.status, state.retired, state.running) == ("ready", True, 1)

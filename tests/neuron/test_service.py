@@ -35,6 +35,7 @@ from ipc.messages.requests import (
 from ipc.messages.sampling import Sampling
 from ipc.server import Peer
 from neuron.config import NeuronConfig
+from neuron.models.managed import ManagedModel
 from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
 from neuron.recent_log import RecentLog
@@ -183,6 +184,22 @@ def test_what_is_cancelled_before_it_has_begun_is_answered_once(asked):
         for _ in range(5):
             await asyncio.sleep(0)
         assert [call.args for call in peer.send.call_args_list] == [(Cancelled(id=asked.id),)]
+
+    asyncio.run(scenario())
+
+
+def test_an_unload_is_of_what_still_runs_though_its_files_may_be_pulled_again():
+    peer, models = create_autospec(Peer, instance=True), create_autospec(ModelManager, instance=True)
+    running = models.retired.return_value = create_autospec(ManagedModel, instance=True)
+
+    async def scenario():
+        service = Service(NeuronConfig(), "0", models, Preparation("INFO"), RecentLog(sys.stderr))
+        service.handle(peer, Unload(id=5, model="sim", force=True))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert [call.args for call in peer.send.call_args_list] == [(Done(id=5),)]
+        running.unload.assert_awaited_once_with(True)
+        models.absent.assert_not_called()
 
     asyncio.run(scenario())
 
