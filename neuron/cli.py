@@ -103,7 +103,7 @@ def discover() -> None:
 @app.command()
 def check(
     path: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(help="A checkpoint's folder or file, or a model's name: say what it is, and takes."),
     ] = None,
     config: ConfigOption = None,
@@ -111,7 +111,8 @@ def check(
     """Read the configuration, inspect its models, and say what would fit where. Exit code 1 on problems.
 
     Pinned models are placed together, in their order; every other one is placed beside those alone. With a
-    PATH the checkpoint there is looked at, and no other; a configuration then only limits the devices.
+    PATH the checkpoint there is looked at, and no other; only a --config then limits the devices. A model's
+    name is looked for where the neuron of this configuration, or without one of this user, would.
     """
     if path is not None:
         _check_path(path, config)
@@ -161,8 +162,8 @@ def pull(
     from neuron.pulling import hub
 
     hub.silence_library(bars=sys.stderr.isatty())
-    here = config or next((Path(place) for place in DEFAULT_PATHS if Path(place).is_file()), None)
-    own = _read(here).hf_cache if here is not None else None
+    here = _usual(config)
+    own = _load(here).hf_cache if here is not None else None
     cache = Path(own).expanduser() if own else default_cache()
     try:
         chosen = hub.look(model, cache, revision)
@@ -179,13 +180,16 @@ def _tell_checking(name: str, size: int) -> None:
         print(f"comparing {name} with its checksum")
 
 
-def _check_path(path: Path, config: Path | None) -> NoReturn:
+def _check_path(given: str, config: Path | None) -> NoReturn:
     from neuron.text.outline import Outline
 
-    settings = NeuronConfig() if config is None else _read(config)
+    path = Path(given)
+    is_name = not os.path.lexists(path) and _may_be_name(given)
+    file = _usual(config) if is_name else config
+    settings = NeuronConfig() if file is None else _load(file)
     gc.disable()  # nothing of what is read is garbage, and to look for some takes long
     try:
-        path = _named(path, settings)
+        path = _named(path, settings) if is_name else path
     except CortexError as error:
         _fail(error.message)
     outline = Outline(path)  # read from here on, beside all else
@@ -228,13 +232,23 @@ def _check_path(path: Path, config: Path | None) -> NoReturn:
     raise typer.Exit(1 if found.problems else 0)
 
 
+def _may_be_name(given: str) -> bool:
+    """Whether what was given, where nothing is, may be a model's name: no such one looks like a path."""
+    parts = given.split("/")
+    is_file = given.endswith((".gguf", ".safetensors", ".json"))
+    return not (given.startswith(".") or {"", ".."} & {*parts} or len(parts) > 2 or is_file)
+
+
 def _named(path: Path, settings: NeuronConfig) -> Path:
-    """Where a model is whose name was given, and no path; raises as `Catalogue.find`."""
-    if os.path.lexists(path) or path.is_absolute() or len(path.parts) > 2 or path.suffix == ".gguf":
-        return path
+    """Where a model of that name is, or would be in a folder that is there; raises as `Catalogue.find`."""
     from neuron.catalogue.catalogue import Catalogue
 
-    return Catalogue(settings).find(str(path))
+    try:
+        return Catalogue(settings).find(str(path))
+    except CortexError:
+        if len(path.parts) > 1 and os.path.isdir(path.parent):
+            return path
+        raise
 
 
 def _context(tokens: int, kept_in_8_bits: int | None) -> str:
@@ -260,10 +274,14 @@ def _read(path: Path | None) -> NeuronConfig:
     return _load(_find(path))
 
 
-def _find(path: Path | None) -> str | Path:
+def _usual(path: Path | None) -> str | Path | None:
+    """Where the configuration is: as said, or else where it usually is; None: nowhere."""
     named = path or os.environ.get("NEURON_CONFIG")
-    found = named or next((place for place in DEFAULT_PATHS if Path(place).is_file()), None)
-    if found is None:
+    return named or next((place for place in DEFAULT_PATHS if Path(place).is_file()), None)
+
+
+def _find(path: Path | None) -> str | Path:
+    if (found := _usual(path)) is None:
         _fail(f"no configuration: give --config, or write one of {', '.join(DEFAULT_PATHS)}")
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -22,7 +23,7 @@ from workers.checkpoints.blocks import QUANTIZATIONS
 from workers.checkpoints.caches import state_bytes
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.computing import missing_type
-from workers.checkpoints.files import refuse_absent
+from workers.checkpoints.files import refuse, refuse_absent
 from workers.checkpoints.layers import Layer
 from workers.checkpoints.presence import CONFIG
 from workers.checkpoints.reading import read_card
@@ -75,10 +76,14 @@ def inspect(path: Path, devices: list[Device], outline: Outline | None = None) -
     Raises:
         CortexError: MODEL_LOAD_FAILED naming the file, and why it cannot be served.
     """
-    if path.is_file() and path.suffix != ".gguf" and (path.parent / CONFIG).exists():
+    if os.path.isfile(path) and path.suffix != ".gguf" and os.path.exists(path.parent / CONFIG):
         path = path.parent
-    if not path.exists():
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
         refuse_absent(path, "is not there")
+    except (OSError, ValueError) as error:
+        refuse(path, f"cannot be read: {getattr(error, 'strerror', error)}")
     card = read_card(path)
     facts, problems, notes = _facts(card), [], list(card.notes)
     try:

@@ -122,7 +122,7 @@ class Catalogue:
             raise self._nowhere(model_id, why)
         if configured is not None and (configured.folder is not None or os.path.isabs(model_id)):
             folder = Path(configured.folder or model_id).expanduser()
-            if not folder.exists():
+            if not os.path.exists(folder):
                 raise _not_found(model_id, f"its configured path {folder} is not there")
             return folder
         called = (configured and configured.name_on_hub) or model_id
@@ -230,6 +230,8 @@ class Catalogue:
 
     def _read(self, model_id: str, path: Path) -> str | None:
         """Why what is at `path` is no model; None where it is one, whose card is kept for a moment."""
+        if not is_checkpoint(path):  # of which nobody hears why
+            return "is none"
         try:
             self._cards[model_id] = path, read_card(path)
         except CortexError as error:

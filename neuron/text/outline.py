@@ -75,8 +75,8 @@ def _first_look(path: Path) -> Path | None:
     """Where the tokenizer of a model at `path` stands, as far as that can be seen from its name."""
     if path.suffix == SUFFIX:
         return path
-    file = (path if path.is_dir() else path.parent) / TOKENIZER
-    return file if file.is_file() else None
+    file = (path if os.path.isdir(path) else path.parent) / TOKENIZER
+    return file if os.path.isfile(file) else None
 
 
 def added_tokens(path: Path, vocabulary_size: int) -> dict[str, int]:

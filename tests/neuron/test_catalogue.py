@@ -271,6 +271,14 @@ def test_a_name_that_is_no_text_is_refused_and_the_others_are_found(places, kind
     msgspec.msgpack.encode(catalogue.refused)
 
 
+def test_what_is_no_model_is_not_read(places, monkeypatch):
+    catalogue, shelf, _ = places
+    (shelf / "org" / "inner").mkdir(parents=True)
+    monkeypatch.setattr(neuron.catalogue.catalogue, "read_card", None)
+    assert set(catalogue.scan()) <= {"demo"}
+    assert "org" not in catalogue.refused
+
+
 def test_what_did_not_change_is_not_read_again(places, monkeypatch):
     catalogue, shelf, _ = places
     write_checkpoint(shelf / "plain")

@@ -345,6 +345,7 @@ def test_a_template_that_writes_one_of_them_is_refused_as_it_is_when_it_is_loade
 
 def test_what_is_no_checkpoint_says_what_it_is(tmp_path):
     assert "nowhere: is not there" in look(tmp_path / "nowhere")[1]
+    assert ": cannot be read: File name too long" in look(tmp_path / ("a" * 300))[1]
     (tmp_path / "gone.gguf").symlink_to("nowhere")
     assert "gone.gguf: is a link to a file that is not there" in look(tmp_path / "gone.gguf")[1]
     (tmp_path / "gone.gguf").unlink()
@@ -363,6 +364,30 @@ def test_a_model_may_be_given_by_its_name(tmp_path):
     assert look("org/mine", "--config", config) == look(tmp_path / "org" / "mine", "--config", config)
     code, said = look("org/other", "--config", config)
     assert (code, "`neuron pull org/other` gets it from the hub" in said) == (1, True), said
+
+
+def test_a_name_is_looked_for_where_the_neuron_would(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "shelf" / "mine")
+    places = {"model_folders": [str(tmp_path / "shelf")], "hf_cache": str(tmp_path / "none")}
+    (tmp_path / "neuron.yaml").write_text(
+        json.dumps({"devices": ["cpu"], "cpu": {"memory": "5MB"}, **places})
+    )
+    assert look("mine") == look("mine", "--config", "neuron.yaml")
+    (tmp_path / "neuron.yaml").rename(tmp_path / "other.yaml")
+    assert "`neuron pull mine`" in look("mine")[1]
+    monkeypatch.setenv("NEURON_CONFIG", "other.yaml")
+    assert look("mine")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "path", ["./nope", "../nope", "nope/", "nope.safetensors", "mine/nope", "./mine/config.json", "/n"]
+)
+def test_a_path_is_not_taken_for_a_name(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    code, said = look(path)
+    assert (code, f"{Path(path)}: is not there" in said) == (1, True), said
 
 
 def test_a_checkpoint_is_looked_at_without_torch(tmp_path):

@@ -413,7 +413,10 @@ def test_a_pointer_of_git_lfs_in_place_of_a_file_is_told_as_one(tmp_path, name):
     assert f"{name}: is a pointer of git-lfs" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize(("ending", "said"), [(".qweight", True), (".scales", True), (".bias", False)])
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [(".qweight", True), (".scales", True), (".bias", False), (".base_layer.weight", False)],
+)
 def test_what_stands_where_a_weight_is_missing_is_told(tmp_path, ending, said):
     write_checkpoint(tmp_path)
     packed = {
@@ -423,6 +426,19 @@ def test_what_stands_where_a_weight_is_missing_is_told(tmp_path, ending, said):
     name = "model.layers.0.self_attn.q_proj"
     other = f", and '{name}{ending}' is: the weights are quantised, and config.json does not say how"
     assert refusal(tmp_path).endswith(f"{name}.weight' is in none of its files{other if said else ''}")
+
+
+@pytest.mark.parametrize(
+    ("architectures", "told"),
+    [
+        (["A" * 1_000_000], "A" * 100 + "…"),
+        (["A\nb"], r"'A\nb'"),
+        ([f"A{number}" for number in range(100_000)], ", ".join(f"A{number}" for number in range(10))),
+    ],
+)
+def test_an_architecture_whatever_its_name_is_told_in_a_line(tmp_path, architectures, told):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": architectures}))
+    assert f"the architecture {told} is not supported (unknown); docs/configuration.md" in refusal(tmp_path)
 
 
 def test_a_tensor_named_twice_is_refused_by_its_name(tmp_path):

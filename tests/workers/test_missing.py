@@ -35,6 +35,7 @@ IN_PLACE = {
     "model-00001-of-00002.safetensors": "is one of several, whose model.safetensors.index.json is missing",
     "model.safetensors": "is of no use without it",
     "consolidated.safetensors": "is for its makers' own code",
+    "Model.safetensors": "is not read: weights are in model.safetensors",
     "qwen3.safetensors": "is not read: weights are in model.safetensors",
     "pytorch_model.bin": "is a pickle, which can run code",
     "epoch.ckpt": "is a pickle, which can run code",
@@ -98,6 +99,32 @@ def test_a_folder_with_nothing_known_in_it_says_no_more(tmp_path):
     assert refusal(tmp_path / "README.md").endswith(
         "is no model by itself: that is a folder with config.json, or a file whose name ends in .gguf"
     )
+
+
+@pytest.mark.parametrize("name", ["training_args.bin", "optimizer.pt", "rng_state_0.pth", "scheduler.pt"])
+def test_what_a_trainer_keeps_is_not_taken_for_weights(tmp_path, name):
+    (tmp_path / name).touch()
+    assert refusal(tmp_path) == f"{tmp_path / NOTHING}"
+    (tmp_path / "pytorch_model.bin").touch()
+    assert "and pytorch_model.bin is a pickle" in refusal(tmp_path)
+
+
+def test_a_download_is_seen_however_much_lies_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(missing, "MOST_NAMES", 2)
+    for name in ("a", "b", "c"):
+        (tmp_path / name).touch()
+    (tmp_path / missing.DOWNLOADS).mkdir(parents=True)
+    (tmp_path / missing.DOWNLOADS / "0a.incomplete").touch()
+    assert "and 0a.incomplete is a download" in refusal(tmp_path)
+
+
+def test_a_folder_within_that_goes_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    def glob(folder, pattern):
+        raise FileNotFoundError(f"{folder}/gone")
+
+    monkeypatch.setattr(type(tmp_path), "glob", glob)
+    (tmp_path / "README.md").touch()
+    assert refusal(tmp_path) == f"{tmp_path / NOTHING}"
 
 
 def test_a_file_of_a_model_is_not_taken_for_it(tmp_path):

@@ -29,6 +29,7 @@ POINTER, POINTER_LIMIT = b"version https://git-lfs.github.com/spec/", 1024  # ho
 SEARCHED = 16 << 20  # bytes of one in which is looked for what is wrong
 STEM = re.compile(r"(For[A-Z]\w+|Model)$")  # at the end of names of architectures
 MAX_PLACE = 200  # characters of where that stands
+MAX_NAME = 100  # characters of a name that a file gives something, in a line
 # Where Python's Infinity stands in published files, and says that there is no limit: of the steps of Mamba-2.
 UNLIMITED = frozenset(("time_step_limit[1]", "mamba_dt_limit[1]"))
 
@@ -38,10 +39,17 @@ def refuse(path: Path, why: str) -> NoReturn:
     raise CortexError(Code.MODEL_LOAD_FAILED, f"{path}: {why}", details={"file": str(path)})
 
 
+def shown(name: str) -> str:
+    """A name that a file gives something, as a line can have it."""
+    name = name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…"
+    return name if name.isprintable() else ascii(name)
+
+
 def those_known(known: Collection[str], unknown: str) -> str:
     """What is said of architectures that are known, where another stands: how many, and which are near."""
     by_stem = {STEM.sub("", name): name for name in [*known][::-1]}
-    near = [by_stem[stem] for stem in get_close_matches(STEM.sub("", unknown), by_stem)]
+    stem = STEM.sub("", unknown) if len(unknown) <= MAX_NAME else ""
+    near = [by_stem[each] for each in get_close_matches(stem, by_stem)]
     called = f"; near by name are {', '.join(near)}" if near else ""
     return f"docs/configuration.md has the {len(known)} that are{called}"
 

@@ -13,13 +13,15 @@ from workers.checkpoints.files import repository_of
 Table = tuple[tuple[str, str], ...]
 OTHER_ENGINE = "is for another engine, and not read"
 PICKLE = "is a pickle, which can run code, and not read"
+# How files begin that a trainer keeps beside a model.
+TRAINERS = r"(training_args|optimizer|scheduler|scaler|sampler|rng_state|random_states)(_\d+)?\."
 UNFINISHED: Table = (
     (r".+\.(part|partial|incomplete|aria2|crdownload|filepart|!qb)", "is a download that is not finished"),
 )
 PIPELINES: Table = ((r"model_index\.json", "says that it is a pipeline of diffusers, and no language model"),)
 OF_WEIGHTS = {  # that would be read if all else were as it should
     r".+-\d{5}-of-\d{5}\.safetensors": "is one of several, whose model.safetensors.index.json is missing",
-    r"model\.safetensors(\.index\.json)?": "is of no use without it",
+    r"(?-i:model\.safetensors(\.index\.json)?)": "is of no use without it",
     r".+\.safetensors": "is not read: weights are in model.safetensors, beside config.json and a tokenizer",
 }
 MODELS: Table = (
@@ -42,7 +44,10 @@ MODELS: Table = (
     (r".+\.(h5|msgpack|npz|mlpackage|tflite|task|litertlm|engine|pte)", OTHER_ENGINE),
     (r"original|consolidated\..+", "is for its makers' own code, and not read"),
     *OF_WEIGHTS.items(),
-    (r".+\.(bin|pt|pth|ckpt|pkl)", f"{PICKLE}: `save_pretrained` of transformers writes safetensors of it"),
+    (
+        rf"(?!{TRAINERS}).+\.(bin|pt|pth|ckpt|pkl)",
+        f"{PICKLE}: `save_pretrained` of transformers writes safetensors of it",
+    ),
 )
 ADAPTERS: Table = (
     *UNFINISHED,
@@ -77,7 +82,7 @@ def instead(folder: Path, table: Table = MODELS) -> str:
     except OSError as error:
         return f": {error.strerror}"
     with suppress(OSError):
-        names += os.listdir(folder / DOWNLOADS)
+        names = os.listdir(folder / DOWNLOADS) + names
     names = sorted(names[:MOST_NAMES])
     for pattern, what in table:
         if found := next((name for name in names if re.fullmatch(pattern, name, re.IGNORECASE)), None):

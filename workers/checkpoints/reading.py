@@ -37,7 +37,7 @@ from workers.checkpoints.card import ModelCard
 from workers.checkpoints.experts import number_of
 from workers.checkpoints.families.llama import EMBEDDING, HEAD, MTP_JOINS
 from workers.checkpoints.family import Family, TensorSpec
-from workers.checkpoints.files import open_file, read_json, refuse, those_known
+from workers.checkpoints.files import open_file, read_json, refuse, shown, those_known
 from workers.checkpoints.gguf import checkpoint as gguf
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.gguf.latent import LATENT_HEADS
@@ -53,6 +53,7 @@ from workers.checkpoints.vision import Vision
 
 WEIGHT_DTYPES: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 BLOCK = 1 << 20  # bytes that are compared at once
+MOST_SAID = 10  # architectures of one model that are told
 MOST_WITHIN = 1000  # folders of a level that are looked into for what is said of a folder that is no model
 NO_MTP = "speculation mtp needs a head that predicts several tokens"
 BETTER = "Leave it out, or take ngram"
@@ -89,7 +90,7 @@ def read_card(path: Path | str, *, mtp: bool = False) -> ModelCard:
 
 def _gguf_file(path: Path) -> Path | None:
     """The GGUF file that `path` is, or has and nothing else; None: it is a folder of Hugging Face's."""
-    if path.suffix == SUFFIX and not path.is_dir():
+    if path.suffix == SUFFIX and not os.path.isdir(path):
         return path
     files = gguf_files(path)
     if len(files) > 1:
@@ -223,7 +224,7 @@ def _of_folder(folder: Path, mtp: bool) -> ModelCard:
 
 def _family(folder: Path, path: Path) -> tuple[str, Family]:
     """The architecture that its `config.json` names, and whose it is."""
-    if folder.is_file():
+    if os.path.isfile(folder):
         is_of_one = (folder.parent / CONFIG).exists()
         refuse(folder, "is of a model: give its folder" if is_of_one else missing.what_is(folder.name))
     if not os.path.lexists(path):
@@ -239,8 +240,10 @@ def _within(folder: Path) -> str:
     """What is said of models in a folder that is none."""
     levels = (sorted(islice(folder.glob(level), MOST_WITHIN)) for level in ("*/", "*/*/", "*/snapshots/*/"))
     found = (each for each in chain.from_iterable(levels) if is_checkpoint(each) and is_whole(each))
-    one = next(found, None)
-    return "" if one is None else f", and models are within: name one of them, as {one.relative_to(folder)}"
+    with suppress(OSError):  # some folder may be gone by now
+        if (one := next(found, None)) is not None:
+            return f", and models are within: name one of them, as {one.relative_to(folder)}"
+    return ""
 
 
 def _of_stages(stages: Iterable[Stage]) -> Iterator[TensorSpec]:
@@ -290,7 +293,7 @@ def _token_work(model: ModelConfig, tensors: Mapping[str, StoredTensor]) -> int:
 
 def _refuse_unknown(folder: Path, about: _About) -> NoReturn:
     """Refuse an architecture of which nothing is known, and say what its files are all the same."""
-    said, known = ", ".join(about.architectures), [about.model_type]
+    said, known = shown(", ".join(about.architectures[:MOST_SAID])), [shown(about.model_type)]
     if about.num_hidden_layers and about.hidden_size:
         known.append(f"{about.num_hidden_layers} layers of {about.hidden_size}")
     if about.max_position_embeddings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.quantisation.scheme import Scheme, Stored
 from workers.checkpoints.safetensors import DTYPE_BYTES, Tensor
 from workers.checkpoints.stacked import TRANSPOSED, transposed
+
+# How names end of what stands in place of a weight, beside those that belong to it.
+PACKED = re.compile(
+    r"q_?weight|qzeros|_?scales?|_blocks|zeros?|g_idx|weight_(packed|shape|scale\w*|zero_point|global_scale)"
+    r"|SCB|W_q|Qidxs|codes|codebooks"
+)
 
 
 class StoredTensor(msgspec.Struct, frozen=True, array_like=True):
@@ -116,7 +123,7 @@ def _packed(name: str, path: Path, tensors: Iterable[str]) -> str:
     """What is said of tensors that stand where the weight of that name is missing."""
     module = name.removesuffix("weight")
     for other in tensors:
-        if other.startswith(module) and not other.endswith("bias"):
+        if other.startswith(module) and PACKED.fullmatch(other, len(module)):
             return f", and {other!r} is: the weights are quantised, and {path.name} does not say how"
     return ""
 
