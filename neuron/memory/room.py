@@ -162,7 +162,7 @@ class Room:
         patience = since + FINISHING_SHARE * longest
         wish = self._wishes[tenant.id] = Wish(tenant, reuse, spare, tell, now, since, patience, turn, granted)
         if spare:
-            wish.leaving = self._one_more(self._need(wish))
+            wish.leaving = self._one_more(self._need(wish.tenant, wish.spare))
         self.look()
         try:
             fit = await granted
@@ -250,16 +250,18 @@ class Room:
         self._parking.relieve()
         self._changed()
 
-    async def prospect(self, tenant: Tenant) -> Prospect:
-        """What a wish would come to that was made now."""
+    async def prospect(self, tenant: Tenant, spare: int = 0) -> Prospect:
+        """What a wish would come to that was made now, with `spare` as `take` has it."""
         await self.refresh()
+        need = self._need(tenant, spare)
+        leaving = self._one_more(need) if spare else ()
         outlook = self._outlook()
         strategy = self.eviction.strategy
         for wish in self._line():
-            outlook.add(self._need(wish), strategy, wish.leaving)
-        prospect = outlook.add(tenant.need(self._runtime), strategy)
+            outlook.add(self._need(wish.tenant, wish.spare), strategy, wish.leaving)
+        prospect = outlook.add(need, strategy, leaving)
         if prospect.refusal is not None and self._wishes:  # it has to wait for those who wait
-            behind = self._outlook().add(tenant.need(self._runtime), strategy)
+            behind = self._outlook().add(need, strategy, leaving)
             prospect = replace(behind, now=False, waits=True)
         if prospect.fit is None or prospect.now:
             return prospect
@@ -325,7 +327,7 @@ class Room:
             if late and wish.looked_at and self._refuse(wish):
                 continue
             wish.looked_at = True
-            need = self._need(wish)
+            need = self._need(wish.tenant, wish.spare)
             prospect = outlook.add(need, self.eviction.strategy, wish.leaving)
             if prospect.now:
                 await self._grant(wish, prospect.fit)
@@ -485,21 +487,19 @@ class Room:
 
     def _seconds_until(self, wish: Wish) -> float:
         """Until its turn, at a guess: who holds its memory leaves, each before it loads and has its own."""
-        need = self._need(wish)
+        need = self._need(wish.tenant, wish.spare)
         fit = self._outlook().add(need, self.eviction.strategy, wish.leaving).fit
         victims = [self._tenants[name] for name in fit.victims] if fit is not None else []
         seconds = max((victim.turn_left for victim in victims), default=0.0)
         for other in itertools.takewhile(lambda other: other is not wish, self._line()):
-            theirs = self._need(other).devices
+            theirs = self._need(other.tenant, other.spare).devices
             if not need.devices or not theirs or set(need.devices) & set(theirs):
                 seconds += other.tenant.reload_seconds + other.tenant.turn_seconds
         return seconds
 
-    def _need(self, wish: Wish) -> Need:
-        need = wish.tenant.need(self._runtime)
-        return replace(
-            need, cpu_overhead=need.cpu_overhead + wish.spare, cuda_overhead=need.cuda_overhead + wish.spare
-        )
+    def _need(self, tenant: Tenant, spare: int) -> Need:
+        need = tenant.need(self._runtime)
+        return replace(need, cpu_overhead=need.cpu_overhead + spare, cuda_overhead=need.cuda_overhead + spare)
 
     def _outlook(self) -> Outlook:
         """Memory as it is. Processes that wait, what is parked, and idle text processes make way for it."""

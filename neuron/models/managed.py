@@ -104,7 +104,7 @@ class ManagedModel:
             interrupt=self._interrupt,
             stay=self._stay,
         )
-        self._passage = Passage(self.tenant, self._tenancy, self._news, self.handle)
+        self._passage = Passage(self.tenant, self._tenancy, self._news, backoff, self.handle)
         self._text = TextPath(read_text, forget_text)
         self._unloads = 0  # users who wait for its end
         self._leaves_for: Literal["another model", "other settings"] | None = None  # if it leaves for any
@@ -183,6 +183,11 @@ class ManagedModel:
     def is_idle(self) -> bool:
         """Whether it has no request, and none is on its way."""
         return self.requests.idle and not self._preparing
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it left for another model, and may come back."""
+        return self.displaced and self.status == "unloaded" and not (self.retired or self._drained)
 
     @property
     def drained(self) -> bool:
@@ -289,6 +294,7 @@ class ManagedModel:
         load.
         """
         self._renewal.renew(settings, description)
+        self._passage.renew()
         if self.status in ("unloaded", "waiting", "failed"):
             self._adopt()
         if self.status == "failed":
@@ -348,8 +354,8 @@ class ManagedModel:
             CortexError: QUEUE_FULL; a load that is to come first counts in its `retry_after`.
                 MODEL_LOAD_FAILED: it failed just now.
         """
-        if self.status == "failed":
-            self._passage.check_pause()
+        if self.status == "failed" and (refusal := self._passage.pause.refusal) is not None:
+            raise refusal
         self._use_now(request.request.keep_alive)
         request.model = self
         if number := self.description.adapter(request.request.model):
@@ -445,7 +451,7 @@ class ManagedModel:
     def come_back(self) -> None:
         """The same though nobody asks for it: where its last load failed, once nobody has to leave for it."""
         if self._tenancy.doubtful:
-            self._passage.retry(self.bring_up)
+            self._passage.retry(lambda: self.is_away)
         else:
             self.bring_up()
 
@@ -508,13 +514,11 @@ class ManagedModel:
     def _give_up(self, error: CortexError | None) -> None:
         """It cannot be had now: everybody who waits is told, and nothing is held."""
         self._tenancy.epochs.count_failure()
-        if self.status == "failed":
-            self._passage.pause(error)
         self._passage.let_go()
         self._adopt()
         self._fail_waiting(error)
         if self._is_resident:
-            self._passage.retry(self._retry)
+            self._passage.retry(lambda: self._is_resident)
 
     def _restart(self, error: CortexError | None) -> None:
         """Begin another epoch, once the dead one is gone."""
@@ -623,8 +627,3 @@ class ManagedModel:
         if self.status == "ready" and self.is_idle:
             log.info("model was idle model=%s keep_alive=%g", self.id, self._keep_alive.told)
             self.handle(Event.LEAVE)
-
-    def _retry(self) -> None:
-        """It could not be had; it may be pinned no longer by now."""
-        if self._is_resident:
-            self.bring_up()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 
 from ipc.errors import Code, CortexError
@@ -12,7 +11,8 @@ from neuron.memory.wish import Tenant
 from neuron.models.awaited import Awaited, nobody_has_to_ask
 from neuron.models.life import Event
 from neuron.models.load_news import LoadNews
-from neuron.tenancy.tenancy import Tenancy
+from neuron.processes.backoff import Backoff, Pause
+from neuron.tenancy.tenancy import SHORTAGE_SECONDS, Tenancy
 
 log = logging.getLogger("neuron.models.passage")
 
@@ -27,11 +27,13 @@ class Passage:
         tenant: the model, as the room sees it.
         tenancy: what it has while it is loaded.
         news: of how a load goes.
+        backoff: how long requests are refused for it, where it failed.
         handle: told what came of it, and what went wrong if anything did.
 
     Attributes:
         up: that the model is ready.
         down: that it is unloaded.
+        pause: in which no request has it tried again.
     """
 
     def __init__(
@@ -39,18 +41,18 @@ class Passage:
         tenant: Tenant,
         tenancy: Tenancy,
         news: LoadNews,
+        backoff: Backoff,
         handle: Callable[[Event, CortexError | None], None],
     ) -> None:
         self.up = Awaited()
         self.down = Awaited()
+        self.pause = Pause(backoff)
         self._tenant = tenant
         self._tenancy = tenancy
         self._news = news
         self._handle = handle
         self._task: asyncio.Task[None] | None = None
         self._retry: asyncio.Task[None] | None = None
-        self._failure = ""
-        self._failed_until = 0.0  # monotonic: no request has it tried again before
 
     def bring_up(self, text: Awaitable[object]) -> None:
         """Ask for memory, and load when it is there.
@@ -76,31 +78,21 @@ class Passage:
         self._tenancy.end()
         self._news.end()
 
-    def retry(self, retry: Callable[[], None]) -> None:
-        """It could not be had: call `retry` after a while, longer after each failure, unless it is brought up
-        before or `stop_retry` is called. Where it had memory and failed, nobody has to leave for that."""
+    def retry(self, wanted: Callable[[], bool]) -> None:
+        """It could not be had: try again after a while, longer after each failure, unless it is brought up or
+        `stop_retry` is called before, or it is not `wanted` any more. Nobody leaves for a doubtful one."""
         if self._retry is None or self._retry.done():
-            self._retry = asyncio.create_task(self._retry_later(retry))
+            self._retry = asyncio.create_task(self._retry_later(wanted))
 
     def stop_retry(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
 
-    def pause(self, error: CortexError) -> None:
-        """It failed of `error`: let requests be for a while, longer after each failure."""
-        self._failure = error.message
-        self._failed_until = time.monotonic() + self._tenancy.epochs.seconds_to_wait
-
-    def check_pause(self) -> None:
-        """See whether it may be tried again that has failed: others had to leave for that, each time.
-
-        Raises:
-            CortexError: MODEL_LOAD_FAILED with the reason of that failure.
-        """
-        if (left := self._failed_until - time.monotonic()) > 0:
-            text = f"{self._failure}; a request has it tried again in {left:.1f} s"
-            raise CortexError(Code.MODEL_LOAD_FAILED, text, retry_after=left)
+    def renew(self) -> None:
+        """It will be served by other settings: what failed before counts no more."""
+        self._tenancy.trust()
+        self.pause.end()
 
     async def close(self) -> None:
         """The neuron ends: no task and no process may stay."""
@@ -112,12 +104,20 @@ class Passage:
 
     # --- tasks ------------------------------------------------------------------------------------------
 
-    async def _retry_later(self, retry: Callable[[], None]) -> None:
-        while True:
+    async def _retry_later(self, wanted: Callable[[], bool]) -> None:
+        told = ""
+        while wanted():
             await asyncio.sleep(self._tenancy.epochs.seconds_to_wait)
-            if not self._tenancy.doubtful or await self._tenancy.fits(self._tenant):
-                break
-        retry()
+            try:
+                fits = not self._tenancy.doubtful or await self._tenancy.fits(self._tenant)
+            except Exception as error:  # a later look may do better
+                if repr(error) != told:
+                    log.exception("memory for a model cannot be looked for model=%s", self._tenant.id)
+                told = repr(error)
+            else:
+                if fits and wanted():
+                    self._handle(Event.WANTED, None)
+                    return
 
     async def _bring_up(self, reading: asyncio.Future[object]) -> None:
         """From a wish for memory to workers that are ready."""
@@ -139,28 +139,34 @@ class Passage:
                     spare += self._tenancy.spare
                     self.let_go()
                     self._handle(Event.SHORT, None)
+                    by_itself = self._tenancy.doubtful and not self.up.is_awaited
+                    if by_itself and not await self._tenancy.fits(self._tenant, spare):
+                        raise  # another would leave for it
         except CortexError as error:
             if spare and error.code == Code.MODEL_TOO_LARGE:
                 error.code = Code.INSUFFICIENT_MEMORY  # a guess made it so large, for others took what it had
             refused = error.code in (Code.INSUFFICIENT_MEMORY, Code.MODEL_TOO_LARGE)
-            self._tenancy.doubtful |= bool(spare) or not refused
-            self._handle(Event.REFUSED if refused else Event.FAILED, error)
+            if not refused:
+                self._fail(error)
+                return
+            if spare and not self._tenancy.doubtful:  # else it would be so for good
+                self._tenancy.doubt(SHORTAGE_SECONDS)
+            self._handle(Event.REFUSED, error)
         except Exception as error:
-            self._fail("load", error)
+            self._break("load", error)
         else:
-            self._handle(Event.READY, None)
+            self._serve()
 
     async def _bring_up_again(self, error: CortexError) -> None:
         """From a death to workers that are ready."""
         try:
             await self._tenancy.start_again(error, self._news.say)
         except CortexError as failure:
-            self._tenancy.doubtful = True
-            self._handle(Event.FAILED, failure)
+            self._fail(failure)
         except Exception as failure:
-            self._fail("restart", failure)
+            self._break("restart", failure)
         else:
-            self._handle(Event.READY, None)
+            self._serve()
 
     async def _take_down(self, bringing_up: asyncio.Task[None] | None) -> None:
         """End the processes, and before them what brings them up. Cancelled, it leaves that to `close`."""
@@ -177,9 +183,18 @@ class Passage:
         self.let_go()
         self._handle(Event.GONE, None)
 
-    def _fail(self, what: str, error: Exception) -> None:
+    def _serve(self) -> None:
+        self.pause.end()
+        self._handle(Event.READY, None)
+
+    def _fail(self, error: CortexError) -> None:
+        """It cannot be had. Where it had memory for that, others may have left for it."""
+        if self._tenancy.fit is not None:
+            self._tenancy.doubt()
+            self.pause.begin(error)
+        self._handle(Event.FAILED, error)
+
+    def _break(self, what: str, error: Exception) -> None:
         """It is a fault of ours."""
         log.exception("%s failed unexpectedly model=%s", what, self._tenant.id)
-        self._tenancy.doubtful = True
-        message = f"the {what} of {self._tenant.id} failed: {error!r}"
-        self._handle(Event.FAILED, CortexError(Code.INTERNAL, message))
+        self._fail(CortexError(Code.INTERNAL, f"the {what} of {self._tenant.id} failed: {error!r}"))

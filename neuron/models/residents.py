@@ -79,7 +79,7 @@ class Residents:
     def look(self) -> None:
         """Something is not what it was: see whether, and when, the default comes back."""
         model = self._models.get(self._default) if self._default is not None else None
-        if self._timer is not None or model is None or not _is_away(model):
+        if self._timer is not None or model is None or not model.is_away:
             return
         self._timer = asyncio.get_running_loop().call_later(self._seconds_left(), self._return)
 
@@ -106,7 +106,7 @@ class Residents:
         """The default comes back, if it still is away and nobody uses another."""
         self._timer = None
         model = self._models.get(self._default)
-        if model is None or not _is_away(model):
+        if model is None or not model.is_away:
             return
         if self._seconds_left() > 0:
             self.look()
@@ -130,7 +130,3 @@ def _why_not(prospect: Prospect) -> str:
         return str(prospect.refusal)
     victims = ", ".join(prospect.fit.victims)
     return f"{victims} would have to leave" if victims else "others wait for the memory"
-
-
-def _is_away(model: ManagedModel) -> bool:
-    return model.displaced and model.status == "unloaded" and not (model.retired or model.drained)

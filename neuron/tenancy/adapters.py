@@ -22,7 +22,7 @@ from neuron.memory.eviction import Holder, RecentUse, residency
 from neuron.memory.fit import Need
 from neuron.memory.room import FINISHING_SHARE, Room
 from neuron.memory.wish import Place
-from neuron.processes.backoff import Backoff
+from neuron.processes.backoff import Backoff, Pause
 from neuron.requests.progress import LoadProgress
 from neuron.requests.request import OpenRequest
 
@@ -64,6 +64,7 @@ class Adapter:
         number: among the adapters of its model, from 1.
         need: what it asks of the devices of that.
         turn_seconds: that it serves before it leaves though it is in use.
+        pause: in which nobody leaves for it, where it could not be read.
         line: the requests of the model.
         asked: called when it is to leave, or to stay.
     """
@@ -74,6 +75,7 @@ class Adapter:
         name: str,
         need: Need,
         turn_seconds: float,
+        pause: Pause,
         line: Line,
         asked: Callable[[], None],
     ) -> None:
@@ -84,9 +86,7 @@ class Adapter:
         self.ready_at = 0.0
         self.reload_seconds = 0.0
         self.last_used = 0.0
-        self.failures = 0  # in a row, with memory for it
-        self.failure = ""
-        self.failed_until = 0.0  # monotonic: nobody leaves for it before
+        self.pause = pause
         self._need = need
         self._turn_seconds = turn_seconds
         self._line = line
@@ -216,7 +216,8 @@ class Adapters:
                 base=settings.id,
             )
             turn = self._config.memory.turn_seconds
-            self._all[number] = Adapter(number, card.name, need, turn, self._line, self._look_soon)
+            pause = Pause(self._backoff)
+            self._all[number] = Adapter(number, card.name, need, turn, pause, self._line, self._look_soon)
 
     def stop(self) -> None:
         """The group ends. What waits for an adapter waits for the next group."""
@@ -305,13 +306,10 @@ class Adapters:
 
     def _refuse_failed(self) -> None:
         """Tell those who want one that could not be read just now, for which others would have to leave."""
-        now = time.monotonic()
-        failed = [each for each in self._wanted if each.status == "absent" and each.failed_until > now]
-        self._wanted = {adapter: since for adapter, since in self._wanted.items() if adapter not in failed}
-        for adapter in failed:
-            left = adapter.failed_until - now
-            text = f"{adapter.failure}; a request has it tried again in {left:.1f} s"
-            self._fail(adapter, CortexError(Code.MODEL_LOAD_FAILED, text, retry_after=left))
+        for adapter in list(self._wanted):
+            if adapter.status == "absent" and (refusal := adapter.pause.refusal) is not None:
+                self._wanted.pop(adapter, None)  # what is told may look, too
+                self._fail(adapter, refusal)
 
     def _look_soon(self) -> None:
         asyncio.get_running_loop().call_soon(self.look)
@@ -346,7 +344,7 @@ class Adapters:
             adapter.ready_at = time.monotonic()
             adapter.reload_seconds = adapter.ready_at - began
             adapter.status = "ready"
-            adapter.failures = 0
+            adapter.pause.end()
             log.info(
                 "adapter loaded model=%s seconds=%.3f bytes=%d",
                 adapter.id,
@@ -355,10 +353,8 @@ class Adapters:
             )
         except CortexError as error:
             log.warning("adapter cannot be used model=%s reason=%s", adapter.id, error)
-            if adapter.status == "loading":
-                adapter.failures += 1
-                adapter.failure = error.message
-                adapter.failed_until = time.monotonic() + self._backoff.seconds(adapter.failures)
+            if adapter.status == "loading" and error.code != Code.INSUFFICIENT_MEMORY:
+                adapter.pause.begin(error)
             self._fail(adapter, error)
             self._free(adapter)
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
@@ -22,6 +23,7 @@ from neuron.tenancy.statistics import Statistics
 
 SPARE_SHARE = 1 / 8  # of what was booked, that is asked for on top where a device had less than that
 SPARE_BYTES = 256 << 20  # and at least so much of it, on each rank
+SHORTAGE_SECONDS = 60.0  # after a load that was short of memory, until the devices may well have it
 
 
 class Tenancy:
@@ -40,7 +42,6 @@ class Tenancy:
 
     Attributes:
         fit: what is booked, and where; None: nothing is.
-        doubtful: its last load came to nothing though it had memory.
         epochs: its worker groups.
         adapters: that they have.
         pool: of their pages.
@@ -60,7 +61,7 @@ class Tenancy:
         changed: Callable[[], None],
     ) -> None:
         self.fit: Fit | None = None
-        self.doubtful = False
+        self._doubtful_until = 0.0  # monotonic
         self.epochs = Epochs(
             renewal,
             launcher,
@@ -77,6 +78,12 @@ class Tenancy:
         self._changed = changed
 
     # --- facts ------------------------------------------------------------------------------------------
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether its last load came to nothing though it had memory: nobody leaves for another that no
+        request is for."""
+        return time.monotonic() < self._doubtful_until
 
     @property
     def statistics(self) -> Statistics | None:
@@ -125,9 +132,17 @@ class Tenancy:
         reuse = self._renewal.description.engine == "transformer"
         self.fit = await self._room.take(tenant, on_place, reuse=reuse, spare=spare)
 
-    async def fits(self, tenant: Tenant) -> bool:
-        """Whether there is memory for it now without anybody leaving."""
-        return (await self._room.prospect(tenant)).verdict == "fits"
+    async def fits(self, tenant: Tenant, spare: int = 0) -> bool:
+        """Whether there is memory for it now, and `spare` as for `book`, without anybody leaving."""
+        return (await self._room.prospect(tenant, spare)).verdict == "fits"
+
+    def doubt(self, seconds: float = inf) -> None:
+        """It came to nothing though it had memory; where that was too little, it is doubtful for a while."""
+        self._doubtful_until = max(self._doubtful_until, time.monotonic() + seconds)
+
+    def trust(self) -> None:
+        """It is ready, or will be served by other settings."""
+        self._doubtful_until = 0.0
 
     @property
     def spare(self) -> int:
@@ -172,7 +187,7 @@ class Tenancy:
 
     def _open(self, ready: Sequence[Ready]) -> None:
         """What was measured counts from now on; the pool may be smaller or larger than planned."""
-        self.doubtful = False
+        self.trust()
         self.fit = self.fit.with_pages(self.statistics.kv_pages)
         settings, description = self._renewal.settings, self._renewal.description
         learn = description.overhead is not None

@@ -12,6 +12,7 @@ from ipc.worker_messages import SimulatedSpec
 from neuron.config import Memory, ModelSettings, NeuronConfig
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
+from neuron.memory.outlook import Prospect
 from neuron.memory.room import Room
 from neuron.models.managed import ManagedModel
 from neuron.processes.backoff import Backoff
@@ -86,12 +87,16 @@ class OneRoom(Room):
         self.refusal = refusal
         self.spares = []  # of each wish
         self.released = 0
+        self.fits = lambda spare: True  # without anybody leaving
 
     async def take(self, tenant, tell, *, reuse=False, spare=0):
         self.spares.append(spare)
         if self.refusal is not None:
             raise self.refusal
         return self.fit
+
+    async def prospect(self, tenant, spare=0):
+        return Prospect(self.fit, now=self.fits(spare))
 
     def correct(self, model, fit, measured, *, learn): ...
 

@@ -44,7 +44,8 @@ class Play:
         self.orders, self.answering = [], Answers(RANKS, "adapter")
         self.held, self.requests = {}, []
         self.answers = True  # ranks do, at once
-        self.broken = set()  # adapters that cannot be read
+        self.broken = set()  # adapters that cannot be read,
+        self.fault = Code.MODEL_LOAD_FAILED, "is damaged"  # for this reason
         self.refusal = None
         config = NeuronConfig(memory=Memory(turn_seconds=turn, wait_seconds=wait), load_deadline_seconds=30.0)
         self.adapters = Adapters(config, self, self, Backoff(pause, pause))
@@ -67,7 +68,7 @@ class Play:
     def answer(self, order):
         for rank in range(RANKS):
             broken = order.number in self.broken and rank == 1 and isinstance(order, LoadAdapter)
-            said = (0, Code.MODEL_LOAD_FAILED, "is damaged") if broken else (SIZE,)
+            said = (0, *self.fault) if broken else (SIZE,)
             self.answering.take(order.number, rank, AdapterReport(order.number, *said))
 
     # as a room
@@ -274,6 +275,18 @@ def test_nobody_leaves_again_at_once_for_one_that_could_not_be_read():
         assert (len(play.orders), play.loaded) == (orders, ["a1"])
 
     playing(scenario, most=1, pause=60.0)
+
+
+def test_one_for_which_the_device_lacked_memory_is_tried_again_by_the_next_request():
+    async def scenario(play):
+        play.broken, play.fault = {2}, (Code.INSUFFICIENT_MEMORY, "out of memory")
+        [short] = await play.ask(2)
+        assert short.error.code == Code.INSUFFICIENT_MEMORY
+        play.broken = set()
+        [later] = await play.ask(2)
+        assert later.phase == "running"
+
+    playing(scenario, pause=60.0)
 
 
 def test_without_memory_those_who_wait_for_it_are_told():

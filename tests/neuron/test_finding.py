@@ -19,6 +19,7 @@ from neuron.config import ModelSettings, NeuronConfig
 from neuron.description import describe
 from neuron.memory.devices import Inventory
 from neuron.memory.parking import Parking
+from neuron.models.life import Event
 from neuron.models.managed import ManagedModel
 from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
@@ -135,11 +136,12 @@ def test_a_pinned_model_that_failed_and_whose_files_change_is_loaded_anew_and_fo
     tmp_path, monkeypatch
 ):
     called = []
-    bring_up = ManagedModel.bring_up
+    handle = ManagedModel.handle
 
-    def counted(model):
-        called.append(model)
-        return bring_up(model)
+    def counted(model, event, error=None):
+        if event is Event.WANTED:
+            called.append(model)
+        handle(model, event, error)
 
     async def scenario():
         mine = ModelSettings(id="mine", path=str(write_checkpoint(tmp_path / "mine")), pin=True)
@@ -156,7 +158,7 @@ def test_a_pinned_model_that_failed_and_whose_files_change_is_loaded_anew_and_fo
             )  # it fails as well, and has its own pauses
             assert called.count(old) == tries
 
-    monkeypatch.setattr(ManagedModel, "bring_up", counted)
+    monkeypatch.setattr(ManagedModel, "handle", counted)
     monkeypatch.setattr(neuron.models.manager, "Backoff", lambda: Backoff(0.3, 0.3))
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
 

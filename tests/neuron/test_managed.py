@@ -6,9 +6,11 @@ import signal
 import time
 from math import inf
 
+import msgspec
 import pytest
 
 import neuron.models.managed
+import neuron.models.passage
 import neuron.tenancy.epochs
 from ipc.errors import Code, CortexError
 from ipc.messages.replies import Cancelled, Delta, Failed, Finished, Progress, Started
@@ -464,6 +466,154 @@ def test_a_model_that_failed_by_itself_asks_for_memory_again_for_a_load_by_hand_
                 await load(model)
             await load(model)
             assert isinstance(await Client(model, 3).last(), Finished)
+
+    run(scenario())
+
+
+def test_a_tokenizer_that_could_not_be_read_for_a_moment_holds_up_no_request():
+    texts = [CortexError(Code.INTERNAL, "no process could be started to read it"), Text()]
+
+    def read():
+        if isinstance(text := texts.pop(0), CortexError):
+            raise text
+        return text
+
+    async def scenario():
+        async with owning(text=read, backoff=Backoff(60.0, 60.0)) as model:
+            with pytest.raises(CortexError, match="no process could be started"):
+                await model.text()
+            assert model.status == "failed"
+            await model.text()
+            assert isinstance(await Client(model, 1).last(), Finished)
+
+    run(scenario())
+
+
+def test_a_failure_before_it_had_memory_holds_up_no_request():
+    async def scenario():
+        room = OneRoom(refusal=CortexError(Code.INTERNAL, "no figures of the devices"))
+        async with owning(room, backoff=Backoff(60.0, 60.0)) as model:
+            assert (await Client(model, 1).last()).code == Code.INTERNAL
+            assert model.status == "failed"
+            room.refusal = None
+            assert isinstance(await Client(model, 2).last(), Finished)
+
+    run(scenario())
+
+
+def test_its_pause_grows_with_failures_in_a_row_that_had_memory_and_other_settings_end_it():
+    async def scenario():
+        room = OneRoom(refusal=CortexError(Code.INSUFFICIENT_MEMORY, "no room"))
+        async with owning(
+            room, backoff=Backoff(25.0, 1000.0), failure=FailurePlan(fail_load="bad", epochs=4)
+        ) as model:
+
+            async def pause_after(*, loads):
+                for _ in range(loads):
+                    with pytest.raises(CortexError):
+                        await load(model)
+                with pytest.raises(CortexError, match="a request has it tried again in") as early:
+                    Client(model, 1)
+                return pytest.approx(early.value.retry_after, abs=20)
+
+            for key in range(2, 5):
+                assert (await Client(model, key).last()).code == Code.INSUFFICIENT_MEMORY
+            room.refusal = None
+            assert await pause_after(loads=1) == 50
+            assert await pause_after(loads=1) == 100
+            model.renew(msgspec.structs.replace(model.settings, priority=7), model.description)
+            assert await pause_after(loads=1) == 50
+            model.renew(msgspec.structs.replace(model.settings, priority=8), model.description)
+            assert (await Client(model, 5).last()).message.endswith("bad")
+            await load(model)
+
+    run(scenario())
+
+
+def test_a_pinned_model_that_was_short_of_memory_may_have_others_leave_again_after_a_while(monkeypatch):
+    monkeypatch.setattr(neuron.models.passage, "SHORTAGE_SECONDS", 0.5)
+
+    async def scenario():
+        looks = []
+        room = OneRoom()
+        room.fits = looks.append
+        short = FailurePlan(out_of_memory_in_load=True, epochs=3)
+        async with owning(room, settings={"pin": True}, failure=short) as model:
+            model.bring_up()
+            await until(lambda: model.status == "ready")
+            assert looks
+            assert room.spares[3:] == [0]
+
+    run(scenario())
+
+
+def test_one_that_comes_back_by_itself_takes_no_more_memory_than_planned_where_another_would_leave():
+    async def scenario():
+        room = OneRoom()
+        room.fits = lambda spare: not spare
+        short = FailurePlan(out_of_memory_in_load=True, epochs=5)
+        async with owning(room, settings={"pin": True}, failure=short) as model:
+            model.bring_up()
+            await until(lambda: model.status == "ready")
+            assert room.spares[0] == 0 < room.spares[1] < room.spares[2]  # the first try, at the start
+            assert room.spares[3:] == [0, 0, 0]
+
+    run(scenario())
+
+
+def test_a_look_for_memory_that_fails_is_followed_by_others(caplog):
+    async def scenario():
+        looks = []
+
+        def fits(spare):
+            looks.append(spare)
+            if len(looks) <= 3:
+                raise OSError("the driver says nothing")
+            return True
+
+        room = OneRoom()
+        room.fits = fits
+        broken = FailurePlan(fail_load="a bad shard", epochs=1)
+        async with owning(room, settings={"pin": True}, failure=broken) as model:
+            model.bring_up()
+            await until(lambda: model.status == "ready")
+            assert len(looks) == 4
+
+    run(scenario())
+    assert caplog.text.count("OSError: the driver says nothing") == 1
+
+
+def test_one_that_failed_and_is_pinned_no_longer_looks_for_no_memory():
+    async def scenario():
+        looks = []
+        room = OneRoom()
+        room.fits = looks.append
+        broken = FailurePlan(fail_load="a bad shard", epochs=9)
+        async with owning(room, settings={"pin": True}, failure=broken) as model:
+            model.bring_up()
+            await until(lambda: len(looks) > 1)
+            model.pin(False)
+            await asyncio.sleep(0.1)  # it may look just now
+            count = len(looks)
+            await asyncio.sleep(0.2)
+            assert len(looks) == count
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("drained", [False, True])
+def test_a_default_that_waits_for_memory_to_come_back_does_not_once_it_is_drained(drained):
+    async def scenario():
+        async with owning(failure=FailurePlan(out_of_memory_in_load=True, epochs=3)) as model:
+            with pytest.raises(CortexError):
+                await load(model)
+            model.displaced = True
+            model.come_back()
+            model.drain(drained)
+            if not drained:
+                await until(lambda: model.status == "ready")
+            await asyncio.sleep(0.2)
+            assert model.status == ("unloaded" if drained else "ready")
 
     run(scenario())
 

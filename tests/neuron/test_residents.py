@@ -90,6 +90,18 @@ def test_nobody_leaves_for_a_pinned_model_that_failed_by_itself_and_it_comes_whe
         assert neuron.wait_for("broken", status="ready").epoch == 3
 
 
+def test_nobody_leaves_for_a_pinned_model_that_tries_again_and_finds_too_little_memory(tmp_path):
+    short = {"memory": "2.5GiB", "failure": {"out_of_memory_in_load": True}}
+    models = [simulated("home", **short, settings={"pin": True}), big("small", memory="256MiB")]
+    with Neuron(tmp_path, models, cpu=LIMIT) as neuron, neuron.client() as client:
+        wait_until(lambda: "model unloaded model=home" in neuron.log, "the end of its first try")
+        load(client, "small")
+        tries = neuron.model("home").epoch
+        wait_until(lambda: neuron.model("home").epoch >= tries + 3, "its other tries")
+        assert status(neuron)["small"] == "ready"
+        assert neuron.model("small").evictions == 0
+
+
 def test_nobody_leaves_again_for_a_default_that_runs_out_of_memory_as_it_comes_back(tmp_path):
     short = {"memory": "2.5GiB", "failure": {"out_of_memory_in_load": True}}
     config = {"default_model": "home", "default_after_seconds": 0.3}
