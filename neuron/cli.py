@@ -83,7 +83,7 @@ def discover() -> None:
     from neuron.memory.devices import Inventory
 
     inventory = Inventory(NeuronConfig())
-    table = Table("device", "name", "memory", "free", "capability", "driver", "cores")
+    table = Table("device", "name", "memory", "free", "bandwidth", "capability", "driver", "cores")
     for device in inventory.devices:
         _add_row(
             table,
@@ -91,6 +91,7 @@ def discover() -> None:
             device.name,
             gib(device.memory_total, 1),
             gib(device.memory_free, 1),
+            f"{device.memory_rate / 1e9:,.0f} GB/s" if device.memory_rate else "",
             device.compute_capability or "",
             device.driver or "",
             str(device.cores or ""),

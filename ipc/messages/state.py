@@ -22,6 +22,7 @@ class Device(Plain):
     memory_total: int
     memory_free: int  # as the driver or the kernel says now
     memory_reserved: int = 0  # by the neuron's ledger
+    memory_rate: int | None = None  # bytes a second that it reads at most; None: nobody says
     compute_capability: str | None = None
     driver: str | None = None
     cores: int | None = None

@@ -24,7 +24,7 @@ from ipc.messages.replies import (
     Heartbeat,
     Quoted,
 )
-from ipc.messages.requests import Eviction, Generate, Health, Hello, ListModels, Load, Quote
+from ipc.messages.requests import Discover, Eviction, Generate, Health, Hello, ListModels, Load, Quote
 from ipc.messages.state import Device, ModelState
 from tests.ipc.clients import everything, serve
 from tests.ipc.serving import SECONDS
@@ -147,6 +147,19 @@ def test_a_word_of_a_newer_neuron_costs_nothing_beside_it(kind, among, value, wo
             await neuron.reply({"id": call.id, **reply})
             (said,) = await everything(call)
             assert getattr(said, among) == [value, msgspec.structs.replace(value, **{word: read})]
+
+    asyncio.run(main())
+
+
+def test_a_value_of_a_newer_neuron_may_have_more_fields():
+    async def main():
+        async with puppet() as (neuron, client):
+            call = client.open(Discover(id=0))
+            await neuron.request()
+            newer = msgspec.to_builtins(DEVICE) | {"perfume": 5}
+            await neuron.reply({"type": "discovery", "id": call.id, "hostname": "h", "devices": [newer]})
+            (said,) = await everything(call)
+            assert said.devices == [DEVICE]
 
     asyncio.run(main())
 

@@ -5,6 +5,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from ipc.settings import ConfigError
+from neuron.cli import discover
 from neuron.config import Cpu, NeuronConfig
 from neuron.memory import devices
 from neuron.memory.devices import CpuProbe, Inventory, has_nvidia, visible
@@ -27,6 +28,7 @@ class Nvml(ModuleType):
     NVML_ERROR_GPU_IS_LOST = 15
     NVML_ERROR_LIB_RM_VERSION_MISMATCH = 18
     NVML_TEMPERATURE_GPU = 0
+    NVML_CLOCK_MEM = 2
 
     def __init__(self, free=(), broken=None):
         super().__init__("pynvml")
@@ -34,6 +36,7 @@ class Nvml(ModuleType):
         self.broken = broken
         self.lost = set()
         self.sensorless = False
+        self.bus, self.clock = {}, {}  # bits and MHz of the memory, by card; of others it says nothing
         self.cuda, self.capability = 13_000, (8, 6)
 
     def nvmlInit(self):
@@ -74,6 +77,16 @@ class Nvml(ModuleType):
             raise NVMLError(3)
         return 61
 
+    def nvmlDeviceGetMemoryBusWidth(self, handle):
+        if handle not in self.bus:
+            raise NVMLError(3)
+        return self.bus[handle]
+
+    def nvmlDeviceGetMaxClockInfo(self, handle, kind):
+        if kind != self.NVML_CLOCK_MEM or handle not in self.clock:
+            raise NVMLError(3)
+        return self.clock[handle]
+
 
 @pytest.fixture
 def host(monkeypatch, tmp_path):
@@ -102,6 +115,49 @@ def test_gpus_are_described_as_nvml_sees_them(host):
     assert (second.name, second.compute_capability, second.driver) == ("card 1", "8.6", "580.1")
     assert (second.memory_total, second.memory_free) == (24 * GIB, 10 * GIB)
     assert (second.utilization, second.temperature) == (0.25, 61.0)
+
+
+@pytest.mark.parametrize(
+    ("bits", "clock", "rate"),
+    [
+        pytest.param(192, 7501, 360e9, id="RTX 3060, GDDR6"),
+        pytest.param(384, 10_501, 1008e9, id="RTX 4090, GDDR6X"),
+        pytest.param(512, 14_001, 1792e9, id="RTX 5090, GDDR7"),
+        pytest.param(5120, 1215, 1555e9, id="A100 of 40 GB, HBM2"),
+        pytest.param(5120, 2619, 3352e9, id="H100 SXM, HBM3"),
+    ],
+)
+def test_memory_is_as_fast_as_its_maker_says(host, bits, clock, rate):
+    nvml = Nvml([GIB])
+    nvml.bus[0], nvml.clock[0] = bits, clock
+    host(nvml)
+    inventory = Inventory(NeuronConfig())
+    gpu, cpu = inventory.devices
+    assert gpu.memory_rate == pytest.approx(rate, rel=1e-3)
+    assert inventory.refresh()[0].memory_rate == gpu.memory_rate
+    assert cpu.memory_rate is None
+
+
+def test_discover_shows_how_fast_memory_is_where_that_is_known(host, capsys):
+    nvml = Nvml([GIB, GIB])
+    nvml.bus[1], nvml.clock[1] = 512, 14_001
+    host(nvml)
+    discover()
+    rows = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if "GiB" in line}
+    assert "1,792 GB/s" in rows["cuda:1"]
+    assert "GB/s" not in rows["cuda:0"] + rows["cpu"]
+
+
+def test_memory_whose_rate_nobody_knows_has_none(host, monkeypatch):
+    nvml = Nvml([GIB] * 4)
+    nvml.bus, nvml.clock = {1: 384, 3: 0}, {2: 10_501, 3: 10_501}
+    host(nvml)
+    *gpus, _ = Inventory(NeuronConfig()).devices
+    assert [device.memory_rate for device in gpus] == [None] * 4
+    nvml.bus[2] = 384
+    assert Inventory(NeuronConfig()).devices[2].memory_rate == 1_008_096_000_000
+    monkeypatch.delattr(Nvml, "nvmlDeviceGetMemoryBusWidth")
+    assert Inventory(NeuronConfig()).devices[2].memory_rate is None
 
 
 def test_refresh_brings_new_figures_of_the_same_devices(host):
