@@ -15,7 +15,7 @@ from typing import NamedTuple
 from transformers import PretrainedConfig
 
 from benchmarks.driver import write_hollow
-from benchmarks.gpu import of_each_token
+from benchmarks.roofline import of_each_token
 from benchmarks.serving import PATIENCE, Stream, prompt, request
 from ipc.client import NeuronClient
 from ipc.messages.requests import Load, Unload

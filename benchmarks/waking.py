@@ -28,8 +28,8 @@ from transformers import PretrainedConfig
 
 from benchmarks.driver import Driver, write_hollow
 from benchmarks.engine import SHAPE
-from benchmarks.gpu import measure_limits
 from benchmarks.one_rank import spec_of
+from benchmarks.roofline import measure_limits
 from benchmarks.shapes import EIGHT_BILLION
 from ipc import parked
 from workers.checkpoints.card import ModelCard

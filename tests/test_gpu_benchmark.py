@@ -9,10 +9,12 @@ import msgspec
 import pytest
 import torch
 
-from benchmarks import all_reduce, gpu, mixed
+from benchmarks import all_reduce, gpu, gpu_parts, mixed
 from benchmarks.driver import write_hollow
-from benchmarks.gpu import Result, active, main, of_each_token, report, run_part
+from benchmarks.gpu import main, report, run_part
+from benchmarks.gpu_parts import Result
 from benchmarks.quantised_models import write_awq, write_fp8, write_gguf
+from benchmarks.roofline import active, of_each_token
 from benchmarks.shapes import MODELS, TINY_BLOCKS
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.reading import read_card
@@ -57,14 +59,14 @@ def test_a_large_model_needs_no_disk_for_its_weights(tmp_path, shape):
 
 @pytest.mark.parametrize("part", ["large", "experts", "mamba", "hybrid"])
 def test_a_large_model_can_be_rehearsed(tmp_path, part):
-    results = {result.name: result for result in gpu.PARTS[part]("cpu", tmp_path)}
+    results = {result.name: result for result in gpu_parts.PARTS[part]("cpu", tmp_path)}
     assert all(result.part == part for result in results.values())
     assert results["decode 8 at once"].figures["share"] > 0
     assert results["decode 1 behind 33"].figures["growth"] > 0
 
 
 def test_so_can_requests_of_all_lengths_beside_transformers(tmp_path):
-    results = {result.name: result for result in gpu.mixed("cpu", tmp_path)}
+    results = {result.name: result for result in gpu_parts.mixed("cpu", tmp_path)}
     for count in (1, 8):
         ours, theirs = (results[f"tiny, {count} at once{peer}"] for peer in ("", ", transformers"))
         assert theirs.figures["ratio"] == pytest.approx(theirs.figures["seconds"] / ours.figures["seconds"])
@@ -74,7 +76,7 @@ DEPENDENT = [f"decode of {name}, 1 at once" for name in ("engine", "experts", "g
 
 
 def test_so_can_dependent_launches(tmp_path):
-    written = msgspec.json.encode([*gpu.dependent("cpu", tmp_path)])
+    written = msgspec.json.encode([*gpu_parts.dependent("cpu", tmp_path)])
     results = msgspec.json.decode(written, type=list[Result])
     assert [each.name for each in results] == DEPENDENT
     for each in results:
@@ -94,14 +96,16 @@ def test_dependent_launches_that_answer_otherwise_are_a_failure(tmp_path, monkey
         return result
 
     monkeypatch.setattr(ModelRunner, "execute", too_early)
-    results = {result.name: (result.ok, result.value[-20:]) for result in gpu.dependent("cpu", tmp_path)}
+    results = {
+        result.name: (result.ok, result.value[-20:]) for result in gpu_parts.dependent("cpu", tmp_path)
+    }
     assert results == dict.fromkeys(DEPENDENT, (False, "2 answers, 1 without"))
     assert launch.dependent
 
 
 def test_a_peer_that_fails_leaves_what_is_ours(tmp_path, monkeypatch):
     monkeypatch.setattr(mixed, "Peer", lambda *given, **settings: 1 / 0)
-    results = {result.name: result for result in gpu.mixed("cpu", tmp_path)}
+    results = {result.name: result for result in gpu_parts.mixed("cpu", tmp_path)}
     assert results["tiny, 8 at once"].figures["seconds"] > 0
     assert (
         results["tiny, 8 at once, transformers"].value == "not measured: ZeroDivisionError: division by zero"
@@ -109,10 +113,10 @@ def test_a_peer_that_fails_leaves_what_is_ours(tmp_path, monkeypatch):
 
 
 def test_what_has_no_room_on_a_card_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "measure_limits", lambda device: (1.0, 1.0, 1.0))
+    monkeypatch.setattr(gpu_parts, "measure_limits", lambda device: (1.0, 1.0, 1.0))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (12 << 30, 12 << 30))
-    [*_, result] = gpu.PARTS["14b"]("cuda:0", tmp_path)
+    [*_, result] = gpu_parts.PARTS["14b"]("cuda:0", tmp_path)
     assert (result.ok, result.value[:22]) == (True, "not measured: it takes")
     assert "12.9 are free" in result.value
 
@@ -162,13 +166,13 @@ def test_tests_that_are_cut_tell_what_they_found(tmp_path, monkeypatch):
     python.chmod(0o755)
     monkeypatch.setenv("SCRIPT", script)
     monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setattr(gpu, "until", time.monotonic() + gpu.LEAST + 2.0)
-    [result] = gpu.tests("cuda:0", tmp_path)
+    monkeypatch.setattr(gpu_parts, "until", time.monotonic() + gpu_parts.LEAST + 2.0)
+    [result] = gpu_parts.tests("cuda:0", tmp_path)
     assert result.value == "1 passed, 0 skipped, 0 failed, cut there for want of time"
 
 
 def test_so_can_its_waking(tmp_path):
-    results = {result.name: result for result in gpu.waking("cpu", tmp_path)}
+    results = {result.name: result for result in gpu_parts.waking("cpu", tmp_path)}
     names = ("load and park", "load", "wake", "wake again")
     assert [*results] == [f"{name} to first token" for name in names]
     for result in results.values():
@@ -178,7 +182,7 @@ def test_so_can_its_waking(tmp_path):
 
 
 def test_so_can_its_ranks(tmp_path):
-    results = {result.name: result for result in gpu.ranks("cpu", tmp_path)}
+    results = {result.name: result for result in gpu_parts.ranks("cpu", tmp_path)}
     for size in (8, 64):
         assert results.pop(f"all-reduce of {size} KiB").figures["library"] > 0
     assert [*results] == ["load", "load again", "prefill", "decode 1 at once"]
@@ -189,7 +193,7 @@ def test_so_can_its_ranks(tmp_path):
 def test_with_one_gpu_what_wants_two_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(all_reduce, "wrong", lambda cards: [[], [3, 4]])
-    sums, result = gpu.ranks("cuda:0", tmp_path)
+    sums, result = gpu_parts.ranks("cuda:0", tmp_path)
     assert (result.ok, result.value) == (True, "not measured: it wants 2 GPUs, and here is 1")
     assert (sums.ok, sums.name) == (False, "small sums of two ranks on 1 GPU")
     assert sums.value == "2 wrong of 240"
@@ -202,7 +206,7 @@ def test_small_sums_of_ranks_stand_beside_the_library_s(monkeypatch, ours):
         found["ours"] = {8 << 10: 6e-6, 64 << 10: 20e-6}
     monkeypatch.setattr(all_reduce, "wrong", lambda cards: [[], []])
     monkeypatch.setattr(all_reduce, "rows", lambda kind: found)
-    right, first, second = gpu.small_sums("cuda:0", 2)
+    right, first, second = gpu_parts.small_sums("cuda:0", 2)
     assert right.ok
     assert (first.ok, second.ok) == (ours, ours)
     if ours:
@@ -212,7 +216,7 @@ def test_small_sums_of_ranks_stand_beside_the_library_s(monkeypatch, ours):
 
 @pytest.mark.parametrize(("part", "goal"), [("gguf", 0.5), ("fp8", 0.55), ("awq", 0.5), ("nvfp4", 0.5)])
 def test_so_can_its_quantised_models(tmp_path, part, goal):
-    results = {result.name: result for result in gpu.PARTS[part]("cpu", tmp_path)}
+    results = {result.name: result for result in gpu_parts.PARTS[part]("cpu", tmp_path)}
     assert all(result.part == part for result in results.values())
     figures = results["decode 1 at once"].figures
     assert figures["share"] > 0
