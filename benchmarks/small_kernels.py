@@ -29,6 +29,7 @@ from workers.kernels import (
     router_triton,
     skinny,
 )
+from workers.kernels.choosing import Choosing
 from workers.kernels.eight_bits_triton import FP8, INT8, WHOLE
 
 TYPES = ("bf16", "fp16", "fp32")
@@ -127,16 +128,21 @@ def compile_gated_norm(capability: int, dtype: str = "bf16", size: int = 128) ->
 
 
 def compile_router(
-    capability: int, dtype: str = "bf16", experts: int = 128, chosen: int = 8, tokens: int = 16
+    capability: int,
+    dtype: str = "bf16",
+    experts: int = 128,
+    chosen: int = 8,
+    tokens: int = 16,
+    groups: int = 1,
 ) -> Compiled:
     """Logits of few tokens, what they choose, and its pairs."""
     pointers = {"x": f"*{dtype}", "order": "*i64"} | dict.fromkeys(("numbers", "starts", "done"), "*i32")
     pointers |= dict.fromkeys(("w", "bias", "correction", "logits", "weights"), "*fp32")
-    others = dict.fromkeys(("tokens", "experts", "first", "mine"), "i32")
+    others = dict.fromkeys(("tokens", "first", "mine", "experts", "size"), "i32")
     others |= dict.fromkeys(("least", "scale"), "fp32")
-    constants = {"HAS_BIAS": True, "SIGMOID": True, "CORRECTED": True, "NORMALISED": True, "CHOSEN": chosen}
-    constants |= {"PLACES": triton.next_power_of_2(chosen), "EXPERTS": triton.next_power_of_2(experts)}
-    constants |= {"BLOCK_E": router_triton.BLOCK_E, "BLOCK_K": router_triton.BLOCK_K}
+    how = Choosing(chosen, True, 0.0, 1.0, groups, max(1, groups // 2))
+    constants = choice_triton.constants(experts, True, how)
+    constants |= {"HAS_BIAS": True, "BLOCK_E": router_triton.BLOCK_E, "BLOCK_K": router_triton.BLOCK_K}
     constants["PAIRS"] = router_triton.most_pairs(tokens, chosen)
     given = pointers, {"columns": "i32"}, constants, others, router_triton.WARPS
     return _compiled(capability, router_triton.router_kernel, *given)
@@ -160,13 +166,15 @@ def compile_pairs(capability: int, experts: int = 128) -> Compiled:
     return _compiled(capability, pairs_triton.pairs_kernel, pointers, {}, constants, unknown)
 
 
-def compile_choice(capability: int, experts: int = 128, sigmoid: bool = False, chosen: int = 8) -> Compiled:
+def compile_choice(
+    capability: int, experts: int = 128, sigmoid: bool = False, chosen: int = 8, groups: int = 1
+) -> Compiled:
     """Experts chosen; corrected, where scores are sigmoids, and normalised."""
     pointers = {"logits": "*fp32", "correction": "*fp32", "weights": "*fp32", "numbers": "*i64"}
-    constants = {"SIGMOID": sigmoid, "CORRECTED": sigmoid, "NORMALISED": True, "CHOSEN": chosen}
-    constants |= {"PLACES": triton.next_power_of_2(chosen), "EXPERTS": triton.next_power_of_2(experts)}
-    unknown = {"experts": "i32", "least": "fp32", "scale": "fp32"}
-    given = pointers, {}, constants, unknown, choice_triton.warps(experts)
+    how = Choosing(chosen, sigmoid, 0.0, 1.0, groups, max(1, groups // 2))
+    constants = choice_triton.constants(experts, sigmoid, how)
+    unknown = {"experts": "i32", "size": "i32", "least": "fp32", "scale": "fp32"}
+    given = pointers, {}, constants, unknown, choice_triton.warps(constants["EXPERTS"])
     return _compiled(capability, choice_triton.choice_kernel, *given)
 
 
@@ -265,9 +273,14 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
         given = {"experts": experts, "chosen": chosen, "tokens": tokens}
         name = f"router {experts} {chosen} {tokens}"
         yield router_triton.router_kernel, name, partial(compile_router, **given)
-    for experts, sigmoid in product((8, 64, 128, 256, 512), (True, False)):
-        given = {"experts": experts, "sigmoid": sigmoid}
-        name = f"choice {experts}{' sigmoid' * sigmoid}"
+    for experts, groups in ((8, 4), (160, 8), (256, 8), (512, 16)):
+        given = {"experts": experts, "groups": groups}
+        name = f"router {experts} in {groups} groups"
+        yield router_triton.router_kernel, name, partial(compile_router, **given)
+    chosen_of = ((8, 1), (64, 1), (128, 1), (256, 1), (512, 1), (8, 4), (160, 8), (256, 8), (512, 16))
+    for (experts, groups), sigmoid in product(chosen_of, (True, False)):
+        given = {"experts": experts, "sigmoid": sigmoid, "groups": groups}
+        name = f"choice {experts}{f' in {groups} groups' * (groups > 1)}{' sigmoid' * sigmoid}"
         yield choice_triton.choice_kernel, name, partial(compile_choice, **given)
     for dtype, single, window, sinks in product(TYPES, (True, False), (0, 1, 2), (False, True)):
         given = {"dtype": dtype, "single": single, "window": window, "sinks": sinks}

@@ -19,6 +19,7 @@ from workers.checkpoints.experts import Clamp
 from workers.checkpoints.rope import Rope
 from workers.kernels import fused
 from workers.kernels.attention_triton import Sequences
+from workers.kernels.choosing import Choosing
 from workers.kernels.fused import Turn
 from workers.kernels.gates import ACTIVATIONS, Gates
 from workers.layers.norm import over_rms
@@ -57,7 +58,7 @@ def choices() -> None:
     for sigmoid, corrected, least, scale in product(*((False, True),) * 2, (None, 0.0, 0.25), (1.0, 2.5)):
         logits, correction = torch.randn(3, 13), torch.randn(13) if corrected else None
         logits[2, 4], logits[2, 9] = float("nan"), 40.0
-        weights, numbers = fused.choice(logits, correction, 5, sigmoid, least, scale)
+        weights, numbers = fused.choice(logits, correction, Choosing(5, sigmoid, least, scale))
         scores = logits.sigmoid() if sigmoid else logits.softmax(dim=-1)
         expected = (scores if correction is None else scores + correction)[:2].topk(5, dim=-1).indices
         assert torch.equal(numbers[:2], expected)
@@ -65,8 +66,46 @@ def choices() -> None:
         found = found if least is None else found / (found.sum(dim=-1, keepdim=True) + least)
         torch.testing.assert_close(weights[:2], found * scale)
         assert 0 <= int(numbers.min()) <= int(numbers.max()) < 13
-    _, numbers = fused.choice(torch.zeros(1, 6), None, 3, False, None, 1.0)
+    _, numbers = fused.choice(torch.zeros(1, 6), None, Choosing(3, False, None, 1.0))
     assert numbers.tolist() == [[0, 1, 2]]
+
+
+def choices_within_groups() -> None:
+    """The same where groups are chosen first, beside sorts that leave equal ones in their order."""
+    dice = torch.Generator().manual_seed(7)
+
+    def drawn(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=dice))
+
+    for case, (sigmoid, corrected) in product(range(12), product((False, True), repeat=2)):
+        size, groups, tokens = drawn(1 + corrected, 16), drawn(2, 9), 70 if case == 6 else 1 + case % 2
+        taken, least = drawn(1, groups), (None, 0.0, 0.25)[case % 3]
+        how = Choosing(drawn(1, min(9, taken * size)), sigmoid, least, 2.5, groups, taken)
+        if case % 2:
+            logits = torch.randn(tokens, groups * size, generator=dice)
+            correction = torch.randn(groups * size, generator=dice)
+        else:  # many experts are as good as others, and so are groups
+            logits = torch.tensor([0.0, 1.0, 3.0])[torch.randint(3, (tokens, groups * size), generator=dice)]
+            correction = torch.full((groups * size,), 0.5)
+        scores = logits.sigmoid() if sigmoid else logits.softmax(dim=-1)
+        ranking = scores + correction if corrected else scores
+        of_groups = ranking.view(tokens, groups, size).sort(dim=-1, descending=True).values
+        worth = of_groups[..., : 1 + corrected].sum(dim=-1)
+        best = worth.argsort(dim=-1, descending=True, stable=True)[:, :taken]
+        others = torch.ones_like(worth, dtype=torch.bool).scatter_(1, best, False)
+        ranking = ranking.masked_fill(others.repeat_interleave(size, dim=1), -torch.inf)
+        expected = ranking.argsort(dim=-1, descending=True, stable=True)[:, : how.chosen]
+        weights, numbers = fused.choice(logits, correction if corrected else None, how)
+        assert torch.equal(numbers, expected), how
+        found = scores.gather(1, expected)
+        found = found if least is None else found / (found.sum(dim=-1, keepdim=True) + least)
+        torch.testing.assert_close(weights, found * 2.5)
+    # groups with fewer experts that are numbers than they are chosen by come last; no expert is out of range
+    logits = torch.zeros(3, 12)
+    logits[0, :3] = logits[1, 4:6] = logits[2] = torch.nan
+    weights, numbers = fused.choice(logits, torch.zeros(12), Choosing(4, True, None, 1.0, 4, 2))
+    assert numbers[:2].tolist() == [[3, 4, 5, 6], [0, 1, 2, 6]]
+    assert 0 <= int(numbers.min()) <= int(numbers.max()) < 12
 
 
 def routers(dtype: torch.dtype) -> None:
@@ -75,24 +114,26 @@ def routers(dtype: torch.dtype) -> None:
     from workers.kernels.pairs_triton import sorted_pairs
 
     cases = (
-        (1, 8, 48, (3, False, None, 1.0), range(8)),
-        (5, 13, 2100, (5, True, 0.25, 2.5), range(4, 11)),
-        (16, 40, 130, (6, False, 0.0, 1.0), range(40)),
+        (1, 8, 48, Choosing(3, False, None, 1.0), range(8)),
+        (5, 13, 2100, Choosing(5, True, 0.25, 2.5), range(4, 11)),
+        (16, 40, 130, Choosing(6, False, 0.0, 1.0), range(40)),
+        (7, 24, 60, Choosing(4, True, 0.0, 2.5, 8, 3), range(24)),
+        (1, 60, 60, Choosing(6, False, None, 16.0, 5, 2), range(12, 36)),
     )
     for (tokens, experts, columns, how, mine), biased in product(cases, (False, True)):
         x, weight = torch.randn(tokens, columns).to(dtype), torch.randn(experts, columns) / columns**0.5
         bias, correction = (torch.randn(experts) if biased else None for _ in range(2))
         logits = F.linear(x.float(), weight, bias)
-        weights, numbers = fused.choice(logits, correction, *how)
+        weights, numbers = fused.choice(logits, correction, how)
         own = numbers.flatten() - mine.start
         own[(own < 0) | (own >= len(mine))] = len(mine)
         order, starts = sorted_pairs(own, len(mine))
-        found, pairs = fused.routed(x, weight, bias, correction, *how, mine)
+        found, pairs = fused.routed(x, weight, bias, correction, how, mine)
         torch.testing.assert_close(found, weights.flatten(), rtol=1e-4, atol=1e-5)
         assert torch.equal(pairs.order, order)
         assert torch.equal(pairs.starts, starts)
-        alone, _ = fused.routed(x[-1:], weight, bias, correction, *how, mine)
-        assert torch.equal(alone, found[-how[0] :])
+        alone, _ = fused.routed(x[-1:], weight, bias, correction, how, mine)
+        assert torch.equal(alone, found[-how.chosen :])
     assert not skinny.counters(x.device).any()
 
 
@@ -209,6 +250,7 @@ def between_products(dtype: torch.dtype) -> None:
     routers(dtype)
     heads(dtype)
     choices()
+    choices_within_groups()
 
 
 def all_between_products() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import PretrainedConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import DeepseekV2Config, DeepseekV3Config, PretrainedConfig, Qwen3Config, Qwen3MoeConfig
 
 from benchmarks.driver import write_hollow
 from benchmarks.quantised_models import write_gguf
@@ -47,6 +47,20 @@ SMALL = {
     "dtype": "bfloat16",
 }
 EXPERTS = {"moe_intermediate_size": 128, "num_experts": 16, "num_experts_per_tok": 8, "norm_topk_prob": True}
+LATENT = {name: size for name, size in SMALL.items() if name != "head_dim"} | {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 128,
+    "kv_lora_rank": 64,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 64,
+    "v_head_dim": 64,
+    "n_routed_experts": 16,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 128,
+    "first_k_dense_replace": 0,
+}
+GROUPS = {"n_group": 4, "topk_group": 2}
 
 
 class Launches(TorchDispatchMode):
@@ -126,6 +140,24 @@ def test_a_layer_of_experts(tmp_path, monkeypatch, tokens):
     launches = launches_of_a_layer(card, tokens, monkeypatch)
     experts = ["router_kernel", "experts_kernel", "experts_kernel", "chosen_kernel"]
     assert launches == [*attention(), *experts]
+
+
+@pytest.mark.parametrize("tokens", [1, 8])
+@pytest.mark.parametrize(
+    "config",
+    [
+        DeepseekV2Config(**LATENT, **GROUPS, topk_method="group_limited_greedy"),
+        DeepseekV3Config(**LATENT, **GROUPS),
+    ],
+    ids=["best", "best_two"],
+)
+def test_a_layer_whose_router_chooses_groups_of_experts_first(tmp_path, monkeypatch, config, tokens):
+    card = written(tmp_path, config)
+    assert (card.config.experts.groups, card.config.experts.groups_chosen) == (4, 2)
+    launches = launches_of_a_layer(card, tokens, monkeypatch)
+    experts = ["router_kernel", "experts_kernel", "experts_kernel", "chosen_kernel"]
+    assert launches[-9:] == ["norm_kernel", *experts, "linear", "gated_kernel", "linear", "add_"]
+    assert len(launches) <= 33
 
 
 def test_a_layer_of_gpt_oss(tiny, monkeypatch):

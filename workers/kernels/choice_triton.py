@@ -7,13 +7,43 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.kernels.choosing import Choosing
 from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.launch import Launcher
 
 
 @triton.jit
+def experts_by_group(experts, size, EXPERTS: tl.constexpr, GROUPS: tl.constexpr):
+    """The numbers of experts `[EXPERTS]`, of each group, which has `size` of them, in a row of as many as a
+    power of two; `experts` where there is none."""
+    i, row = tl.arange(0, EXPERTS), EXPERTS // GROUPS
+    expert = i // row * size + i % row
+    return tl.where((i % row < size) & (expert < experts), expert, experts)
+
+
+@triton.jit
+def within_best_groups(ranking, TWO: tl.constexpr, GROUPS: tl.constexpr, GROUPS_CHOSEN: tl.constexpr):
+    """`ranking`, and minus infinity for experts of other groups than the best: by their best expert, or TWO.
+    Of equal groups the first is chosen."""
+    row: tl.constexpr = ranking.shape[0] // GROUPS
+    group, i = tl.arange(0, GROUPS), tl.arange(0, row)[None, :]
+    each = tl.reshape(ranking, (GROUPS, row))
+    worth = tl.max(each, 1)
+    if TWO:
+        first = tl.min(tl.where(each == worth[:, None], i, row), 1)
+        worth += tl.max(tl.where(i == first[:, None], float("-inf"), each), 1)
+    is_chosen = group < 0
+    for _ in range(GROUPS_CHOSEN):
+        best = tl.min(tl.where(worth == tl.max(worth, 0), group, GROUPS), 0)
+        is_chosen |= group == best
+        worth = tl.where(group == best, float("-inf"), worth)
+    return tl.reshape(tl.where(is_chosen[:, None], each, float("-inf")), (GROUPS * row,))
+
+
+@triton.jit
 def best_of(
     logit,  # [EXPERTS] float32
+    i,  # [EXPERTS], their numbers, of `experts_by_group`
     correction,
     experts,
     least,
@@ -23,11 +53,12 @@ def best_of(
     NORMALISED: tl.constexpr,
     CHOSEN: tl.constexpr,
     PLACES: tl.constexpr,
-    EXPERTS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUPS_CHOSEN: tl.constexpr,
 ):
     """The weights and numbers of a token's experts, `[PLACES]` both. Of equal experts the first is chosen;
     one whose logit is NaN comes last."""
-    i, place = tl.arange(0, EXPERTS), tl.arange(0, PLACES)
+    place = tl.arange(0, PLACES)
     there = i < experts
     if SIGMOID:
         score = 1.0 / (1.0 + tl.exp(-logit))
@@ -38,6 +69,8 @@ def best_of(
     if CORRECTED:
         ranking += tl.load(correction + i, mask=there, other=0.0)
     ranking = tl.where(there, ranking, float("-inf"))
+    if GROUPS > 1:
+        ranking = within_best_groups(ranking, CORRECTED, GROUPS, GROUPS_CHOSEN)
     weight, number = tl.zeros((PLACES,), tl.float32), tl.zeros((PLACES,), tl.int32)
     for n in range(CHOSEN):
         best = tl.min(tl.where(ranking == tl.max(ranking, 0), i, experts - 1), 0)
@@ -49,13 +82,14 @@ def best_of(
     return weight * scale, number
 
 
-@triton.jit(do_not_specialize=["experts"])
+@triton.jit(do_not_specialize=["experts", "size"])
 def choice_kernel(
     logits,  # [tokens, experts] float32
     correction,  # [experts] float32, or anything
     weights,  # [tokens, CHOSEN] float32
     numbers,  # [tokens, CHOSEN] int64
     experts,
+    size,  # of a group
     least,  # is added to the sum that NORMALISED divides by
     scale,
     SIGMOID: tl.constexpr,  # each by itself; else by softmax
@@ -63,14 +97,18 @@ def choice_kernel(
     NORMALISED: tl.constexpr,
     CHOSEN: tl.constexpr,
     PLACES: tl.constexpr,  # the next power of two
-    EXPERTS: tl.constexpr,  # the same
+    GROUPS: tl.constexpr,  # the same
+    GROUPS_CHOSEN: tl.constexpr,
+    EXPERTS: tl.constexpr,  # places for them, of GROUPS rows
 ):
     """A program has a token."""
     wait_for_previous()
-    token, i, place = tl.program_id(0).to(tl.int64), tl.arange(0, EXPERTS), tl.arange(0, PLACES)
+    token, place = tl.program_id(0).to(tl.int64), tl.arange(0, PLACES)
+    i = experts_by_group(experts, size, EXPERTS, GROUPS)
     logit = tl.load(logits + token * experts + i, mask=i < experts, other=float("-inf"))
     weight, number = best_of(
-        *(logit, correction, experts, least, scale, SIGMOID, CORRECTED, NORMALISED, CHOSEN, PLACES, EXPERTS)
+        *(logit, i, correction, experts, least, scale),
+        *(SIGMOID, CORRECTED, NORMALISED, CHOSEN, PLACES, GROUPS, GROUPS_CHOSEN),
     )
     into = token * CHOSEN + place
     tl.store(weights + into, weight, mask=place < CHOSEN)
@@ -80,24 +118,42 @@ def choice_kernel(
 LAUNCH = Launcher(choice_kernel)
 
 
-def choice(
-    logits: Tensor, correction: Tensor | None, chosen: int, sigmoid: bool, least: float | None, scale: float
-) -> tuple[Tensor, Tensor]:
+def choice(logits: Tensor, correction: Tensor | None, how: Choosing) -> tuple[Tensor, Tensor]:
     """See `workers.kernels.fused.choice`."""
     tokens, experts = logits.shape
-    weights = logits.new_empty(tokens, chosen)
-    numbers = torch.empty(tokens, chosen, dtype=torch.int64, device=logits.device)
+    compiled_for = constants(experts, correction is not None, how)
+    weights = logits.new_empty(tokens, how.chosen)
+    numbers = torch.empty(tokens, how.chosen, dtype=torch.int64, device=logits.device)
     LAUNCH(
         (tokens, 1, 1),
-        *(logits, logits if correction is None else correction, weights, numbers, experts),
-        *(0.0 if least is None else least, scale),
-        *(sigmoid, correction is not None, least is not None, chosen),
-        *(triton.next_power_of_2(chosen), triton.next_power_of_2(experts)),
-        num_warps=warps(experts),
+        *(logits, logits if correction is None else correction, weights, numbers),
+        *numbers_of(experts, how),
+        *compiled_for.values(),
+        num_warps=warps(compiled_for["EXPERTS"]),
     )
     return weights, numbers
 
 
-def warps(experts: int) -> int:
-    """Of a program: one, whose threads wait for no other's, while a thread has few experts."""
-    return 1 if experts <= 256 else 4
+def numbers_of(experts: int, how: Choosing) -> tuple[int, int, float, float]:
+    """From `experts` to `scale`, as kernels take them."""
+    return experts, experts // how.groups, 0.0 if how.least is None else how.least, how.scale
+
+
+def constants(experts: int, corrected: bool, how: Choosing) -> dict[str, int]:
+    """What they are compiled for, in their order."""
+    groups = triton.next_power_of_2(how.groups)
+    return {
+        "SIGMOID": how.sigmoid,
+        "CORRECTED": corrected,
+        "NORMALISED": how.least is not None,
+        "CHOSEN": how.chosen,
+        "PLACES": triton.next_power_of_2(how.chosen),
+        "GROUPS": groups,
+        "GROUPS_CHOSEN": how.groups_chosen,
+        "EXPERTS": groups * triton.next_power_of_2(experts // how.groups),
+    }
+
+
+def warps(places: int) -> int:
+    """Of a program: one, whose threads wait for no other's, while a thread has few places for experts."""
+    return 1 if places <= 256 else 4

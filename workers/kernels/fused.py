@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from workers.kernels.choosing import Choosing
 from workers.kernels.gates import Gates
 from workers.kernels.pairs import Pairs
 
@@ -65,21 +66,13 @@ def gated(gate_up: Tensor, gates: Gates) -> Tensor:  # [tokens, 2 * inner] -> [t
 def choice(
     logits: Tensor,  # [tokens, experts] float32, contiguous
     correction: Tensor | None,  # [experts] float32: added to scores for the choice alone
-    chosen: int,
-    sigmoid: bool,
-    least: float | None,
-    scale: float,
+    how: Choosing,
 ) -> tuple[Tensor, Tensor]:
-    """The weights of a token's `chosen` experts, float32, and their numbers: `[tokens, chosen]` both.
-
-    Args:
-        sigmoid: scores are the sigmoids of logits; else their softmax.
-        least: is added to the sum of scores that are chosen, by which they are divided; None: they are not.
-        scale: of the weights.
-    """
+    """The weights of the experts that are chosen for a token, float32, and their numbers: `[tokens, chosen]`
+    both. Of equal experts, and of equal groups, the first is chosen."""
     from workers.kernels import choice_triton
 
-    return choice_triton.choice(logits, correction, chosen, sigmoid, least, scale)
+    return choice_triton.choice(logits, correction, how)
 
 
 def routed(
@@ -87,19 +80,16 @@ def routed(
     weight: Tensor,  # [experts, columns] float32, contiguous
     bias: Tensor | None,  # [experts] float32
     correction: Tensor | None,  # for these see `choice`
-    chosen: int,
-    sigmoid: bool,
-    least: float | None,
-    scale: float,
+    how: Choosing,
     mine: range,
 ) -> tuple[Tensor, Pairs] | None:
     """The weights of pairs, `[pairs]` float32, and these: of what `choice` makes of a product, with experts
     numbered as a rank does that has those of `mine`. None: of so many it is not one launch."""
     from workers.kernels import router_triton
 
-    if len(x) > router_triton.FEW or chosen > router_triton.MOST:
+    if len(x) > router_triton.FEW or how.chosen > router_triton.MOST:
         return None
-    return router_triton.routed(x, weight, bias, correction, chosen, sigmoid, least, scale, mine)
+    return router_triton.routed(x, weight, bias, correction, how, mine)
 
 
 def decay_and_beta(

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.kernels.choice_triton import best_of
+from workers.kernels.choice_triton import best_of, constants, experts_by_group, numbers_of
+from workers.kernels.choosing import Choosing
 from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.launch import Launcher
 from workers.kernels.pairs import Pairs
@@ -25,7 +26,7 @@ WARPS = 4
 PIECE = tl.constexpr(32)  # pairs, or experts, whose places are found at once
 
 
-@triton.jit(do_not_specialize=["experts", "first", "mine", "tokens"])
+@triton.jit(do_not_specialize=["tokens", "experts", "size", "first", "mine"])
 def router_kernel(
     x,  # [tokens, columns]
     w,  # [experts, columns] float32
@@ -38,19 +39,22 @@ def router_kernel(
     starts,  # [mine + 1] int32
     done,  # [tokens + 1] int32 zeros, and zeros again afterwards
     tokens,
-    experts,
     first,  # of this rank's experts
     mine,  # how many these are
     columns,
+    experts,  # for these see `workers.kernels.choice_triton`
+    size,
     least,
     scale,
-    HAS_BIAS: tl.constexpr,
-    SIGMOID: tl.constexpr,  # for these see `workers.kernels.choice_triton`
+    SIGMOID: tl.constexpr,
     CORRECTED: tl.constexpr,
     NORMALISED: tl.constexpr,
     CHOSEN: tl.constexpr,
     PLACES: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUPS_CHOSEN: tl.constexpr,
     EXPERTS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     PAIRS: tl.constexpr,  # at most, a power of two
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -70,12 +74,12 @@ def router_kernel(
     tl.debug_barrier()  # what all threads wrote is there before one of them says so
     if tl.atomic_add(done + token, 1) == tl.num_programs(0) - 1:
         tl.store(done + token, 0)
-        i, place = tl.arange(0, EXPERTS), tl.arange(0, PLACES)
+        i, place = experts_by_group(experts, size, EXPERTS, GROUPS), tl.arange(0, PLACES)
         at = logits + token * experts + i
         all_logits = tl.load(at, mask=i < experts, other=float("-inf"), cache_modifier=".cg")
         weight, number = best_of(
-            *(all_logits, correction, experts, least, scale),
-            *(SIGMOID, CORRECTED, NORMALISED, CHOSEN, PLACES, EXPERTS),
+            *(all_logits, i, correction, experts, least, scale),
+            *(SIGMOID, CORRECTED, NORMALISED, CHOSEN, PLACES, GROUPS, GROUPS_CHOSEN),
         )
         into = token * CHOSEN + place
         tl.store(weights + into, weight, mask=place < CHOSEN)
@@ -112,15 +116,12 @@ def routed(
     weight: Tensor,
     bias: Tensor | None,
     correction: Tensor | None,
-    chosen: int,
-    sigmoid: bool,
-    least: float | None,
-    scale: float,
+    how: Choosing,
     mine: range,
 ) -> tuple[Tensor, Pairs]:
     """See `workers.kernels.fused.routed`; of up to `FEW` tokens, and `MOST` experts of each."""
     x = x.contiguous()
-    (tokens, columns), experts = x.shape, len(weight)
+    (tokens, columns), experts, chosen = x.shape, len(weight), how.chosen
     logits, weights = (x.new_empty(tokens, size, dtype=torch.float32) for size in (experts, chosen))
     numbers, starts = (x.new_empty(size, dtype=torch.int32) for size in (tokens * chosen, len(mine) + 1))
     order = x.new_empty(tokens * chosen, dtype=torch.int64)
@@ -128,9 +129,9 @@ def routed(
         (triton.cdiv(experts, BLOCK_E), tokens, 1),
         *(x, weight, x if bias is None else bias, x if correction is None else correction),
         *(logits, numbers, weights, order, starts, counters(x.device)),
-        *(tokens, experts, mine.start, len(mine), columns, 0.0 if least is None else least, scale),
-        *(bias is not None, sigmoid, correction is not None, least is not None, chosen),
-        *(triton.next_power_of_2(chosen), triton.next_power_of_2(experts), most_pairs(tokens, chosen)),
+        *(tokens, mine.start, len(mine), columns, *numbers_of(experts, how)),
+        *constants(experts, correction is not None, how).values(),
+        *(bias is not None, most_pairs(tokens, chosen)),
         *(BLOCK_E, min(BLOCK_K, triton.next_power_of_2(columns))),
         num_warps=WARPS,
     )

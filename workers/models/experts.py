@@ -10,6 +10,7 @@ from torch import Tensor
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.model_config import ModelConfig
 from workers.kernels import fused
+from workers.kernels.choosing import Choosing
 from workers.kernels.gates import Gates
 from workers.kernels.pairs import Pairs
 from workers.layers.grouped import GroupedLinear
@@ -32,6 +33,9 @@ class Router(Linear):
         super().__init__(empty(experts.count, hidden, dtype=torch.float32), bias)
         self.name, self.experts, self.group, self.exact = name, experts, group, False
         self.correction = empty(experts.count, dtype=torch.float32) if experts.corrected else None
+        least = experts.least if experts.normalised else None
+        how = experts.chosen, experts.scoring == "sigmoid", least, experts.scale
+        self.choosing = Choosing(*how, experts.groups, experts.groups_chosen)
 
     def pieces(self) -> Iterator[Slice]:
         experts, hidden = self.experts.count, self.weight.shape[1]
@@ -44,22 +48,16 @@ class Router(Linear):
     def pairs(self, x: Tensor, mine: range) -> tuple[Tensor, Pairs] | None:
         """What `choose` says as pairs with the experts of `mine`, sorted, and their weights; where one kernel
         makes that of the tokens."""
-        experts, is_best = self.experts, type(self) is Router and self.experts.groups == 1
+        is_best = type(self) is Router
         if self.exact or not is_best or not fused.has_triton(x.device) or not self.group.chooses_alike:
             return None
-        how = experts.chosen, experts.scoring == "sigmoid", self._least, experts.scale
-        return fused.routed(x, self.weight, self.bias, self.correction, *how, mine)
-
-    @property
-    def _least(self) -> float | None:
-        return self.experts.least if self.experts.normalised else None
+        return fused.routed(x, self.weight, self.bias, self.correction, self.choosing, mine)
 
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [tokens, chosen] both
         """The weights of the experts that are chosen, float32, and their numbers."""
         experts, logits = self.experts, self(x.float())
-        if fused.has_triton(x.device) and experts.groups == 1 and self.group.chooses_alike:
-            how = experts.chosen, experts.scoring == "sigmoid", self._least, experts.scale
-            return fused.choice(logits, self.correction, *how)
+        if fused.has_triton(x.device) and self.group.chooses_alike:
+            return fused.choice(logits, self.correction, self.choosing)
         if experts.scoring == "sigmoid":
             scores = activated(logits, "sigmoid", self.exact)
         else:

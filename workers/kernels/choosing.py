@@ -1,0 +1,16 @@
+"""How a router chooses the experts of a token, by the scores that its logits come to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Choosing(NamedTuple):
+    """Those of the best scores, of all experts or of those in the best groups."""
+
+    chosen: int
+    sigmoid: bool  # scores are the sigmoids of logits; else their softmax
+    least: float | None  # is added to the sum of scores that are chosen, by which they are divided; None: not
+    scale: float  # of the weights
+    groups: int = 1  # of experts, the best of which are chosen first, and experts only from them
+    groups_chosen: int = 1  # which are as good as their best expert, or with corrections as their best two
