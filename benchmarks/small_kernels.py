@@ -22,6 +22,7 @@ from workers.kernels import (
     delta_gates_triton,
     gated_triton,
     heads_triton,
+    latent_triton,
     norm_triton,
     one_shot_triton,
     pairs_triton,
@@ -86,6 +87,20 @@ def compile_heads(
     constants |= {"KIND": kind, "BLOCK_H": max(1, heads_triton.ELEMENTS // block_d), "BLOCK_D": block_d}
     floats = dict.fromkeys(("eps", "offset"), "fp32")
     return _compiled(capability, heads_triton.heads_kernel, types, strides, constants, floats)
+
+
+def compile_latent(
+    capability: int, dtype: str = "bf16", interleaved: bool = True, rank: int = 512, turned: int = 64
+) -> Compiled:
+    """Queries and keys of latent attention."""
+    names = ("through", "turning", "compressed", "weight", "queries", "keys")
+    pointers = dict.fromkeys(names, f"*{dtype}") | dict.fromkeys(("cos", "sin"), "*fp32")
+    strides = ("through_stride", "through_head_stride", "turning_stride", "turning_head_stride")
+    strides = dict.fromkeys((*strides, "compressed_stride"), "i32")
+    block = triton.next_power_of_2(rank + turned)
+    constants = {"HEADS": HEADS, "RANK": rank, "TURNED": turned, "INTERLEAVED": interleaved, "BLOCK": block}
+    given = pointers, strides, constants, {"eps": "fp32"}, latent_triton.warps(block)
+    return _compiled(capability, latent_triton.latent_kernel, *given)
 
 
 def compile_norm(
@@ -249,6 +264,10 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
         given = {"kind": kind, "head_dim": head_dim}
         yield cache_triton.write_kernel, f"write {head_dim}{kinds[kind]}", partial(compile_write, **given)
         yield heads_triton.heads_kernel, f"heads {head_dim}{kinds[kind]}", partial(compile_heads, **given)
+    for dtype, interleaved, rank in product(TYPES, (True, False), (256, 512)):
+        given = {"dtype": dtype, "interleaved": interleaved, "rank": rank}
+        name = f"latent {dtype} {rank}{' interleaved' * interleaved}"
+        yield latent_triton.latent_kernel, name, partial(compile_latent, **given)
     for dtype, (before, after), size in product(
         TYPES, ((True, False), (False, True), (False, False)), (64, 1024, 5120, 16_384)
     ):

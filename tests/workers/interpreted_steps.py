@@ -241,6 +241,23 @@ def heads(dtype: torch.dtype) -> None:
             torch.testing.assert_close(ours[1], expected[1], rtol=0, atol=0, equal_nan=True)
 
 
+def latents(dtype: torch.dtype) -> None:
+    """As latent attention does without Triton; the product that queries come from has heads before tokens."""
+    tokens = 3
+    for heads, rank, turned, interleaved in ((1, 16, 2, True), (3, 24, 12, False), (5, 130, 8, True)):
+        through = torch.randn(heads, tokens, rank).to(dtype).transpose(0, 1)
+        turning = torch.randn(tokens, heads, turned + 5).to(dtype)[..., 5:]
+        compressed = torch.randn(tokens, rank + turned + 7).to(dtype)
+        angles = Rotary(Rope(rope_theta=100.0), turned, through.device, interleaved)(torch.tensor([0, 9, 33]))
+        weight = torch.randn(rank).to(dtype)
+        queries, keys = fused.latent_heads(through, turning, compressed, weight, 0.1, angles, interleaved)
+        assert torch.equal(queries[..., :rank], through)
+        assert_close(queries[..., rank:], rotate_part(turning.float(), *angles, interleaved))
+        vector, key = compressed[:, None, : rank + turned].float().split((rank, turned), dim=-1)
+        assert_close(keys[..., :rank], vector * over_rms(vector, 0.1) * weight.float())
+        assert_close(keys[..., rank:], rotate_part(key, *angles, interleaved))
+
+
 def between_products(dtype: torch.dtype) -> None:
     """On the default device."""
     norms(dtype)
@@ -249,6 +266,7 @@ def between_products(dtype: torch.dtype) -> None:
     sums(dtype)
     routers(dtype)
     heads(dtype)
+    latents(dtype)
     choices()
     choices_within_groups()
 

@@ -45,6 +45,8 @@ SMALL = [  # of each the variants whose code is least like that of the others
     ("write", 90, {"with_values": False, "head_dim": 576}),
     ("heads", 86, {"kind": 1, "turn": 5}),
     ("heads", 90, {"kind": 2, "turn": 3, "dtype": "fp16"}),
+    ("latent", 89, {"rank": 256}),
+    ("latent", 120, {"interleaved": False, "dtype": "fp32"}),
     ("norm", 120, {"before": False, "after": True, "dtype": "fp32"}),
     *(("gated", 80, {"activation": 1}), ("gated", 89, {"activation": 2})),
     *(("decay", 86, {"dtype": "fp16"}), ("gated_norm", 80, {"size": 256})),

@@ -63,6 +63,21 @@ def gated(gate_up: Tensor, gates: Gates) -> Tensor:  # [tokens, 2 * inner] -> [t
     return gated_triton.gated(gate_up, gates)
 
 
+def latent_heads(
+    through: Tensor,  # [tokens, heads, rank]: what queries are for latent vectors, each head contiguous
+    turning: Tensor,  # [tokens, heads, turned]: what turns of them, the same
+    compressed: Tensor,  # [tokens, rank + turned or more]: vectors, and what turns of keys
+    weight: Tensor,  # [rank], by which vectors are normalised
+    eps: float,
+    angles: tuple[Tensor, Tensor],  # cosines and sines, [tokens, 1, turned] float32
+    interleaved: bool,  # as of `workers.layers.rotary.Rotary`
+) -> tuple[Tensor, Tensor]:
+    """Queries `[tokens, heads, rank + turned]`, and keys `[tokens, 1, rank + turned]`, as they attend."""
+    from workers.kernels import latent_triton
+
+    return latent_triton.latent_heads(through, turning, compressed, weight, eps, angles, interleaved)
+
+
 def choice(
     logits: Tensor,  # [tokens, experts] float32, contiguous
     correction: Tensor | None,  # [experts] float32: added to scores for the choice alone

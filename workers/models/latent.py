@@ -14,6 +14,7 @@ from torch import Tensor
 
 from workers.checkpoints.families.deepseek import LATENT_EPS
 from workers.checkpoints.model_config import ModelConfig
+from workers.kernels import fused
 from workers.layers.heads import HeadLinear
 from workers.layers.linear import ColumnParallel, Linear, RowParallel
 from workers.layers.norm import RMSNorm
@@ -72,18 +73,29 @@ class LatentAttention:
     ) -> Tensor:  # [tokens, or wanted ones, hidden]
         latent = self.latent
         compressed = self.compressed(x)
-        vector, key = compressed[:, : latent.rank], compressed[:, latent.rank : latent.rank + latent.rope_dim]
         source = (
             x if self.query_norm is None else self.query_norm(compressed[:, latent.rank + latent.rope_dim :])
         )
         q = self.query(source).view(len(x), self.num_heads, self.head_dim)
-        plain, turning = q.split((latent.plain_dim, latent.rope_dim), dim=-1)
-
-        def turned(part: Tensor) -> Tensor:
-            return rotate(part.float(), *angles, self.interleaved).to(x.dtype)
-
-        keys = torch.cat((self.norm(vector)[:, None], turned(key[:, None])), dim=-1)
-        queries = torch.cat((self.heads.through_keys(plain), turned(turning)), dim=-1)
+        queries, keys = self._attending(q, compressed, angles)
         found = attend(queries, keys, None)  # [tokens, heads, rank]
         found = found if wanted is None else found.index_select(0, wanted)
         return self.output(self.heads.through_values(found).flatten(1))
+
+    def _attending(
+        self, q: Tensor, compressed: Tensor, angles: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:  # [tokens, heads, rank + rope_dim], and of one head
+        """Queries and keys, in the space of latent vectors and with their positions."""
+        latent, norm = self.latent, self.norm
+        plain, turning = q.split((latent.plain_dim, latent.rope_dim), dim=-1)
+        through = self.heads.through_keys(plain)
+        if fused.has_triton(q.device):
+            how = norm.weight, norm.eps, angles, self.interleaved
+            return fused.latent_heads(through, turning, compressed, *how)
+
+        def turned(part: Tensor) -> Tensor:
+            return rotate(part.float(), *angles, self.interleaved).to(q.dtype)
+
+        vector, key = compressed[:, : latent.rank], compressed[:, latent.rank : latent.rank + latent.rope_dim]
+        keys = torch.cat((norm(vector)[:, None], turned(key[:, None])), dim=-1)
+        return torch.cat((through, turned(turning)), dim=-1), keys
