@@ -152,16 +152,18 @@ def test_what_is_found_for_a_product_holds_for_no_other_kind_of_the_same_shape(m
     assert len(known) == 4
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_token_in_a_product_of_each_head_is_the_same_alone_and_among_others(dtype):
-    generator = torch.Generator().manual_seed(2)
-    heads = HeadLinear("kv", (64, 48), 256, 4, RankGroup(), Empty(dtype))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("sizes", "rank"), [((64, 48), 256), ((16, 12), 32), ((16, 12), 24)])
+def test_a_token_in_a_product_of_each_head_is_the_same_alone_and_among_others(dtype, sizes, rank):
+    generator = torch.Generator().manual_seed(4)
+    heads = HeadLinear("kv", sizes, rank, 4, RankGroup(), Empty(dtype))
     heads.weight.copy_(torch.randn(heads.weight.shape, generator=generator))
     heads.make_exact()
-    x = torch.randn(100, 4, 64, generator=generator).to(dtype)
-    both = heads.through_values(heads.through_keys(x))
-    alone = torch.cat([heads.through_values(heads.through_keys(row[None])) for row in x])
-    assert torch.equal(both, alone)
+    keys, values = (torch.randn(300, 4, size, generator=generator).to(dtype) for size in (sizes[0], rank))
+    for product, x in ((heads.through_keys, keys), (heads.through_values, values)):
+        alone = torch.cat([product(row[None]) for row in x])
+        for count in (5, 17, 64, 128, 300):
+            assert torch.equal(product(x[:count]), alone[:count])
 
 
 def test_numbers_of_rows_that_differ_are_found():

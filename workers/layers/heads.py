@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from workers.layers.steady import COUNTS, steadily, steady_counts
+from workers.layers.steady import cancelling, steadily, steady_counts
 from workers.parallel import RankGroup
 from workers.weights.blocks import Empty
 from workers.weights.loader import Slice
@@ -53,14 +53,13 @@ class HeadLinear:
         keys, values = self._parts
         found = []
         for matrix in (keys, values.transpose(1, 2)):
-            generator = torch.Generator(matrix.device).manual_seed(0)
-            shape = (COUNTS[0], *matrix.shape[:2])
-            probe = torch.randn(shape, generator=generator, device=matrix.device).to(matrix.dtype)
-            random = torch.randn(matrix.shape, generator=generator, device=matrix.device).to(matrix.dtype)
+            heads, size, made = matrix.shape
+            probe, weight = cancelling(made, size, matrix.dtype, matrix.device)
             like = torch.empty_strided(
                 matrix.shape, matrix.stride(), dtype=matrix.dtype, device=matrix.device
             )
-            like.copy_(random)
+            like.copy_(weight.T)
+            probe = probe[:, None].repeat(1, heads, 1)
             found.append(steady_counts(lambda x, like=like: _each(x, like), probe))
         self._counts = [count for count in found[0] if count in found[1]] or [1]
 
