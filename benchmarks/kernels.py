@@ -86,6 +86,7 @@ ALIGNED = (  # formats with rows that begin at 16 bytes
 )
 KEPT = {WHOLE: "", INT8: "int8", FP8: "fp8"}  # keys and values
 HEAD_DIMS = (64, 80, 96, 128, 192, 256, 512, 576)  # 576: latent vectors, 512 of which are values
+FILLED = 64  # columns, as those of gpt-oss: its rows have 2,880
 SHAPES = ((14336, 4096), (4096, 14336))  # rows, columns
 # What sees no memory but a launch's arguments, or asks a cache for some, which reads nothing: of what the
 # assembler is told, and of what it makes of that.
@@ -241,6 +242,7 @@ def compile_skinny(
     dtype: str = "bf16",
     activation: int = NONE,
     asks: bool = True,
+    filled: int = 0,
 ) -> Compiled:
     """The product of few tokens with a weight in planes, or plain."""
     shape = skinny.shape_of(tokens, kind, activation != NONE)
@@ -249,13 +251,13 @@ def compile_skinny(
     numbers = dict.fromkeys(("tokens", "num_rows", "columns", "row_stride", "split_steps"), "i32")
     constants = {"KIND": kind, "HAS_BIAS": False, "SPLIT": True, "BLOCK_N": shape.rows, "N": shape.tokens}
     constants |= {"ACTIVATION": activation, "INTERLEAVED": False}
-    constants["ASKS"] = asks and skinny.asks(kind, shape, activation != NONE)
+    constants["FILLED"], constants["ASKS"] = filled, asks and skinny.asks(kind, shape, activation != NONE)
     aligned = [*pointers, "columns", "num_rows", "row_stride"]
     return _few(capability, skinny.product_kernel, pointers | numbers, constants, aligned, shape)
 
 
 def compile_few_experts(
-    capability: int, kind: str, tokens: int, dtype: str = "bf16", activation: int = NONE
+    capability: int, kind: str, tokens: int, dtype: str = "bf16", activation: int = NONE, filled: int = 0
 ) -> Compiled:
     """The same of so many tokens an expert; with an activation their first product, else their last."""
     shape = experts_triton.shape_of(tokens, kind)
@@ -265,7 +267,7 @@ def compile_few_experts(
     sizes = ("num_rows", "columns", "row_stride", "y_stride")
     numbers = dict.fromkeys((*sizes, "pairs", "experts", "split_steps"), "i32")
     constants = {"KIND": kind, "HAS_BIAS": True, "CHOSEN": 8, "SPLIT": True, "EXPERTS": 128}
-    constants |= {"BLOCK_N": shape.rows, "N": shape.tokens}
+    constants |= {"BLOCK_N": shape.rows, "N": shape.tokens, "FILLED": filled}
     constants |= {"SCALED": activation == NONE, "ACTIVATION": activation, "INTERLEAVED": activation == 3}
     aligned = [*pointers, *sizes]
     return _few(capability, experts_triton.experts_kernel, pointers | numbers, constants, aligned, shape)
@@ -461,6 +463,19 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
         call = partial(compile_few_experts, kind=kind, tokens=tokens, dtype=dtype, activation=how)
         name = f"few rows of experts {kind} {tokens} {dtype}{gated[how]}"
         yield experts_triton.experts_kernel, name, call
+    narrow = [each for each in planes_triton.KINDS if FORMATS[each].elements <= FILLED]
+    for kind, tokens, how in product((*narrow, experts_triton.PLAIN), (1, 8, 16), gated):
+        if tokens == 8 and not skinny.alone(kind):
+            continue
+        given = {"kind": kind, "tokens": tokens, "activation": how, "filled": FILLED}
+        name = f"{kind} {tokens} bf16{gated[how]} of 2,880 columns"
+        yield (
+            experts_triton.experts_kernel,
+            f"few rows of experts {name}",
+            partial(compile_few_experts, **given),
+        )
+        if kind in narrow:
+            yield skinny.product_kernel, f"few rows {name}", partial(compile_skinny, **given)
     for kept, head_dim, tokens in product(KEPT, HEAD_DIMS, SORTS):
         for window, special in product((0, 1), (False, True)):
             if head_dim == 576 and (kept or window or special):

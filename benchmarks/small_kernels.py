@@ -211,11 +211,11 @@ def compile_join(
     return _compiled(capability, attention_triton.join_kernel, pointers, {}, constants, unknown)
 
 
-def compile_dequantise(capability: int, kind: str = "Q4_K", dtype: str = "bf16") -> Compiled:
+def compile_dequantise(capability: int, kind: str = "Q4_K", dtype: str = "bf16", filled: int = 0) -> Compiled:
     """A weight in planes as numbers."""
     pointers = {"w": "*u8", "y": f"*{dtype}"}
     sizes = dict.fromkeys(("num_rows", "columns", "row_stride"), "i32")
-    given = pointers, sizes, {"KIND": kind, "BLOCK_N": 32}, {}, 1
+    given = pointers, sizes, {"KIND": kind, "BLOCK_N": 32, "FILLED": filled}, {}, 1
     return _compiled(capability, skinny.dequantise_kernel, *given)
 
 

@@ -395,7 +395,7 @@ VARIANTS: dict[str, Callable[[], PreTrainedModel]] = {
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
     ),
     "gpt_oss_whole": lambda: one_by_one(gpt_oss(intermediate_size=33)),
-    "gpt_oss_mxfp4": lambda: gpt_oss(hidden_size=64),
+    "gpt_oss_mxfp4": lambda: gpt_oss(hidden_size=160, intermediate_size=192),
     "seed_oss": lambda: transformers.SeedOssForCausalLM(transformers.SeedOssConfig(**SIZES)),
     "seed_oss_biased": lambda: transformers.SeedOssForCausalLM(
         transformers.SeedOssConfig(**SIZES, attention_bias=False, attention_out_bias=True, mlp_bias=True)

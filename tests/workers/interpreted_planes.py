@@ -42,6 +42,44 @@ def errors(kinds: list[str]) -> dict[str, float]:
     return apart
 
 
+def errors_of_filled_steps(kinds: list[str]) -> dict[str, float]:
+    """The same of rows that are no whole steps, beside a token that is infinite: it stands where their last
+    step would go on."""
+    from workers.kernels import skinny
+    from workers.weights.blocks import Blocks
+
+    apart, tokens, rows = {}, 5, 17
+    generator = torch.Generator().manual_seed(1)
+    others = torch.arange(tokens) != 1
+    for kind in kinds:
+        shapes = [Shape(16, 32, 16)]
+        if few := skinny.alone(kind):
+            shapes.append(Shape(few, 32, 16))
+        if kind in ("MXFP4", "INT8_ROW"):
+            shapes.append(Shape(32, 64, 16))
+        for columns in (192, 160) if kind in ("PLAIN", "MXFP4") else (192,):
+            x = torch.randn(tokens, columns, generator=generator).half()
+            x[1] = torch.inf
+            if kind == "PLAIN":
+                data = plain = torch.randn(rows, columns, generator=generator).half()
+                data[5] = torch.inf
+            else:
+                plain = weight_of(kind, rows, columns)
+                whole = Blocks(plain.format, plain.data.clone(), torch.float16).to_planes()
+                data = whole.data
+                assert whole.shape == plain.shape
+                wide = skinny.dequantise(data, kind, columns, torch.float16).float()
+                apart[f"{kind} {columns} whole"] = float((wide - plain.float().half().float()).abs().max())
+            expected = x.float() @ plain.float().t()
+            for shape in shapes:
+                y = skinny.product(x, data, kind, None, shape=shape).float()
+                difference, seen = (
+                    part[others][:, torch.arange(rows) != 5] for part in (y - expected, expected)
+                )
+                apart[f"{kind} {columns} {shape.tokens}"] = float(difference.norm() / seen.norm())
+    return apart
+
+
 @triton.jit
 def _keep_lines(
     w,
@@ -97,7 +135,7 @@ def steps_without_what_is_asked_for(kinds: list[str]) -> list[str]:
 
 def errors_of_experts() -> dict[str, float]:
     """The same of experts' products; places of pairs are to be those of torch's sort."""
-    from workers.kernels import experts_triton, grouped, pairs_triton
+    from workers.kernels import experts_triton, grouped, pairs_triton, skinny
     from workers.kernels.pairs import Pairs
     from workers.weights.blocks import Blocks
 
@@ -109,12 +147,12 @@ def errors_of_experts() -> dict[str, float]:
         assert torch.equal(order, expected.order)
         assert torch.equal(starts, expected.starts)
 
-    apart, rows, columns = {}, 24, 256
+    apart, rows = {}, 24
     numbers = torch.tensor(
         [[0, 1], [1, 3], [3, 0], [1, 0], [4, 3], [3, 1]]
     )  # of 5 experts, 4: another rank's
     pairs = Pairs.of(numbers.flatten(), 4, 2)
-    for kind in ("PLAIN", "Q6_K"):
+    for kind, columns in (("PLAIN", 256), ("Q6_K", 256), ("PLAIN", 160), ("MXFP4", 160)):
         for is_last in (False, True):
             x = torch.randn(12 if is_last else 6, columns, generator=generator).half()
             weight = plain = torch.randn(4 * rows, columns, generator=generator).half()
@@ -124,11 +162,11 @@ def errors_of_experts() -> dict[str, float]:
             bias = torch.randn(4, rows, generator=generator).half()
             scales = torch.rand(12, generator=generator) if is_last else None
             found, expected = (torch.full((12, rows), 7.0).half() for _ in range(2))
-            shape = Shape(8 if kind == "PLAIN" else 1, 32, 16 * (not is_last))
+            shape = Shape(skinny.alone(kind) or 8, 32, 16 * (not is_last))
             experts_triton.product(x, weight, bias, pairs, found, scales, None, shape=shape)
             grouped.reference(x, plain, bias, pairs, expected, scales)
             difference = (found.float() - expected.float()).norm() / expected.float().norm()
-            apart[f"{kind} {is_last}"] = float(difference)
+            apart[f"{kind} {columns} {is_last}"] = float(difference)
     return apart
 
 

@@ -11,6 +11,7 @@ from tests.workers.interpreted import Interpreted
 from tests.workers.interpreted_products import KINDS
 from tests.workers.interpreted_steps import PROMPTS
 from tests.workers.oracle import greedy
+from workers.checkpoints.blocks import FORMATS
 from workers.weights import planes
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="torch for the CPU has no Triton")
@@ -68,6 +69,16 @@ def test_products_with_weights_in_planes(interpreted):
         assert error < 1e-3, name
 
 
+def test_a_last_step_that_is_filled_sees_no_other_token(interpreted):
+    from workers.kernels import skinny
+
+    kinds = [kind for kind in KINDS_IN_PLANES if FORMATS[kind].elements <= 64]
+    errors = interpreted("planes", "errors_of_filled_steps", [*kinds, "PLAIN"])
+    assert len(errors) == 2 * len(kinds) + sum(map(bool, map(skinny.alone, kinds))) + 8
+    for name, error in errors.items():
+        assert error < 1e-3, name
+
+
 def test_a_program_asks_for_all_that_its_first_step_takes_and_for_nothing_that_is_not_the_weight_s(
     interpreted,
 ):
@@ -76,7 +87,7 @@ def test_a_program_asks_for_all_that_its_first_step_takes_and_for_nothing_that_i
 
 def test_products_of_experts_in_planes(interpreted):
     errors = interpreted("planes", "errors_of_experts")
-    assert len(errors) == 4
+    assert len(errors) == 4 * 2
     assert max(errors.values()) < 1e-3, errors
 
 

@@ -162,7 +162,14 @@ def test_a_layer_whose_router_chooses_groups_of_experts_first(tmp_path, monkeypa
 
 
 def test_a_layer_of_gpt_oss(tiny, monkeypatch):
-    """Here of sizes that only the kernel for many pairs takes, behind which gates open."""
+    """Whose columns are no whole steps, but whole groups of 32: 2,880, and here 160 and 192."""
+    launches = launches_of_a_layer(read_card(tiny("gpt_oss_mxfp4").folder), 1, monkeypatch)
+    experts = ["experts_kernel", "experts_kernel", "chosen_kernel"]
+    assert launches == [*attention(), "router_kernel", *experts]
+
+
+def test_a_layer_of_experts_with_inputs_that_only_the_kernel_for_many_pairs_takes(tiny, monkeypatch):
+    """Of 48 numbers, behind which gates open; what they open has 64."""
     launches = launches_of_a_layer(read_card(tiny("gpt_oss").folder), 1, monkeypatch)
-    experts = ["grouped_kernel", "gated_kernel", "grouped_kernel", "chosen_kernel"]
+    experts = ["grouped_kernel", "gated_kernel", "experts_kernel", "chosen_kernel"]
     assert launches == [*attention(), "router_kernel", *experts]

@@ -44,6 +44,23 @@ def test_a_weight_in_planes_means_what_it_meant(kind):
     assert there.data.stride(0) % 16 == 0  # where a load of 16 bytes may begin
 
 
+@pytest.mark.parametrize("columns", [96, 160, 192])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if FORMATS[kind].elements <= 64])
+def test_zeros_fill_the_last_step_of_a_row_and_are_none_of_its_columns(kind, columns):
+    if columns % FORMATS[kind].elements:
+        columns = 64
+    weight = weight_of(kind, 5, columns)
+    there = Blocks(weight.format, weight.data.clone(), torch.bfloat16).to_planes()
+    assert planes.takes(kind, columns)
+    assert there.shape == weight.shape
+    assert there.data.shape[1] == FORMATS[kind].row_bytes(columns + planes.filled(columns))
+    assert there.data.stride(0) % 16 == 0
+    assert torch.equal(there.float(), weight.float())
+    assert torch.equal(there[torch.tensor([4, 1])].float(), weight.float()[[4, 1]])
+    undone = planes.from_planes(kind, there.data)
+    assert torch.equal(planes.to_planes(kind, undone), there.data)
+
+
 def test_numbers_stand_as_a_tensor_core_takes_them():
     """Of 32 columns thread t has 4t to 4t + 3, and those from 16 on: neighbours in one register."""
     numbers = torch.arange(128, dtype=torch.uint8)[None] % 16
@@ -263,6 +280,17 @@ def test_nor_does_one_of_experts_with_some_tokens(kind, tokens, capability):
     from benchmarks.kernels import compile_few_experts
 
     assert compile_few_experts(capability, kind, tokens).spilt == 0
+
+
+@TRITON
+@pytest.mark.parametrize("capability", [80, 90, 120])
+@pytest.mark.parametrize(("kind", "tokens"), [("MXFP4", 1), ("MXFP4", 16), ("PLAIN", 8)])
+def test_nor_does_one_of_experts_whose_last_step_is_filled(kind, tokens, capability):
+    from benchmarks.kernels import FILLED, compile_few_experts
+
+    for activation in (-1, 3):  # gpt-oss's gates
+        found = compile_few_experts(capability, kind, tokens, activation=activation, filled=FILLED)
+        assert (found.spilt, found.load) == (0, 16)
 
 
 @TRITON

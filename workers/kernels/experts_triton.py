@@ -29,6 +29,7 @@ from workers.kernels.skinny import (
     product_of,
     sum_of_parts,
 )
+from workers.weights import planes
 from workers.weights.blocks import Blocks, Weight
 
 PLAIN = "PLAIN"  # the weight is in the type of its input
@@ -65,6 +66,7 @@ def experts_kernel(
     EXPERTS: tl.constexpr,  # the next power of two
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
+    FILLED: tl.constexpr,
 ):
     wait_for_previous()
     number = tl.arange(0, EXPERTS)
@@ -87,7 +89,7 @@ def experts_kernel(
         row = expert.to(tl.int64) * num_rows + tl.minimum(n, num_rows - 1)
         begin = tl.program_id(1) * split_steps * STEP
         end = tl.minimum(begin + split_steps * STEP, columns)
-        total = product_of(w, row, row_stride, x, source, begin, end, columns, KIND, BLOCK_N, N)
+        total = product_of(w, row, row_stride, x, source, begin, end, columns, KIND, BLOCK_N, N, FILLED)
         there = mine[None, :] & (n[:, None] < num_rows)
         is_last = True
         if SPLIT:
@@ -118,7 +120,7 @@ def takes(weight: Weight, dtype: torch.dtype) -> bool:
         return False
     if isinstance(weight, Blocks):
         return weight.in_planes
-    return weight.dtype == dtype and weight.shape[1] % STEP.value == 0
+    return weight.dtype == dtype and weight.shape[1] % planes.GROUP == 0
 
 
 # As in `workers.kernels.skinny`, beside what a program keeps of its expert.
@@ -201,6 +203,7 @@ def product(
         triton.next_power_of_2(experts),
         shape.rows,
         shape.tokens,
+        planes.filled(columns),
         num_warps=1,
         num_stages=shape.stages,
         registers=shape.registers,

@@ -64,6 +64,12 @@ def middle_of(kind, dtype):
 
 
 @triton.constexpr_function
+def is_filled(group, filled):
+    """Whether 32 columns of a row's last step, the `group`-th, are some of those that fill it."""
+    return 32 * (4 - group) <= filled
+
+
+@triton.constexpr_function
 def has_least(kind):
     """Whether something is taken off afterwards, too."""
     return kind in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "INT4_32", "INT4_64", "INT4_128")

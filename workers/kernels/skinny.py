@@ -37,6 +37,7 @@ from workers.kernels.planes_triton import (
     has_least,
     in_turns,
     is_coarse,
+    is_filled,
     load_numbers,
     load_scales,
     middle_of,
@@ -48,6 +49,7 @@ from workers.kernels.planes_triton import (
     step_bytes,
     tile,
 )
+from workers.weights.planes import filled
 
 COUNTERS = 1 << 16  # of programs' parts that are done
 FEWEST = tl.constexpr(8)  # columns that a product of a tensor core has
@@ -102,6 +104,16 @@ def _inputs(at, HALVES: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def _further(left, GROUP: tl.constexpr, FILLED: tl.constexpr):
+    """How much further than a step's 32 columns of x begin, of which there are so many from there on: what
+    fills the last step has weights of zero, and sees the step's first ones in place of another token's."""
+    if is_filled(GROUP, FILLED):
+        return tl.where(left >= STEP, 32 * GROUP, 0)
+    else:
+        return 32 * GROUP
+
+
+@triton.jit
 def _beside(scale, HALVES: tl.constexpr):
     """Scales of rows, `[n, 4]` or `[n, 4, 2]`, as they stand beside `_seen`."""
     n: tl.constexpr = scale.shape[0]
@@ -130,6 +142,7 @@ def columns_of(
     DTYPE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
+    FILLED: tl.constexpr,
 ):
     """The product of columns from `begin` to `end`: `[BLOCK_N, N]` float32."""
     HALVES: tl.constexpr = halves_of(KIND)
@@ -137,16 +150,17 @@ def columns_of(
     total = tl.zeros((BLOCK_N // 16, 16, HALVES, N // 8, 4, 2), tl.float32)
     taken = tl.full((16, 32), -middle_of(KIND, DTYPE), DTYPE)  # off all numbers, by its product with x
     for k in range(begin, end, STEP):
-        scales = load_scales(rows, k, columns, KIND)
-        loaded = load_numbers(rows, k, columns, KIND)
+        scales = load_scales(rows, k, columns + FILLED, KIND)
+        loaded = load_numbers(rows, k, columns + FILLED, KIND)
         sums = tl.zeros((16, HALVES * N), tl.float32)
         if is_coarse(KIND):
             if OFFSET > 0:
                 for group in tl.static_range(4):
-                    sums = tl.dot(taken, _inputs(inputs + k + 32 * group, HALVES, N), sums)
+                    x = _inputs(inputs + k + _further(columns - k, group, FILLED), HALVES, N)
+                    sums = tl.dot(taken, x, sums)
             found = _for_all(sums, BLOCK_N)
         for group in tl.static_range(4):
-            x = _inputs(inputs + k + 32 * group, HALVES, N)
+            x = _inputs(inputs + k + _further(columns - k, group, FILLED), HALVES, N)
             a, b, c, d = numbers_of(loaded, group, KIND, DTYPE)
             if not is_coarse(KIND):
                 if OFFSET > 0:
@@ -185,6 +199,7 @@ def own_columns_of(
     DTYPE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
+    FILLED: tl.constexpr,
 ):
     """The same of a token or two: a tensor core's other columns have the other groups of a step.
 
@@ -200,13 +215,13 @@ def own_columns_of(
     total = tl.zeros((BLOCK_N // 16, 16, 4, 2), tl.float32)
     taken = tl.full((16, 32), -middle_of(KIND, DTYPE), DTYPE)
     for k in range(begin, end, STEP):
-        scale, least = own_scales(rows, k, columns, KIND)
-        loaded = load_numbers(rows, k, columns, KIND)
-        low = four_threads(inputs + k, 4, 4)
+        scale, least = own_scales(rows, k, columns + FILLED, KIND)
+        loaded = load_numbers(rows, k, columns + FILLED, KIND)
+        low = _own_inputs(inputs + k, columns - k, group, GROUPS, FILLED)
         high = low
         sums = tl.zeros((16, FEWEST), tl.float32)
         if HALVES == 1:
-            high = four_threads(inputs + k + 16, 4, 4)
+            high = _own_inputs(inputs + k + 16, columns - k, group, GROUPS, FILLED)
             if OFFSET > 0:
                 sums = tl.dot(taken, _as_input(low, high))
         elif OFFSET > 0:
@@ -222,6 +237,15 @@ def own_columns_of(
         if has_least(KIND):
             total += _own(least * (1.0 / OFFSET), HALVES) * tl.reshape(sums, (BLOCK_N // 16, 16, 4, 2))
     return tl.sum(tl.reshape(total, (BLOCK_N, GROUPS, N)), axis=1)
+
+
+@triton.jit
+def _own_inputs(at, left, group, GROUPS: tl.constexpr, FILLED: tl.constexpr):
+    """Of each column its group of x, or zeros where the weight's columns have ended."""
+    if FILLED > 0:
+        return four_threads(at, 4, 4, left > group * (STEP // GROUPS))
+    else:
+        return four_threads(at, 4, 4)
 
 
 @triton.jit
@@ -241,14 +265,16 @@ def tiled_columns_of(
     DTYPE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
+    FILLED: tl.constexpr,
 ):
     """The same for tokens whose sums would leave a warp no registers: scales go into numbers of 16 bits."""
     total = tl.zeros((BLOCK_N, N), tl.float32)
     for k in range(begin, end, STEP):
-        scales = load_scales(rows, k, columns, KIND)
-        loaded = load_numbers(rows, k, columns, KIND)
+        scales = load_scales(rows, k, columns + FILLED, KIND)
+        loaded = load_numbers(rows, k, columns + FILLED, KIND)
         for group in tl.static_range(4):
-            x = tl.load(inputs[None, :] + k + 32 * group + tl.arange(0, 32)[:, None])
+            further = _further(columns - k, group, FILLED)
+            x = tl.load(inputs[None, :] + k + further + tl.arange(0, 32)[:, None])
             total = tl.dot(_meaning(loaded, scales, group, KIND, DTYPE), x, total)
     return total
 
@@ -259,16 +285,24 @@ def plain_columns_of(
     inputs,  # [N] pointers: where tokens begin
     begin,
     end,
+    columns,
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
+    FILLED: tl.constexpr,
 ):
-    """The same of a weight in its input's type, of which a thread takes eight columns: `[BLOCK_N, N]`."""
+    """The same of a weight in its input's type, of which a thread takes eight columns: `[BLOCK_N, N]`. What
+    fills a step is not in memory."""
     total = tl.zeros((BLOCK_N, N), tl.float32)
     for k in range(begin, end, STEP):
         for group in tl.static_range(4):
-            weight = _in_order(four_threads(rows + k + 32 * group, 8, 8))
-            x = _in_order(four_threads(inputs + k + 32 * group, 8, 8))
-            total = tl.dot(weight, tl.trans(x), total)
+            if is_filled(group, FILLED):
+                there = k + 32 * group < columns
+                weight = four_threads(rows + k + 32 * group, 8, 8, (tl.arange(0, BLOCK_N) >= 0) & there)
+                x = four_threads(inputs + k + 32 * group, 8, 8, (tl.arange(0, N) >= 0) & there)
+            else:
+                weight = four_threads(rows + k + 32 * group, 8, 8)
+                x = four_threads(inputs + k + 32 * group, 8, 8)
+            total = tl.dot(_in_order(weight), tl.trans(_in_order(x)), total)
     return total
 
 
@@ -292,22 +326,24 @@ def product_of(
     KIND: tl.constexpr,
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
+    FILLED: tl.constexpr,  # columns of zeros that the last step has beside its own
 ):
     """`[BLOCK_N, N]` float32: some rows of a weight, in planes or `PLAIN`, by some of x, in some columns."""
     rows = w + row * row_stride
+    DTYPE: tl.constexpr = x.dtype.element_ty
     if KIND == "PLAIN":
-        return plain_columns_of(rows, x + source * columns, begin, end, BLOCK_N, N)
+        return plain_columns_of(rows, x + source * columns, begin, end, columns, BLOCK_N, N, FILLED)
     elif N > FEW:
         inputs = x + source * columns
-        return tiled_columns_of(rows, inputs, begin, end, columns, KIND, x.dtype.element_ty, BLOCK_N, N)
+        return tiled_columns_of(rows, inputs, begin, end, columns, KIND, DTYPE, BLOCK_N, N, FILLED)
     elif N < FEWEST:
-        return own_columns_of(rows, x, source, begin, end, columns, KIND, x.dtype.element_ty, BLOCK_N, N)
+        return own_columns_of(rows, x, source, begin, end, columns, KIND, DTYPE, BLOCK_N, N, FILLED)
     else:
         HALVES: tl.constexpr = halves_of(KIND)
         if HALVES == 2:
             source = tl.reshape(tl.permute(tl.join(source, source), (1, 0)), (2 * N,))
         inputs = x + source * columns
-        return columns_of(rows, inputs, begin, end, columns, KIND, x.dtype.element_ty, BLOCK_N, N)
+        return columns_of(rows, inputs, begin, end, columns, KIND, DTYPE, BLOCK_N, N, FILLED)
 
 
 @triton.jit
@@ -381,12 +417,14 @@ def product_kernel(
     SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
+    FILLED: tl.constexpr,
     ASKS: tl.constexpr,
 ):
     begin = tl.program_id(1) * split_steps * STEP
     if ASKS and launched_ahead():
+        whole = columns + (0 if KIND == "PLAIN" else FILLED)
         for plane in tl.static_range(planes_of(KIND)):
-            at = first_lines(w, num_rows, columns, row_stride, begin, split_steps, plane, KIND, BLOCK_N)
+            at = first_lines(w, num_rows, whole, row_stride, begin, split_steps, plane, KIND, BLOCK_N)
             ask_for(at)
     wait_for_previous()
     n = row_of(tl.program_id(0), num_rows, ACTIVATION, INTERLEAVED, BLOCK_N)
@@ -398,6 +436,7 @@ def product_kernel(
         KIND,
         BLOCK_N,
         N,
+        FILLED,
     )
     there = (m[None, :] < tokens) & (n[:, None] < num_rows)
     at = m[None, :].to(tl.int64) * num_rows + n[:, None]
@@ -424,6 +463,7 @@ def dequantise_kernel(
     row_stride,
     KIND: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    FILLED: tl.constexpr,
 ):
     """Rows as numbers: of each program `BLOCK_N` of them, and the columns of a step."""
     wait_for_previous()
@@ -432,10 +472,13 @@ def dequantise_kernel(
     rows = w + tl.minimum(n, num_rows - 1).to(tl.int64) * row_stride
     k = tl.program_id(1) * STEP
     into = y + n.to(tl.int64)[:, None] * columns + k + tl.arange(0, 32)[None, :]
-    scales = load_scales(rows, k, columns, KIND)
-    loaded = load_numbers(rows, k, columns, KIND)
+    scales = load_scales(rows, k, columns + FILLED, KIND)
+    loaded = load_numbers(rows, k, columns + FILLED, KIND)
     for group in tl.static_range(4):
-        tl.store(into + group * 32, _meaning(loaded, scales, group, KIND, DTYPE), mask=n[:, None] < num_rows)
+        there = n < num_rows
+        if is_filled(group, FILLED):
+            there &= k + 32 * group < columns
+        tl.store(into + group * 32, _meaning(loaded, scales, group, KIND, DTYPE), mask=there[:, None])
 
 
 @triton.jit
@@ -583,6 +626,7 @@ def product(
         splits > 1,
         shape.rows,
         shape.tokens,
+        filled(columns),
         asks(kind, shape, gates is not None),
         num_warps=1 if shape.tokens <= FEW.value else WARPS,
         num_stages=shape.stages,
@@ -595,5 +639,5 @@ def dequantise(data: Tensor, kind: str, columns: int, dtype: torch.dtype) -> Ten
     """What rows in planes mean."""
     y = torch.empty(len(data), columns, dtype=dtype, device=data.device)
     grid = (triton.cdiv(len(data), 32), triton.cdiv(columns, STEP.value), 1)
-    DEQUANTISE(grid, data, y, len(data), columns, data.stride(0), kind, 32, num_warps=1)
+    DEQUANTISE(grid, data, y, len(data), columns, data.stride(0), kind, 32, filled(columns), num_warps=1)
     return y

@@ -25,10 +25,11 @@ class Blocks:
     data: Tensor  # [rows, format.row_bytes(columns)] uint8
     dtype: torch.dtype = torch.float32  # of what it is multiplied with, and of its rows in an embedding
     in_planes: bool = False  # as `workers.weights.planes` orders the bits of a row
+    filled: int = 0  # columns of zeros that rows have behind their own
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.data.shape[0], self.format.columns(self.data.shape[1])
+        return self.data.shape[0], self.format.columns(self.data.shape[1]) - self.filled
 
     @property
     def nbytes(self) -> int:
@@ -39,24 +40,29 @@ class Blocks:
         return self.data.device
 
     def __getitem__(self, rows: slice | Tensor) -> Blocks:
-        return Blocks(self.format, self.data[rows], self.dtype, self.in_planes)
+        return Blocks(self.format, self.data[rows], self.dtype, self.in_planes, self.filled)
 
     def float(self) -> Tensor:  # [rows, columns] float32
         name = self.format.name
-        return dequantise(name, planes.from_planes(name, self.data) if self.in_planes else self.data)
+        if not self.in_planes:
+            return dequantise(name, self.data)
+        return dequantise(name, planes.from_planes(name, self.data))[:, : self.shape[1]]
 
     def to_planes(self) -> Blocks:
-        """The same in planes; the bytes of this one are used for it where its rows begin at 16 bytes."""
-        rows, size = self.data.shape
+        """The same in planes; the bytes of this one are used for it where its rows begin at 16 bytes, and
+        are not filled."""
+        rows, columns = self.shape
+        filled = planes.filled(columns)
+        size = self.format.row_bytes(columns + filled)
         stride = -(-size // ALIGNED) * ALIGNED
         into = self.data
-        if self.data.stride(0) % ALIGNED:
+        if filled or self.data.stride(0) % ALIGNED:
             into = torch.empty(rows, stride, dtype=torch.uint8, device=self.data.device)[:, :size]
         step = max(1, BYTES_AT_ONCE // size)
         for start in range(0, rows, step):
             part = self.data[start : start + step]
             into[start : start + step] = planes.to_planes(self.format.name, part)
-        return Blocks(self.format, into, self.dtype, True)
+        return Blocks(self.format, into, self.dtype, True, filled)
 
 
 Weight = Tensor | Blocks

@@ -4,7 +4,8 @@ A block of ggml's has its scales among its numbers, and begins at any byte. Here
 first, then what they have of higher bits, then its scales, field by field and block by block. Within 128
 columns numbers stand as tensor cores take them (`mma.m16n8k16`, PTX ISA, "Matrix Fragments"): of each 32
 columns a thread holds eight, as halves of 16 bits whose two neighbours are a register. So a program loads,
-masks and multiplies, and nothing goes from thread to thread. As many bytes as before, which can be undone.
+masks and multiplies, and nothing goes from thread to thread. As many bytes as before, which can be undone,
+but of rows whose columns are no whole steps: zeros fill their last one.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from math import prod
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from workers.checkpoints.blocks import FORMATS
 
 STEP = 128  # columns that stand together
+GROUP = 32  # of them, that a tensor core multiplies at once; rows have whole ones
 AXES = (2, 2, 2, 4, 2, 2)  # of them: a number's place is one in each, named so below
 _C1, _C0, _S, _T, _B1, _B0 = range(len(AXES))  # of 4 groups of 32; of its halves; thread; pair; in it
 
@@ -79,7 +82,12 @@ ORDER = {
 
 def takes(name: str, columns: int) -> bool:
     """Whether rows of so many columns in that format have planes."""
-    return (name in BLOCKS or name in ROWS) and columns % STEP == 0
+    return (name in BLOCKS or name in ROWS) and columns % GROUP == 0
+
+
+def filled(columns: int) -> int:
+    """Columns of zeros that the last step of a row has beside its own."""
+    return -columns % STEP
 
 
 def plane_bytes(name: str) -> tuple[int, ...]:
@@ -95,7 +103,8 @@ def plane_bytes(name: str) -> tuple[int, ...]:
 
 
 def to_planes(name: str, rows: Tensor) -> Tensor:  # [rows, row bytes] uint8, both
-    """The bits of rows in the format of that name, in planes."""
+    """The bits of rows in the format of that name, in planes, with those that fill their last step."""
+    rows = _filled(name, rows)
     columns = FORMATS[name].columns(rows.shape[1])
     if name in ROWS:
         end = columns * ROWS[name] // 8
@@ -114,7 +123,7 @@ def to_planes(name: str, rows: Tensor) -> Tensor:  # [rows, row bytes] uint8, bo
 
 
 def from_planes(name: str, rows: Tensor) -> Tensor:  # [rows, row bytes] uint8, both
-    """The other way round."""
+    """The other way round, but what fills them stays."""
     columns = FORMATS[name].columns(rows.shape[1])
     if name in ROWS:
         end = columns * ROWS[name] // 8
@@ -133,6 +142,21 @@ def from_planes(name: str, rows: Tensor) -> Tensor:  # [rows, row bytes] uint8, 
         scales = rows[:, start:end].reshape(len(blocks), -1)
         blocks[:, first:last] = _by_scale(scales) if name in SIX_BITS else scales
     return blocks.view(len(rows), -1)
+
+
+def _filled(name: str, rows: Tensor) -> Tensor:  # [rows, row bytes] uint8, both
+    form = FORMATS[name]
+    columns = form.columns(rows.shape[1])
+    more = filled(columns)
+    if not more:
+        return rows
+    blocks = more // form.elements * form.nbytes
+    if name in BLOCKS:
+        return F.pad(rows, (0, blocks))
+    numbers, end = more * ROWS[name] // 8, columns * ROWS[name] // 8
+    scales = slice(end, rows.shape[1] - form.row_nbytes)
+    parts = F.pad(rows[:, :end], (0, numbers)), F.pad(rows[:, scales], (0, blocks - numbers))
+    return torch.cat([*parts, rows[:, scales.stop :]], dim=1)
 
 
 def _plane(numbers: Tensor, bits: int) -> Tensor:  # [rows, columns] uint8 -> [rows, bytes] uint8
