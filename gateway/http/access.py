@@ -14,6 +14,7 @@ from gateway.access.principal import Principal
 from gateway.http.browsers import names_loopback
 from gateway.http.caller import caller
 from gateway.http.limit_headers import limit_headers
+from gateway.http.request import Request
 from gateway.refusals import FORBIDDEN
 from ipc.errors import CortexError
 
@@ -29,7 +30,7 @@ class Access:
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
 
-    async def process_request(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+    async def process_request(self, req: Request, resp: falcon.asgi.Response) -> None:
         try:
             principal = await self._keyring.who(_keys(req), partial(caller, req))
         except CortexError:
@@ -62,6 +63,6 @@ def _keys(req: falcon.asgi.Request) -> list[str]:
     return keys
 
 
-def _is_of_this_host(req: falcon.asgi.Request) -> bool:
+def _is_of_this_host(req: Request) -> bool:
     """Whether nothing says that who asks is elsewhere: no proxy, and no name but one of loopback."""
-    return names_loopback(req.get_header("Host") or "") and not any(map(req.get_header, _FORWARDED))
+    return names_loopback(req.get_header("Host") or "") and not req.has_any(_FORWARDED)

@@ -8,6 +8,8 @@ from hashlib import blake2b
 
 import falcon.asgi
 
+from gateway.http.request import Request
+
 # As Claude Code calls it; then Codex; then OpenCode. What a subagent says is a conversation of its own.
 _SESSIONS = ("x-claude-code-session-id", "session-id", "x-session-id", "x-session-affinity")
 _AGENT = "x-claude-code-agent-id"
@@ -23,8 +25,10 @@ def caller(req: falcon.asgi.Request) -> str:
     return blake2b(f"{req.remote_addr} {key}".encode(), digest_size=8).hexdigest()
 
 
-def session(req: falcon.asgi.Request) -> str:
+def session(req: Request) -> str:
     """What its client calls the conversation that `req` belongs to; "" where it does not say."""
+    if not req.has_any(_SESSIONS):  # as most
+        return ""
     for header in _SESSIONS:
         if name := req.get_header(header):
             return f"{name}\0{req.get_header(_AGENT) or ''}"

@@ -17,7 +17,16 @@ class Request(falcon.asgi.Request):
             return value.decode("latin-1")
         return super().get_header(name, required, default) if required else default
 
+    def has_any(self, names: tuple[str, ...]) -> bool:
+        """Whether one of these headers is there."""
+        return not self._asgi_headers.keys().isdisjoint(_all_in_asgi(names))
+
 
 @lru_cache(64)  # those that we ask for
 def _in_asgi(name: str) -> bytes:
     return name.lower().encode("latin-1")
+
+
+@lru_cache(8)
+def _all_in_asgi(names: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(map(_in_asgi, names))
