@@ -40,8 +40,7 @@ class _Value(values.MultiProcessValue()):
         place = self._place
         if place is None:
             place = self._look_up()
-        self._value += amount
-        place[0] = self._value
+        self._value = place[0] = self._value + amount
 
     def _look_up(self) -> memoryview:
         super().inc(0.0)  # after a fork there are other files
