@@ -12,8 +12,7 @@ import re
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -88,39 +87,29 @@ class Lines(logging.StreamHandler):
     What cannot be written is `handleError`'s, whenever that turns out.
     """
 
-    _held: str | None = None  # what waits for others to be written with
-    _last: logging.LogRecord | None = None  # of these
-
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            text = self.format(record) + self.terminator
-        except Exception:
-            self.handleError(record)
-            return
-        text = _without_keys(text)
-        if self._held is None:
-            self._write(text, record)
-            return
-        if _most_bytes(self._held) + _most_bytes(text) > AT_ONCE:
-            self._write_held()
-        self._held, self._last = self._held + text, record
+        self._emit((record,))
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Have what comes meanwhile written with few writes, at the latest when this ends."""
+    def together(self, records: Iterable[logging.LogRecord]) -> None:
+        """As `handle` of each of them, with few writes."""
         with self.lock:
-            self._held = ""
-        try:
-            yield
-        finally:
-            with self.lock:
-                self._write_held()
-                self._held = None
+            self._emit(filter(self.filter, records))
 
-    def _write_held(self) -> None:
-        held, last = self._held, self._last
-        self._held, self._last = "", None
-        if held:
+    def _emit(self, records: Iterable[logging.LogRecord]) -> None:
+        held, size = "", 0
+        last: logging.LogRecord | None = None
+        for record in records:
+            try:
+                text = _without_keys(self.format(record) + self.terminator)
+            except Exception:
+                self.handleError(record)
+                continue
+            its_size = _most_bytes(text)
+            if held and size + its_size > AT_ONCE:
+                self._write(held, last)
+                held, size = "", 0
+            held, size, last = held + text, size + its_size, record
+        if last is not None:
             self._write(held, last)
 
     def _write(self, text: str, last: logging.LogRecord) -> None:
@@ -169,13 +158,12 @@ class Gathered:
             return
         handlers = [handler for handler in _handlers(self._logger) if handler.level <= logging.INFO]
         first = Event(self._logger.name, logging.INFO, "", 0, "", (), None)
-        with ExitStack() as stack:
-            for handler in handlers:
-                if isinstance(handler, Lines):
-                    stack.enter_context(handler.together())
-            for message, args in unwritten:
-                event = first.saying(message, args)
-                for handler in handlers:
+        events = [first.saying(message, args) for message, args in unwritten]
+        for handler in handlers:
+            if isinstance(handler, Lines):
+                handler.together(events)
+            else:
+                for event in events:
                     handler.handle(event)
 
 

@@ -122,9 +122,7 @@ def test_lines_that_come_together_are_whole_in_each_write_and_in_order(filling: 
     stream = io.StringIO()
     stream.write = writes.append
     handler = Lines(stream)
-    with handler.together():
-        for number in range(9):
-            handler.handle(event("%d " + filling, number))
+    handler.together([event("%d " + filling, number) for number in range(9)])
     handler.handle(event("last"))
     assert [text.count("\n") for text in writes] == [2, 2, 2, 2, 1, 1]
     assert all(text.endswith("\n") for text in writes)
