@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Any
 
 from ipc.messages.sampling import Sampling
 from ipc.worker_messages import SamplingParams
@@ -49,7 +48,9 @@ LENGTHS = {
     "allowed_token_ids": MAX_ALLOWED_IDS,
 }
 
-_ranged, _lists = attrgetter(*RANGES), attrgetter(*LENGTHS)
+IDS = ("stop_token_ids", "allowed_token_ids", "logit_bias")
+
+_ranged, _lists, _chosen, _ids = (attrgetter(*names) for names in (RANGES, LENGTHS, NEUTRAL, IDS))
 _USUAL = _ranged(Sampling())  # what most requests say
 
 
@@ -112,19 +113,16 @@ def resolve(
     Raises:
         CortexError: BAD_REQUEST for a token id that the model does not have.
     """
-    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
-        if ids := getattr(sampling, name):
+    for name, ids in zip(IDS, _ids(sampling), strict=True):
+        if ids:
             check_ids(list(ids), text, name)
-    chosen: dict[str, Any] = {}
-    for name, neutral in NEUTRAL.items():
-        if (value := getattr(sampling, name)) is None and (value := getattr(defaults, name)) is None:
-            value = neutral
-        chosen[name] = value
-    bad_words = [*defaults.bad_words]
+    chosen = NEUTRAL.copy()
+    for name, default, asked in zip(NEUTRAL, _chosen(defaults), _chosen(sampling), strict=True):
+        if (value := default if asked is None else asked) is not None:
+            chosen[name] = value
+    bad_words = [*defaults.bad_words, *([token] for token in defaults.suppress_ids)]
     if sampling.bad_words:
         bad_words = _bad_words(sampling.bad_words, text) + bad_words
-    for token in defaults.suppress_ids:
-        bad_words.append([token])
     seed = random.getrandbits(64) if sampling.seed is None else sampling.seed
     return SamplingParams(
         **chosen,

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jinja2
@@ -53,7 +51,7 @@ class _Budget(threading.local):
     bounds = MOST
 
     def begin(self, seconds: float, given: tuple[Any, ...], bounds: Bounds) -> None:
-        """From now on what happens in this thread may take so much, as `limited` says."""
+        """From now on what happens in this thread may take so much, as `Limited` says."""
         self.deadline, self.work = time.monotonic() + seconds, bounds.work
         self.seconds = time.thread_time() + seconds
         self.given, self.bounds = given, bounds
@@ -84,13 +82,18 @@ class _Budget(threading.local):
 budget = _Budget()
 
 
-@contextmanager
-def limited(seconds: float, given: tuple[Any, ...] = (), bounds: Bounds = MOST) -> Iterator[None]:
+class Limited:
     """What happens in this thread inside of it may take so much of a processor's time, and so much else."""
-    budget.begin(seconds, given, bounds)
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_most",)
+
+    def __init__(self, seconds: float, given: tuple[Any, ...] = (), bounds: Bounds = MOST) -> None:
+        self._most = seconds, given, bounds
+
+    def __enter__(self) -> None:
+        budget.begin(*self._most)
+
+    def __exit__(self, *error: object) -> None:
         budget.end()
 
 

@@ -30,11 +30,11 @@ from neuron.text.budget import (
     VALUE,
     VIEWS,
     Bounds,
+    Limited,
     OverBudget,
     budget,
     check_key,
     check_number,
-    limited,
     size,
     spend_on,
     weigh,
@@ -71,7 +71,7 @@ def translate(source: str) -> str:
         Exception: whatever Jinja says of what is no template.
         OverBudget: it takes too long, or the program is too large to be read in one go.
     """
-    with limited(COMPILE_SECONDS):
+    with Limited(COMPILE_SECONDS):
         program = _ENVIRONMENT.compile(_Metering().visit(parse(source)), raw=True)
     if len(program) > MAX_PROGRAM:
         raise OverBudget(f"as a program it is longer than {MAX_PROGRAM:,} characters")
@@ -95,7 +95,7 @@ def render(
     """
     pieces, length = [], 0
     try:
-        with limited(seconds, tuple(variables.values()), bounds):
+        with Limited(seconds, tuple(variables.values()), bounds):
             for piece in template.root_render_func(template.new_context(variables)):
                 length += len(piece)
                 if length > bounds.text:
