@@ -163,10 +163,12 @@ def compile_router(
     return _compiled(capability, router_triton.router_kernel, *given)
 
 
-def compile_chosen(capability: int, dtype: str = "bf16", chosen: int = 8) -> Compiled:
-    """What so many experts give a token, summed."""
-    pointers, constants = dict.fromkeys(("pairs", "y"), f"*{dtype}"), {"CHOSEN": chosen}
-    constants["BLOCK"] = chosen_triton.BLOCK
+def compile_chosen(
+    capability: int, dtype: str = "bf16", chosen: int = 8, beside: bool = True, gated: bool = True
+) -> Compiled:
+    """What so many experts give a token, and what stands beside them, summed."""
+    pointers = dict.fromkeys(("pairs", "beside", "gates", "y"), f"*{dtype}")
+    constants = {"CHOSEN": chosen, "HAS_BESIDE": beside, "HAS_GATES": gated, "BLOCK": chosen_triton.BLOCK}
     given = pointers, {"columns": "i32"}, constants, None, 1
     return _compiled(capability, chosen_triton.chosen_kernel, *given)
 
@@ -283,9 +285,12 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
     for dtype, size in product(TYPES, (64, 128, 256)):
         call = partial(compile_gated_norm, dtype=dtype, size=size)
         yield delta_gates_triton.gated_norm_kernel, f"gated norm {dtype} {size}", call
-    for dtype, chosen in product(TYPES, (1, 4, 8, 10)):
-        call = partial(compile_chosen, dtype=dtype, chosen=chosen)
-        yield chosen_triton.chosen_kernel, f"chosen {dtype} {chosen}", call
+    for dtype, chosen, (beside, gated) in product(
+        TYPES, (1, 4, 8, 10), ((False, False), (True, False), (True, True))
+    ):
+        given = {"dtype": dtype, "chosen": chosen, "beside": beside, "gated": gated}
+        name = f"chosen {dtype} {chosen}{' and another' * beside}{', gated' * gated}"
+        yield chosen_triton.chosen_kernel, name, partial(compile_chosen, **given)
     for experts in (8, 64, 128, 256, 512):
         yield pairs_triton.pairs_kernel, f"pairs {experts}", partial(compile_pairs, experts=experts)
     for experts, chosen, tokens in product((8, 128, 512), (1, 8, 16), (1, 16)):

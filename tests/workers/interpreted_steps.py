@@ -163,6 +163,10 @@ def sums(dtype: torch.dtype) -> None:
         pairs = torch.randn(3 * chosen, columns).to(dtype)
         plain = pairs.view(3, chosen, columns).sum(dim=1, dtype=torch.float32)
         assert_close(fused.sum_of_chosen(pairs, chosen), plain)
+        beside, gates = torch.randn(3, columns).to(dtype), torch.tensor([[-9.0], [0.5], [40.0]]).to(dtype)
+        assert_close(fused.sum_of_chosen(pairs, chosen, beside), plain + beside.float())
+        opened = beside.float() * gates.float().sigmoid()
+        assert_close(fused.sum_of_chosen(pairs, chosen, beside, gates), plain + opened)
 
 
 def delta_gates(dtype: torch.dtype) -> None:

@@ -36,7 +36,7 @@ def test_what_is_between_products(interpreted):
     interpreted("steps", "all_between_products")
 
 
-@pytest.mark.parametrize("name", ["gemma3", "llama4", "deepseek_v2_in_groups", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["gemma3", "llama4", "deepseek_v2_in_groups", "deepseek_v3", "qwen2_moe"])
 def test_models_answer_as_transformers_does(interpreted, tiny, name):
     folder, oracle = tiny(name)
     for prompt, answer in zip(PROMPTS, interpreted("steps", "answers", str(folder)), strict=True):

@@ -16,7 +16,14 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import DeepseekV2Config, DeepseekV3Config, PretrainedConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import (
+    DeepseekV2Config,
+    DeepseekV3Config,
+    PretrainedConfig,
+    Qwen2MoeConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from benchmarks.driver import write_hollow
 from benchmarks.quantised_models import write_gguf
@@ -158,7 +165,7 @@ def test_a_layer_whose_router_chooses_groups_of_experts_first(tmp_path, monkeypa
     ahead = ["norm_kernel", "linear", "norm_kernel", "linear", "bmm", "latent_kernel", "write_kernel"]
     found = ["attention_kernel", "join_kernel", "bmm", *["flatten"] * (tokens > 1), "linear", "norm_kernel"]
     experts = ["router_kernel", "experts_kernel", "experts_kernel", "chosen_kernel"]
-    assert launches == [*ahead, *found, *experts, "linear", "gated_kernel", "linear", "add_"]
+    assert launches == [*ahead, *found, "linear", "gated_kernel", "linear", *experts]
 
 
 def test_a_layer_of_gpt_oss(tiny, monkeypatch):
@@ -173,3 +180,12 @@ def test_a_layer_of_experts_with_inputs_that_only_the_kernel_for_many_pairs_take
     launches = launches_of_a_layer(read_card(tiny("gpt_oss").folder), 1, monkeypatch)
     experts = ["grouped_kernel", "gated_kernel", "experts_kernel", "chosen_kernel"]
     assert launches == [*attention(), "router_kernel", *experts]
+
+
+def test_a_layer_whose_shared_expert_has_a_gate(tmp_path, monkeypatch):
+    """What it gives is opened and added where what the others give is summed."""
+    card = written(tmp_path, Qwen2MoeConfig(**SMALL, **EXPERTS, shared_expert_intermediate_size=128))
+    launches = launches_of_a_layer(card, 1, monkeypatch)
+    shared = ["linear", "gated_kernel", "linear", "linear"]
+    experts = ["router_kernel", "experts_kernel", "experts_kernel", "chosen_kernel"]
+    assert launches == [*attention(), *shared, *experts]

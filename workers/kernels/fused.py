@@ -131,8 +131,13 @@ def gated_norm(
     return delta_gates_triton.gated_norm(x, gates, weight, eps)
 
 
-def sum_of_chosen(pairs: Tensor, chosen: int) -> Tensor:  # [tokens * chosen, columns] -> [tokens, columns]
-    """Of each token the sum of its pairs, in their order and in float32."""
+def sum_of_chosen(
+    pairs: Tensor,  # [tokens * chosen, columns]
+    chosen: int,
+    beside: Tensor | None = None,  # [tokens, columns]
+    gates: Tensor | None = None,  # [tokens, 1], whose sigmoids open that
+) -> Tensor:  # [tokens, columns]
+    """Of each token the sum of its pairs, in their order, and of what stands beside; in float32."""
     from workers.kernels import chosen_triton
 
-    return chosen_triton.sum_of_chosen(pairs, chosen)
+    return chosen_triton.sum_of_chosen(pairs, chosen, beside, gates)

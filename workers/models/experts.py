@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,6 +81,16 @@ class Router(Linear):
         chosen = best.topk(experts.groups_chosen, dim=-1).indices
         others = torch.ones_like(best, dtype=torch.bool).scatter_(1, chosen, False)
         return grouped.masked_fill(others[..., None], -torch.inf).flatten(1)
+
+
+class Beside(NamedTuple):
+    """What every token goes through beside its experts."""
+
+    y: Tensor  # [tokens, hidden]
+    gates: Tensor | None  # [tokens, 1], whose sigmoids open it
+
+    def part(self, rows: slice) -> Beside:
+        return Beside(self.y[rows], None if self.gates is None else self.gates[rows])
 
 
 class MixtureOfExperts:
@@ -165,20 +176,26 @@ class MixtureOfExperts:
         Args:
             shown: what the router sees in place of `x`.
         """
+        beside = None
+        if self.shared is not None:
+            beside = Beside(self.shared(x), None if self.shared_gate is None else self.shared_gate(x))
         seen, in_pairs = x if shown is None else shown, self.in_pairs and not self.weighs_inputs
         found = self.router.pairs(seen, self.mine) if in_pairs else None
         if found is not None:
-            y = self._of_pairs(x, *found)
+            y = self._of_pairs(x, *found, beside)
         elif self.weighs_inputs:
-            y = self._weighed(x, *self.router.choose(seen))
+            y = self._with(beside, self._weighed(x, *self.router.choose(seen)))
         else:
-            y = self._routed(x, *self.router.choose(seen))
-        if self.shared is not None:
-            shared = self.shared(x)
-            if self.shared_gate is not None:
-                shared *= activated(self.shared_gate(x), "sigmoid", self.exact)
-            y += shared
+            y = self._routed(x, *self.router.choose(seen), beside)
         return y * 0.5 if self.averaged else y
+
+    def _with(self, beside: Beside | None, y: Tensor) -> Tensor:  # [tokens, hidden]
+        """`y`, and what stands beside it; both are changed."""
+        if beside is None:
+            return y
+        if beside.gates is not None:
+            beside.y.mul_(activated(beside.gates, "sigmoid", self.exact))
+        return y.add_(beside.y)
 
     def _weighed(self, x: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:  # [tokens, hidden]
         """What the experts make of their tokens, each of which is multiplied before."""
@@ -186,22 +203,22 @@ class MixtureOfExperts:
         y = self._routed(each, torch.ones_like(weights).view(-1, 1), numbers.view(-1, 1))
         return y.unflatten(0, weights.shape).sum(dim=1)
 
-    def _routed(self, x: Tensor, weights: Tensor, numbers: Tensor) -> Tensor:  # [tokens, hidden]
-        """What the experts of this rank make of their tokens. Pairs of a token and an expert are sorted by
-        expert, and are taken together for some experts at once."""
+    def _routed(
+        self, x: Tensor, weights: Tensor, numbers: Tensor, beside: Beside | None = None
+    ) -> Tensor:  # [tokens, hidden]
+        """What the experts of this rank make of their tokens, and what stands beside that. Pairs of a token
+        and an expert are sorted by expert, and are taken together for some experts at once."""
         chosen, numbers = numbers.shape[1], numbers.flatten()
         if len(self.mine) < self.router.experts.count:  # the others' come last
             theirs = (numbers < self.mine.start) | (numbers >= self.mine.stop)
             numbers = (numbers - self.mine.start).masked_fill(theirs, len(self.mine))
         if self.in_pairs:
-            step = max(1, PAIRS_OF_A_GPU // chosen) * chosen
-            parts = zip(
-                x.split(step // chosen), weights.flatten().split(step), numbers.split(step), strict=True
-            )
-            found = [
-                self._of_pairs(x, weights, Pairs.of(numbers, len(self.mine), chosen))
-                for x, weights, numbers in parts
-            ]
+            step, found = max(1, PAIRS_OF_A_GPU // chosen), []
+            for begin in range(0, len(x) or 1, step):
+                rows, taken = slice(begin, begin + step), slice(begin * chosen, (begin + step) * chosen)
+                pairs = Pairs.of(numbers[taken], len(self.mine), chosen)
+                shared = None if beside is None else beside.part(rows)
+                found.append(self._of_pairs(x[rows], weights[rows].flatten(), pairs, shared))
             return found[0] if len(found) == 1 else torch.cat(found)
         by_expert, order = numbers.sort(stable=True)
         rows, weights = order // chosen, weights.flatten()[order, None]
@@ -215,9 +232,11 @@ class MixtureOfExperts:
             # in the order of the experts, so that sums do not depend on what other tokens there are
             add_rows(y, rows[start:end], self.down(inner, taken, run.start) * weights[start:end])
             start = end
-        return y.to(x.dtype)
+        return self._with(beside, y.to(x.dtype))
 
-    def _of_pairs(self, x: Tensor, weights: Tensor, pairs: Pairs) -> Tensor:
+    def _of_pairs(
+        self, x: Tensor, weights: Tensor, pairs: Pairs, beside: Beside | None
+    ) -> Tensor:  # [tokens, hidden]
         """The same of tokens that a GPU takes at once; how many pairs an expert has, only the GPU knows."""
         count, chosen, hidden = len(pairs.order), pairs.chosen, x.shape[1]
         inner = None if self.opening is None else self.gate_up.gated(x, pairs, self.opening)
@@ -230,8 +249,9 @@ class MixtureOfExperts:
         y = x.new_empty(count, hidden) if has_all else x.new_zeros(count, hidden)
         self.down.of_pairs(inner, pairs, y, weights)
         if fused.has_triton(x.device):
-            return fused.sum_of_chosen(y, chosen)
-        return y.view(-1, chosen, hidden).sum(dim=1, dtype=torch.float32).to(x.dtype)
+            return fused.sum_of_chosen(y, chosen, *beside or ())
+        y = y.view(-1, chosen, hidden).sum(dim=1, dtype=torch.float32).to(x.dtype)
+        return self._with(beside, y)
 
     def _gated(self, inner: Tensor) -> Tensor:  # [pairs, rows of what is projected] -> [pairs, inner]
         if not self.gates:
