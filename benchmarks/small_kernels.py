@@ -149,13 +149,14 @@ def compile_router(
     chosen: int = 8,
     tokens: int = 16,
     groups: int = 1,
+    by_logits: bool = False,
 ) -> Compiled:
     """Logits of few tokens, what they choose, and its pairs."""
     pointers = {"x": f"*{dtype}", "order": "*i64"} | dict.fromkeys(("numbers", "starts", "done"), "*i32")
     pointers |= dict.fromkeys(("w", "bias", "correction", "logits", "weights"), "*fp32")
     others = dict.fromkeys(("tokens", "first", "mine", "experts", "size"), "i32")
     others |= dict.fromkeys(("least", "scale"), "fp32")
-    how = Choosing(chosen, True, 0.0, 1.0, groups, max(1, groups // 2))
+    how = Choosing(chosen, True, 0.0, 1.0, groups, max(1, groups // 2), by_logits)
     constants = choice_triton.constants(experts, True, how)
     constants |= {"HAS_BIAS": True, "BLOCK_E": router_triton.BLOCK_E, "BLOCK_K": router_triton.BLOCK_K}
     constants["PAIRS"] = router_triton.most_pairs(tokens, chosen)
@@ -184,11 +185,16 @@ def compile_pairs(capability: int, experts: int = 128) -> Compiled:
 
 
 def compile_choice(
-    capability: int, experts: int = 128, sigmoid: bool = False, chosen: int = 8, groups: int = 1
+    capability: int,
+    experts: int = 128,
+    sigmoid: bool = False,
+    chosen: int = 8,
+    groups: int = 1,
+    by_logits: bool = False,
 ) -> Compiled:
     """Experts chosen; corrected, where scores are sigmoids, and normalised."""
     pointers = {"logits": "*fp32", "correction": "*fp32", "weights": "*fp32", "numbers": "*i64"}
-    how = Choosing(chosen, sigmoid, 0.0, 1.0, groups, max(1, groups // 2))
+    how = Choosing(chosen, sigmoid, 0.0, 1.0, groups, max(1, groups // 2), by_logits)
     constants = choice_triton.constants(experts, sigmoid, how)
     unknown = {"experts": "i32", "size": "i32", "least": "fp32", "scale": "fp32"}
     given = pointers, {}, constants, unknown, choice_triton.warps(constants["EXPERTS"])
@@ -306,6 +312,11 @@ def kernels() -> Iterator[tuple[Any, str, Callable[[int], Compiled]]]:
         given = {"experts": experts, "sigmoid": sigmoid, "groups": groups}
         name = f"choice {experts}{f' in {groups} groups' * (groups > 1)}{' sigmoid' * sigmoid}"
         yield choice_triton.choice_kernel, name, partial(compile_choice, **given)
+    for experts in (16, 128):
+        given = {"experts": experts, "by_logits": True}
+        call = partial(compile_choice, sigmoid=True, **given)
+        yield choice_triton.choice_kernel, f"choice {experts} by logits", call
+        yield router_triton.router_kernel, f"router {experts} by logits", partial(compile_router, **given)
     for dtype, single, window, sinks in product(TYPES, (True, False), (0, 1, 2), (False, True)):
         given = {"dtype": dtype, "single": single, "window": window, "sinks": sinks}
         name = f"join {dtype} {attention_triton.WINDOWS[window]}{' single' * single}{' sinks' * sinks}"

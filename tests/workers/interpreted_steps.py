@@ -55,12 +55,19 @@ def norms(dtype: torch.dtype) -> None:
 
 def choices() -> None:
     """As routers choose without Triton; of equal ones the first."""
-    for sigmoid, corrected, least, scale in product(*((False, True),) * 2, (None, 0.0, 0.25), (1.0, 2.5)):
+    ways = (False, False), (True, False), (True, True)
+    for (sigmoid, by_logits), corrected, least, scale in product(
+        ways, (False, True), (None, 0.0, 0.25), (1.0, 2.5)
+    ):
         logits, correction = torch.randn(3, 13), torch.randn(13) if corrected else None
         logits[2, 4], logits[2, 9] = float("nan"), 40.0
-        weights, numbers = fused.choice(logits, correction, Choosing(5, sigmoid, least, scale))
+        if by_logits:
+            logits[1] *= 100.0  # whose sigmoids are equal
+        how = Choosing(5, sigmoid, least, scale, by_logits=by_logits)
+        weights, numbers = fused.choice(logits, correction, how)
         scores = logits.sigmoid() if sigmoid else logits.softmax(dim=-1)
-        expected = (scores if correction is None else scores + correction)[:2].topk(5, dim=-1).indices
+        ranking = logits if by_logits else scores
+        expected = (ranking if correction is None else ranking + correction)[:2].topk(5, dim=-1).indices
         assert torch.equal(numbers[:2], expected)
         found = scores[:2].gather(1, expected)
         found = found if least is None else found / (found.sum(dim=-1, keepdim=True) + least)
@@ -117,6 +124,7 @@ def routers(dtype: torch.dtype) -> None:
         (1, 8, 48, Choosing(3, False, None, 1.0), range(8)),
         (5, 13, 2100, Choosing(5, True, 0.25, 2.5), range(4, 11)),
         (16, 40, 130, Choosing(6, False, 0.0, 1.0), range(40)),
+        (3, 13, 130, Choosing(4, True, 0.25, 1.0, by_logits=True), range(13)),
         (7, 24, 60, Choosing(4, True, 0.0, 2.5, 8, 3), range(24)),
         (1, 60, 60, Choosing(6, False, None, 16.0, 5, 2), range(12, 36)),
     )

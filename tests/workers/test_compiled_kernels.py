@@ -57,6 +57,7 @@ SMALL = [  # of each the variants whose code is least like that of the others
     ("gated", 86, {"activation": 3, "interleaved": True}),
     ("router", 80, {"experts": 256, "groups": 8}),
     ("choice", 80, {"experts": 512, "sigmoid": True}),
+    ("choice", 120, {"sigmoid": True, "by_logits": True}),
     ("choice", 89, {"experts": 160, "groups": 8, "chosen": 6}),
     ("choice", 90, {"experts": 256, "sigmoid": True, "groups": 8}),
     ("join", 89, {"window": 2, "sinks": True, "single": False, "head_dim": 80}),

@@ -189,3 +189,10 @@ def test_a_layer_whose_shared_expert_has_a_gate(tmp_path, monkeypatch):
     shared = ["linear", "gated_kernel", "linear", "linear"]
     experts = ["router_kernel", "experts_kernel", "experts_kernel", "chosen_kernel"]
     assert launches == [*attention(), *shared, *experts]
+
+
+def test_a_layer_whose_experts_are_the_best_by_their_logits(tiny, monkeypatch):
+    launches = launches_of_a_layer(read_card(tiny("kolibri1").folder), 1, monkeypatch)
+    shared = ["linear", "gated_kernel", "linear"]
+    experts = ["router_kernel", "grouped_kernel", "gated_kernel", "experts_kernel", "chosen_kernel"]
+    assert launches == [*attention(), "norm_kernel", *shared, *experts, "norm_kernel"]

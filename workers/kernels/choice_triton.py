@@ -49,6 +49,7 @@ def best_of(
     least,
     scale,
     SIGMOID: tl.constexpr,  # for these see `choice_kernel`
+    BY_LOGITS: tl.constexpr,
     CORRECTED: tl.constexpr,
     NORMALISED: tl.constexpr,
     CHOSEN: tl.constexpr,
@@ -65,7 +66,7 @@ def best_of(
     else:
         score = tl.exp(logit - tl.max(logit, 0))
         score /= tl.sum(score, 0)
-    ranking = score
+    ranking = logit if BY_LOGITS else score
     if CORRECTED:
         ranking += tl.load(correction + i, mask=there, other=0.0)
     ranking = tl.where(there, ranking, float("-inf"))
@@ -93,6 +94,7 @@ def choice_kernel(
     least,  # is added to the sum that NORMALISED divides by
     scale,
     SIGMOID: tl.constexpr,  # each by itself; else by softmax
+    BY_LOGITS: tl.constexpr,  # the best are those of the largest logits, not scores
     CORRECTED: tl.constexpr,
     NORMALISED: tl.constexpr,
     CHOSEN: tl.constexpr,
@@ -108,7 +110,7 @@ def choice_kernel(
     logit = tl.load(logits + token * experts + i, mask=i < experts, other=float("-inf"))
     weight, number = best_of(
         *(logit, i, correction, experts, least, scale),
-        *(SIGMOID, CORRECTED, NORMALISED, CHOSEN, PLACES, GROUPS, GROUPS_CHOSEN),
+        *(SIGMOID, BY_LOGITS, CORRECTED, NORMALISED, CHOSEN, PLACES, GROUPS, GROUPS_CHOSEN),
     )
     into = token * CHOSEN + place
     tl.store(weights + into, weight, mask=place < CHOSEN)
@@ -144,6 +146,7 @@ def constants(experts: int, corrected: bool, how: Choosing) -> dict[str, int]:
     groups = triton.next_power_of_2(how.groups)
     return {
         "SIGMOID": how.sigmoid,
+        "BY_LOGITS": how.by_logits,
         "CORRECTED": corrected,
         "NORMALISED": how.least is not None,
         "CHOSEN": how.chosen,

@@ -47,6 +47,7 @@ def router_kernel(
     least,
     scale,
     SIGMOID: tl.constexpr,
+    BY_LOGITS: tl.constexpr,
     CORRECTED: tl.constexpr,
     NORMALISED: tl.constexpr,
     CHOSEN: tl.constexpr,
@@ -79,7 +80,7 @@ def router_kernel(
         all_logits = tl.load(at, mask=i < experts, other=float("-inf"), cache_modifier=".cg")
         weight, number = best_of(
             *(all_logits, i, correction, experts, least, scale),
-            *(SIGMOID, CORRECTED, NORMALISED, CHOSEN, PLACES, GROUPS, GROUPS_CHOSEN),
+            *(SIGMOID, BY_LOGITS, CORRECTED, NORMALISED, CHOSEN, PLACES, GROUPS, GROUPS_CHOSEN),
         )
         into = token * CHOSEN + place
         tl.store(weights + into, weight, mask=place < CHOSEN)

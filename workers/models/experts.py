@@ -34,9 +34,7 @@ class Router(Linear):
         super().__init__(empty(experts.count, hidden, dtype=torch.float32), bias)
         self.name, self.experts, self.group, self.exact = name, experts, group, False
         self.correction = empty(experts.count, dtype=torch.float32) if experts.corrected else None
-        least = experts.least if experts.normalised else None
-        how = experts.chosen, experts.scoring == "sigmoid", least, experts.scale
-        self.choosing = Choosing(*how, experts.groups, experts.groups_chosen)
+        self.choosing = Choosing.of(experts)
 
     def pieces(self) -> Iterator[Slice]:
         experts, hidden = self.experts.count, self.weight.shape[1]
@@ -49,8 +47,8 @@ class Router(Linear):
     def pairs(self, x: Tensor, mine: range) -> tuple[Tensor, Pairs] | None:
         """What `choose` says as pairs with the experts of `mine`, sorted, and their weights; where one kernel
         makes that of the tokens."""
-        is_best = type(self) is Router
-        if self.exact or not is_best or not fused.has_triton(x.device) or not self.group.chooses_alike:
+        is_usual = type(self).choose is Router.choose
+        if self.exact or not is_usual or not fused.has_triton(x.device) or not self.group.chooses_alike:
             return None
         return fused.routed(x, self.weight, self.bias, self.correction, self.choosing, mine)
 
@@ -59,11 +57,10 @@ class Router(Linear):
         experts, logits = self.experts, self(x.float())
         if fused.has_triton(x.device) and self.group.chooses_alike:
             return fused.choice(logits, self.correction, self.choosing)
-        if experts.scoring == "sigmoid":
-            scores = activated(logits, "sigmoid", self.exact)
-        else:
-            scores = logits.softmax(dim=-1)
-        ranking = scores if self.correction is None else scores + self.correction
+        sigmoid, by_logits = self.choosing.sigmoid, self.choosing.by_logits
+        scores = activated(logits, "sigmoid", self.exact) if sigmoid else logits.softmax(dim=-1)
+        ranking = logits if by_logits else scores
+        ranking = ranking if self.correction is None else ranking + self.correction
         if experts.groups > 1:
             ranking = self._best_groups(ranking)
         numbers = self.group.chosen(ranking.topk(experts.chosen, dim=-1).indices)

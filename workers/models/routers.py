@@ -6,21 +6,6 @@ import torch
 from torch import Tensor
 
 from workers.models.experts import Router
-from workers.models.mlp import activated
-
-
-class TopLogits(Router):
-    """The weight of an expert is the sigmoid of its own logit (Llama 4), or its share of theirs (Cohere); the
-    best are those of the largest logits, or of these with corrections (Kolibri)."""
-
-    def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [tokens, chosen] both
-        logits = self(x.float())
-        ranking = logits if self.correction is None else logits + self.correction
-        numbers = self.group.chosen(ranking.topk(self.experts.chosen, dim=-1).indices)
-        weights = activated(logits.gather(1, numbers), "sigmoid", self.exact)
-        if self.experts.normalised:
-            weights = weights / (weights.sum(dim=-1, keepdim=True) + self.experts.least)
-        return weights, numbers
 
 
 class SparseMixer(Router):
@@ -42,6 +27,6 @@ class SparseMixer(Router):
 ROUTERS: dict[str, type[Router]] = {
     "softmax": Router,
     "sigmoid": Router,
-    "sigmoid_of_chosen": TopLogits,
+    "sigmoid_of_chosen": Router,
     "sparse_mixer": SparseMixer,
 }
