@@ -163,7 +163,7 @@ def test_a_layer_whose_router_chooses_groups_of_experts_first(tmp_path, monkeypa
     assert (card.config.experts.groups, card.config.experts.groups_chosen) == (4, 2)
     launches = launches_of_a_layer(card, tokens, monkeypatch)
     ahead = ["norm_kernel", "linear", "norm_kernel", "linear", "bmm", "latent_kernel", "write_kernel"]
-    found = ["attention_kernel", "join_kernel", "bmm", *["flatten"] * (tokens > 1), "linear", "norm_kernel"]
+    found = ["attention_kernel", "join_kernel", "bmm", "linear", "norm_kernel"]
     experts = ["router_kernel", "experts_kernel", "experts_kernel", "chosen_kernel"]
     assert launches == [*ahead, *found, "linear", "gated_kernel", "linear", *experts]
 

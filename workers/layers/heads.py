@@ -70,4 +70,6 @@ class HeadLinear:
 
 
 def _each(x: Tensor, matrix: Tensor) -> Tensor:  # [tokens, heads, n], [heads, n, m] -> [tokens, heads, m]
-    return torch.bmm(x.transpose(0, 1), matrix).transpose(0, 1)
+    y = x.new_empty(*x.shape[:2], matrix.shape[2])  # contiguous, as what comes behind takes it
+    torch.bmm(x.transpose(0, 1), matrix, out=y.transpose(0, 1))
+    return y
