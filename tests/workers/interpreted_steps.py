@@ -6,6 +6,7 @@ bfloat16 is left to devices: the interpreter does not round to the nearest.
 from __future__ import annotations
 
 from itertools import product
+from random import Random
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ def choices() -> None:
         logits, correction = torch.randn(3, 13), torch.randn(13) if corrected else None
         logits[2, 4], logits[2, 9] = float("nan"), 40.0
         if by_logits:
-            logits[1] *= 100.0  # whose sigmoids are equal
+            logits[1] += 100.0  # whose sigmoids are equal
         how = Choosing(5, sigmoid, least, scale, by_logits=by_logits)
         weights, numbers = fused.choice(logits, correction, how)
         scores = logits.sigmoid() if sigmoid else logits.softmax(dim=-1)
@@ -79,20 +80,15 @@ def choices() -> None:
 
 def choices_within_groups() -> None:
     """The same where groups are chosen first, beside sorts that leave equal ones in their order."""
-    dice = torch.Generator().manual_seed(7)
-
-    def drawn(low: int, high: int) -> int:
-        return int(torch.randint(low, high + 1, (), generator=dice))
-
+    drawn = Random(7).randint
     for case, (sigmoid, corrected) in product(range(12), product((False, True), repeat=2)):
         size, groups, tokens = drawn(1 + corrected, 16), drawn(2, 9), 70 if case == 6 else 1 + case % 2
         taken, least = drawn(1, groups), (None, 0.0, 0.25)[case % 3]
         how = Choosing(drawn(1, min(9, taken * size)), sigmoid, least, 2.5, groups, taken)
         if case % 2:
-            logits = torch.randn(tokens, groups * size, generator=dice)
-            correction = torch.randn(groups * size, generator=dice)
+            logits, correction = torch.randn(tokens, groups * size), torch.randn(groups * size)
         else:  # many experts are as good as others, and so are groups
-            logits = torch.tensor([0.0, 1.0, 3.0])[torch.randint(3, (tokens, groups * size), generator=dice)]
+            logits = torch.tensor([0.0, 1.0, 3.0])[torch.randint(3, (tokens, groups * size))]
             correction = torch.full((groups * size,), 0.5)
         scores = logits.sigmoid() if sigmoid else logits.softmax(dim=-1)
         ranking = scores + correction if corrected else scores
