@@ -139,8 +139,9 @@ def _costs(request: Generate | CountTokens) -> Iterator[int]:
     for tool in request.tools:
         yield TOOL
         yield from _costs_inside(tool.definition)
-    yield from _costs_inside(request.template_args)
-    if isinstance(request, Generate):
+    if request.template_args:
+        yield from _costs_inside(request.template_args)
+    if isinstance(request, Generate) and request.written:
         yield WRITTEN * sum(map(len, request.written))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from math import inf
 from typing import Any, NamedTuple
 
 import jinja2
@@ -42,59 +43,59 @@ class OverBudget(jinja2.TemplateError):
     """A template took more than it may."""
 
 
-class _Budget(threading.local):
-    """What the rendering in this thread may still take."""
+class Budget:
+    """What a rendering may still take: entered, it is that of this thread.
 
-    deadline = work = float("inf")  # while nothing is rendered
-    seconds = 0.0  # of this thread's processor time at which it ends
-    given: tuple[Any, ...] = ()  # variables
-    bounds = MOST
+    Args:
+        seconds: of this thread's processor time.
+        given: the variables of the template.
+        bounds: what is bounded beside time.
+    """
 
-    def begin(self, seconds: float, given: tuple[Any, ...], bounds: Bounds) -> None:
-        """From now on what happens in this thread may take so much, as `Limited` says."""
-        self.deadline, self.work = time.monotonic() + seconds, bounds.work
-        self.seconds = time.thread_time() + seconds
-        self.given, self.bounds = given, bounds
-
-    def end(self) -> None:
-        """Nothing is bounded any more in this thread."""
-        self.__dict__.clear()
-
-    def spend(self, characters: int) -> None:
-        """Take note of text that is about to be read or written in one operation."""
-        if characters > self.bounds.text:
-            raise OverBudget(f"it reads or writes more than {self.bounds.text:,} characters at once")
-        self.work -= characters
-        if self.work < 0:
-            raise OverBudget(f"it reads and writes more than {self.bounds.work:,} characters")
-
-    def tick(self, characters: int) -> None:
-        """Called in each turn of a loop, which writes so many characters at most, but for long texts."""
-        if characters:
-            self.spend(characters)
-        if (now := time.monotonic()) <= self.deadline:  # a look at this clock costs next to nothing
-            return
-        if (left := self.seconds - time.thread_time()) <= 0:
-            raise OverBudget("it takes too long")
-        self.deadline = now + left  # a template is not slow for what else the machine does
-
-
-budget = _Budget()
-
-
-class Limited:
-    """What happens in this thread inside of it may take so much of a processor's time, and so much else."""
-
-    __slots__ = ("_most",)
+    __slots__ = ("bounds", "deadline", "given", "seconds", "work")
 
     def __init__(self, seconds: float, given: tuple[Any, ...] = (), bounds: Bounds = MOST) -> None:
-        self._most = seconds, given, bounds
+        self.deadline, self.work = time.monotonic() + seconds, bounds.work
+        self.seconds = time.thread_time() + seconds  # of this thread's, at which it ends
+        self.given, self.bounds = given, bounds
 
     def __enter__(self) -> None:
-        budget.begin(*self._most)
+        here.budget = self
 
     def __exit__(self, *error: object) -> None:
-        budget.end()
+        del here.budget
+
+
+class _Thread(threading.local):
+    """What is a thread's own is dear to look at: an operation does so once."""
+
+    budget = Budget(inf)  # while nothing is rendered
+    budget.work = inf
+
+
+here = _Thread()
+
+
+def spend(characters: int) -> None:
+    """Take note of text that is about to be read or written in one operation."""
+    budget = here.budget
+    if characters > budget.bounds.text:
+        raise OverBudget(f"it reads or writes more than {budget.bounds.text:,} characters at once")
+    budget.work -= characters
+    if budget.work < 0:
+        raise OverBudget(f"it reads and writes more than {budget.bounds.work:,} characters")
+
+
+def tick(characters: int) -> None:
+    """Called in each turn of a loop, which writes so many characters at most, but for long texts."""
+    if characters:
+        spend(characters)
+    budget = here.budget
+    if (now := time.monotonic()) <= budget.deadline:  # a look at this clock costs next to nothing
+        return
+    if (left := budget.seconds - time.thread_time()) <= 0:
+        raise OverBudget("it takes too long")
+    budget.deadline = now + left  # a template is not slow for what else the machine does
 
 
 def weigh(*values: Any) -> tuple[int, int]:
@@ -102,7 +103,7 @@ def weigh(*values: Any) -> tuple[int, int]:
 
     One may hold another twice, and that one a third: there is a bound.
     """
-    pending, characters, seen, most = list(values), 0, 0, budget.bounds.values
+    pending, characters, seen, most = list(values), 0, 0, here.budget.bounds.values
     while pending:
         value = pending.pop()
         seen += 1
@@ -125,7 +126,7 @@ def weigh(*values: Any) -> tuple[int, int]:
 def spend_on(*values: Any, times: int = 1) -> int:
     """Take note of values, each of which is read or written so many times. Returns how many there are."""
     weight, seen = weigh(*values)
-    budget.spend(weight * times)
+    spend(weight * times)
     return seen
 
 

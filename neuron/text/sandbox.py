@@ -30,13 +30,15 @@ from neuron.text.budget import (
     VALUE,
     VIEWS,
     Bounds,
-    Limited,
+    Budget,
     OverBudget,
-    budget,
     check_key,
     check_number,
+    here,
     size,
+    spend,
     spend_on,
+    tick,
     weigh,
 )
 from neuron.text.template_filters import FILTERS, MAX_INDENT, OWN, metered, spend_on_replacing, text_of
@@ -71,7 +73,7 @@ def translate(source: str) -> str:
         Exception: whatever Jinja says of what is no template.
         OverBudget: it takes too long, or the program is too large to be read in one go.
     """
-    with Limited(COMPILE_SECONDS):
+    with Budget(COMPILE_SECONDS):
         program = _ENVIRONMENT.compile(_Metering().visit(parse(source)), raw=True)
     if len(program) > MAX_PROGRAM:
         raise OverBudget(f"as a program it is longer than {MAX_PROGRAM:,} characters")
@@ -95,7 +97,7 @@ def render(
     """
     pieces, length = [], 0
     try:
-        with Limited(seconds, tuple(variables.values()), bounds):
+        with Budget(seconds, tuple(variables.values()), bounds):
             for piece in template.root_render_func(template.new_context(variables)):
                 length += len(piece)
                 if length > bounds.text:
@@ -114,27 +116,27 @@ class _Metering(NodeTransformer):
         own += SHORT * sum(len(output.nodes) for output in node.find_all(nodes.Output))
         own += VALUE * sum(len(made.items) for made in node.find_all((nodes.List, nodes.Tuple, nodes.Dict)))
         self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_call("tick", nodes.Const(own))))
+        node.body.insert(0, nodes.ExprStmt(_call(tick, nodes.Const(own))))
         return node
 
     visit_For = visit_Macro = visit_CallBlock = _metered
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return _call("concat", *node.nodes)
+        return _call(concat, *node.nodes)
 
     def visit_Pair(self, node: nodes.Pair) -> nodes.Node:
         self.generic_visit(node)
         if not isinstance(node.key, nodes.Const):
-            node.key = _call("key", node.key)
+            node.key = _call(key, node.key)
         return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
         if isinstance(node.arg, nodes.Slice):
-            node.node = _call("sliced", node.node)
+            node.node = _call(sliced, node.node)
         elif not isinstance(node.arg, nodes.Const):
-            node.arg = _call("key", node.arg)
+            node.arg = _call(key, node.arg)
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
@@ -145,9 +147,9 @@ class _Metering(NodeTransformer):
             len(node.ops) == 1 and isinstance(node.ops[0].expr, nodes.Const)
         ):
             return node  # what is compared with a text or a number is not walked through
-        node.expr = _call("compared", node.expr)
+        node.expr = _call(compared, node.expr)
         for operand in node.ops:
-            operand.expr = _call("compared", operand.expr)
+            operand.expr = _call(compared, operand.expr)
         return node
 
 
@@ -156,11 +158,11 @@ def _one_by_one(node: nodes.Compare) -> nodes.Node:
     left, found = node.expr, []
     for operand in node.ops:
         if operand.op in ("in", "notin"):
-            test: nodes.Expr = _call("contains", operand.expr, left)
+            test: nodes.Expr = _call(contains, operand.expr, left)
             found.append(test if operand.op == "in" else nodes.Not(test))
         else:
-            other = nodes.Operand(operand.op, _call("compared", operand.expr))
-            found.append(nodes.Compare(_call("compared", left), [other]))
+            other = nodes.Operand(operand.op, _call(compared, operand.expr))
+            found.append(nodes.Compare(_call(compared, left), [other]))
         left = operand.expr
     whole = found[0]
     for test in found[1:]:
@@ -168,8 +170,9 @@ def _one_by_one(node: nodes.Compare) -> nodes.Node:
     return whole
 
 
-def _call(name: str, *args: nodes.Expr) -> nodes.Call:
-    return nodes.Call(nodes.ImportedName(f"{__name__}.{name}"), list(args), [], None, None)
+def _call(function: Callable[..., Any], *args: nodes.Expr) -> nodes.Call:
+    name = nodes.ImportedName(f"{function.__module__}.{function.__name__}")
+    return nodes.Call(name, list(args), [], None, None)
 
 
 class _Code(CodeGenerator):
@@ -196,13 +199,10 @@ class _Code(CodeGenerator):
         self.write(f") is dict and {node.attr!r} in of else environment.getattr(of, {node.attr!r}))")
 
 
-tick = budget.tick
-
-
 def concat(*values: Any) -> str:
     """Called for `~`."""
     texts = [text_of(value) for value in values]
-    budget.spend(sum(map(len, texts)))
+    spend(sum(map(len, texts)))
     return "".join(texts)
 
 
@@ -223,7 +223,7 @@ def key(value: Any) -> Any:
 def sliced(value: Any) -> Any:
     """Called for that of which a part is taken, which is a copy."""
     if isinstance(value, str | list | tuple) and len(value) > SHORT:
-        budget.spend(size(value))
+        spend(size(value))
     return value
 
 
@@ -232,14 +232,14 @@ def contains(container: Any, value: Any) -> bool:
     if type(value) is not str or len(value) > SHORT or type(container) not in (str, list, tuple, dict):
         _spend_on_finding(container, value)
     elif len(container) > SHORT:
-        budget.spend(len(container))
+        spend(len(container))
     return value in container
 
 
 def _spend_on_finding(container: Any, *values: Any) -> None:
     if isinstance(container, str):
         if len(container) > SHORT:
-            budget.spend(len(container))
+            spend(len(container))
     elif isinstance(container, Mapping):
         for value in values:
             check_key(value)
@@ -248,7 +248,7 @@ def _spend_on_finding(container: Any, *values: Any) -> None:
         short = all(value is None or isinstance(value, int | float) for value in values) or all(
             isinstance(value, str) and len(value) <= SHORT for value in values
         )
-        budget.spend(length if short else (1 + length) * weigh(*values)[0])
+        spend(length if short else (1 + length) * weigh(*values)[0])
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -257,18 +257,18 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "+" and type(left) is type(right) is str:
-            budget.spend(len(left) + len(right))
+            spend(len(left) + len(right))
             return left + right
         if isinstance(left, int) and isinstance(right, int):
             check_number(left, right)
             if operator == "**" and left.bit_length() * abs(right) > MAX_BITS:
                 raise OverBudget("a number in it is too large")
         elif operator == "+":
-            budget.spend(size(left) + size(right))
+            spend(size(left) + size(right))
         elif operator == "%" and isinstance(left, str):
             spend_on(left, right, times=_fields(left, "%"))
         elif operator == "*":
-            budget.spend(abs(size(left) * size(right)))
+            spend(abs(size(left) * size(right)))
         return super().call_binop(context, operator, left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -290,7 +290,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         if attr in ("append", "pop") and isinstance(
             obj, list
         ):  # some collect turns so; what they were given stays
-            return not any(obj is given for given in budget.given)
+            return not any(obj is given for given in here.budget.given)
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -308,7 +308,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         kind = type(__obj)
         if len(args) + len(kwargs) > SHORT:  # they were a list or an object
-            budget.spend(VALUE * (len(args) + len(kwargs)))
+            spend(VALUE * (len(args) + len(kwargs)))
         if kind is Macro:
             for name in _OF_JINJA:
                 kwargs.pop(name, None)
@@ -326,9 +326,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             _spend_on_finding(owner, *args)
         elif owner is dict:  # its `fromkeys`
             args = ([key(each) for each in args[0]], *args[1:]) if args else args
-            budget.spend(sum(map(size, args[:1])))
+            spend(sum(map(size, args[:1])))
         elif isinstance(owner, list | dict) and __obj.__name__ == "copy":
-            budget.spend(VALUE * len(owner))
+            spend(VALUE * len(owner))
         elif isinstance(owner, dict) and args:
             check_key(args[0])
         elif isinstance(owner, LoopContext):  # its `changed` compares them
@@ -349,16 +349,16 @@ def _takes_just(macro: Macro, count: int) -> bool:
 def _spend_on_method(text: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Take note of what a method of a text will do. Returns its arguments."""
     if len(text) > SHORT:
-        budget.spend(len(text) * (1 if text.isascii() else 4))
+        spend(len(text) * (1 if text.isascii() else 4))
     if name == "replace" and len(args) >= 2:
         spend_on_replacing(text, *args[:2])
     elif name == "join" and args:
         args = (list(args[0]), *args[1:])
         spend_on(args[0])
-        budget.spend(len(text) * len(args[0]))
+        spend(len(text) * len(args[0]))
     elif name in ("split", "rsplit", "splitlines") and len(text) > SHORT:
         known = name != "splitlines" and args and isinstance(args[0], str) and args[0]
-        budget.spend(PIECE * (text.count(args[0]) if known else len(text) // 2))
+        spend(PIECE * (text.count(args[0]) if known else len(text) // 2))
     return args
 
 
@@ -392,7 +392,7 @@ def _strftime_now(form: str) -> str:
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
     """`dict`, as a template may call it."""
     pairs = [each.items() if isinstance(each, Mapping) else list(each) for each in args]
-    budget.spend(VALUE * sum(map(len, pairs)))
+    spend(VALUE * sum(map(len, pairs)))
     return dict(*([(key(name), value) for name, value in each] for each in pairs), **kwargs)
 
 

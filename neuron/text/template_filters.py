@@ -18,10 +18,12 @@ from neuron.text.budget import (
     VALUE,
     VIEWS,
     OverBudget,
-    budget,
     check_key,
+    here,
     size,
+    spend,
     spend_on,
+    tick,
     weigh,
 )
 
@@ -59,10 +61,10 @@ def metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
                 check_key(each)
             if isinstance(each, str):
                 if len(each) > SHORT:
-                    budget.spend(len(each) * (effort if each.isascii() else max(effort, 4)))
+                    spend(len(each) * (effort if each.isascii() else max(effort, 4)))
             elif isinstance(each, list | tuple | dict):
                 if name in OF_ITEMS:
-                    budget.spend(size(each) if not isinstance(each, dict) else len(each))
+                    spend(size(each) if not isinstance(each, dict) else len(each))
                 else:
                     spend_on(each, times=len(each).bit_length() if name in COMPARING else 1)
             elif isinstance(each, (Namespace, *VIEWS)):
@@ -75,14 +77,14 @@ def metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def spend_on_replacing(text: str, old: Any, new: Any) -> None:
     """Take note of a text in which every `old` becomes `new`."""
     old, new = str(old), str(new)
-    budget.spend(len(text) + text.count(old) * (VALUE + len(new)))
+    spend(len(text) + text.count(old) * (VALUE + len(new)))
 
 
 def text_of(value: Any) -> str:
     """A value as it is written."""
     if isinstance(value, str):
         if len(value) > SHORT:
-            budget.spend(len(value))
+            spend(len(value))
         return value
     spend_on(value)
     return str(value)
@@ -97,7 +99,7 @@ def _replace(value: Any, old: Any, new: Any, count: int = -1) -> str:
 def _indent(value: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
     space = width if isinstance(width, str) else " " * min(width, MAX_INDENT)
     text = text_of(value)
-    budget.spend(len(text) + (text.count("\n") + 1) * len(space))
+    spend(len(text) + (text.count("\n") + 1) * len(space))
     return filters.do_indent(text, space, first, blank)
 
 
@@ -106,7 +108,7 @@ def _join(context: nodes.EvalContext, value: Any, d: str = "", attribute: str | 
     check_key(attribute)
     values = list(value)
     spend_on(values)
-    budget.spend(len(values) * len(d))
+    spend(len(values) * len(d))
     return filters.sync_do_join(context, values, d, attribute)
 
 
@@ -121,8 +123,8 @@ def _int(value: Any, default: int = 0, base: int = 10) -> int:
 
 
 def _batch(value: Iterable[Any], linecount: int, fill_with: Any = None) -> Any:
-    if linecount > budget.bounds.values:
-        raise OverBudget(f"it makes a list of more than {budget.bounds.values:,} values")
+    if linecount > here.budget.bounds.values:
+        raise OverBudget(f"it makes a list of more than {here.budget.bounds.values:,} values")
     return filters.do_batch(value, linecount, fill_with)
 
 
@@ -139,7 +141,7 @@ def _sum(
     total = start
     for each in iterable:
         if isinstance(total, list | tuple):
-            budget.tick(size(total) + size(each))
+            tick(size(total) + size(each))
         total = total + each
     return total
 
@@ -164,7 +166,7 @@ def _word_count(text: Any) -> int:
     """One by one: a list of all words is many times as large as the text."""
     text = text_of(text)
     if len(text) > SHORT:
-        budget.spend(len(text) * EFFORT["wordcount"])
+        spend(len(text) * EFFORT["wordcount"])
     return sum(1 for _ in re.finditer(r"\w+", text))
 
 
@@ -177,10 +179,10 @@ def _to_json(
 ) -> str:
     """JSON as Python writes it: Jinja's own filter escapes for HTML, which models were not trained on."""
     weight, values = weigh(value)
-    budget.spend(weight)
+    spend(weight)
     if indent is not None:
         indent = indent[:MAX_INDENT] if isinstance(indent, str) else min(indent, MAX_INDENT)
-        budget.spend(values * (len(indent) if isinstance(indent, str) else indent))
+        spend(values * (len(indent) if isinstance(indent, str) else indent))
     encoder = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
