@@ -67,9 +67,11 @@ def compile_write(
     pointers = dict.fromkeys(("keys", "values"), f"*{dtype}") | _kept(dtype, kind)
     strides = ("keys_stride", "key_head_stride", "values_stride", "value_head_stride")
     constants = {"KV_HEADS": KV_HEADS, "HEAD_DIM": head_dim, "PAGE": PAGE_SIZE, "WITH_VALUES": with_values}
-    constants |= {"KIND": kind, "BLOCK_H": max(1, min(KV_HEADS, 1024 // block_d)), "BLOCK_D": block_d}
+    block_h = max(1, min(KV_HEADS, 1024 // block_d))
+    constants |= {"KIND": kind, "BLOCK_H": block_h, "BLOCK_D": block_d}
     strides = dict.fromkeys((*strides, "page_stride", "scale_stride"), "i32")
-    return _compiled(capability, cache_triton.write_kernel, pointers, strides, constants)
+    given = pointers, strides, constants, None, cache_triton.warps(block_h * block_d)
+    return _compiled(capability, cache_triton.write_kernel, *given)
 
 
 def compile_heads(

@@ -79,6 +79,23 @@ def test_a_small_kernel_fits_its_card_and_spills_nothing(name, capability, varia
     assert found.blocks >= 1
 
 
+@pytest.mark.parametrize(
+    ("name", "capability", "variant"),
+    [
+        ("write", 86, {"head_dim": 64}),
+        ("write", 90, {"head_dim": 128}),
+        ("heads", 120, {"head_dim": 64}),
+        ("norm", 80, {}),
+        *(("gated", 89, {}), ("gated", 80, {"activation": 3, "interleaved": True})),
+        *(("chosen", 86, {}), ("join", 90, {}), ("dequantise", 120, {"kind": "Q6_K"})),
+    ],
+)
+def test_a_small_kernel_that_reads_rows_loads_16_bytes_at_a_time(name, capability, variant):
+    from benchmarks import small_kernels
+
+    assert getattr(small_kernels, f"compile_{name}")(capability, **variant).load == 16
+
+
 @pytest.mark.parametrize("capability", [90, 120])
 @pytest.mark.parametrize("name", LAUNCHING)
 def test_every_kernel_waits_for_what_came_before_it_ahead_of_all_else(name, capability):

@@ -104,5 +104,10 @@ def write(
         *(keys, beside, kv[0], kv[-1], *scale_blocks(kv, scales), owners, *sequences[1:]),
         *(*keys.stride()[:2], *beside.stride()[:2], kv.stride(1), scale_stride(scales)),
         *(kv_heads, head_dim, PAGE_SIZE, values is not None, KINDS.get(kv.dtype, WHOLE), block_h, block_d),
-        num_warps=4,
+        num_warps=warps(block_h * block_d),
     )
+
+
+def warps(elements: int) -> int:
+    """Of a program with so many keys: a thread has eight of them, which is a load."""
+    return max(1, elements // 256)

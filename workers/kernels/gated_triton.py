@@ -101,12 +101,15 @@ def gated_kernel(
     wait_for_previous()
     row, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = i < inner
-    gates, others = (2 * i, 2 * i + 1) if INTERLEAVED else (i, inner + i)
-    gate = tl.load(gate_up + row * stride + gates, mask=there, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row * stride + others, mask=there, other=0.0).to(tl.float32)
-    tl.store(
-        y + row * inner + i, opened(gate, up, alpha, limit, ACTIVATION).to(y.dtype.element_ty), mask=there
-    )
+    if INTERLEAVED:  # as they stand, so that a load is of many
+        each = tl.program_id(1) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
+        both = tl.load(gate_up + row * stride + each, mask=each < 2 * inner, other=0.0)
+        gate, up = tl.split(tl.reshape(both, (BLOCK, 2)))
+    else:
+        gate = tl.load(gate_up + row * stride + i, mask=there, other=0.0)
+        up = tl.load(gate_up + row * stride + inner + i, mask=there, other=0.0)
+    result = opened(gate.to(tl.float32), up.to(tl.float32), alpha, limit, ACTIVATION)
+    tl.store(y + row * inner + i, result.to(y.dtype.element_ty), mask=there)
 
 
 LAUNCH = Launcher(gated_kernel)
