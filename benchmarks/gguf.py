@@ -27,6 +27,7 @@ from benchmarks.llama_cpp_peer import CONTEXT, SEQUENCES
 from benchmarks.one_rank import spec_of
 from ipc.worker_messages import SamplingParams
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import WHOLE
 from workers.execution.model_runner import ModelRunner
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
@@ -39,7 +40,7 @@ STEPS = {"decode alone": 6, "decode 8 at once": 3, "prefill 512": 1}  # in a rou
 class Cortex:
     def __init__(self, path: Path, rounds: int, quantization: str | None = None) -> None:
         card = read_card(path)
-        self.groups = len(card.cache_groups(1, "bfloat16"))
+        self.groups = len(card.cache_groups(WHOLE, "bfloat16"))
         self.pages = pages_for(
             max(512, CONTEXT + (rounds + 1) * max(STEPS.values()))
         )  # of each sequence and group

@@ -31,6 +31,7 @@ from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead
 from workers.checkpoints.caches import state_bytes
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import ALONE, WHOLE
 from workers.execution.memory import held
 from workers.execution.model_runner import ModelRunner
 from workers.step.pages import pages_for
@@ -330,7 +331,7 @@ def of_shape(part: str, device: str, out: Path) -> Iterator[Result]:
     pages = pages_for(context + len(batches) * 3 * STEPS[kind] + 1)
     with tempfile.TemporaryDirectory() as folder:
         card = read_card(model.write(Path(folder), model.tiny if small else model.shape))
-        [weights] = card.bytes_per_rank(1)
+        [weights] = card.bytes_per_rank(ALONE)
         spec = spec_of(
             device,
             context_length=max(4096, *prompts) + 1,
@@ -366,7 +367,7 @@ def of_shape(part: str, device: str, out: Path) -> Iterator[Result]:
     driver.begin(max(batches), context)
     alone = limit_of_one = math.nan
     for count in batches:
-        seen = count * (context * card.kv_bytes_per_token(1) + 2 * state_bytes(card.cache_groups(1)))
+        seen = count * (context * card.kv_bytes_per_token(WHOLE) + 2 * state_bytes(card.cache_groups(WHOLE)))
         limit = (active(card.config, used, count) + seen) / read
         goal = GOALS.get(part) if count == 1 else None
         took = driver.decode(count, STEPS[kind])
@@ -384,7 +385,7 @@ def of_shape(part: str, device: str, out: Path) -> Iterator[Result]:
     behind = max(prompts) - PAGE_SIZE + 1  # so that its last page has room for the steps
     runner.empty()
     driver.prompts([0], behind)
-    took, more = driver.decode(1, STEPS[kind]), (behind - context) * card.kv_bytes_per_token(1) / read
+    took, more = driver.decode(1, STEPS[kind]), (behind - context) * card.kv_bytes_per_token(WHOLE) / read
     found = share(part, f"decode 1 behind {behind}", limit_of_one + more, took, f"{1 / took:,.0f} tokens/s")
     found.value += f"; {took / (alone + more):.3f} of a short step and its bytes (goal: {GROWTH:.2f} at most)"
     found.figures["growth"] = took / (alone + more)
@@ -401,12 +402,12 @@ def planned(device: str, card: ModelCard, spec: WorkerSpec) -> tuple[int, int]:
     """Bytes of a model, its process and its largest step, as a neuron plans them, and those of its pool."""
     kind = device.partition(":")[0]
     runtime = held(device) if kind == "cpu" else UNMEASURED_BYTES[kind]  # builds of PyTorch differ
-    [weights] = card.bytes_per_rank(1)
+    [weights] = card.bytes_per_rank(ALONE)
     overhead = Overhead(
-        card.config, 2, 1, context_length=spec.context_length, in_blocks=bool(card.formats(1))
+        card.config, 2, WHOLE, context_length=spec.context_length, in_blocks=bool(card.formats(ALONE))
     )
     step = overhead.of_step(kind, spec.max_step_tokens, spec.max_sequences)
-    return runtime + step + weights, spec.kv_pages * PAGE_SIZE * card.kv_bytes_per_token(1)
+    return runtime + step + weights, spec.kv_pages * PAGE_SIZE * card.kv_bytes_per_token(WHOLE)
 
 
 def too_large(device: str, expected: int, pool: int) -> str:

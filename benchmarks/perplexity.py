@@ -33,6 +33,7 @@ from neuron.text.tokenizer import TextTokenizer
 from workers.checkpoints.blocks import QUANTIZATIONS
 from workers.checkpoints.gguf import checkpoint as gguf
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import ALONE
 from workers.execution.model_runner import ModelRunner
 from workers.scheduling.scheduler import Scheduler
 from workers.weights.loader import Shard, Slice, WeightFiles
@@ -135,7 +136,7 @@ def main() -> None:
             spec = {"dtype": options.dtype, "kv_cache_dtype": kept}
             value = perplexity(path, tokens, quantization, **spec)
             first = first or value
-            [size] = read_card(path).bytes_per_rank(1, "bfloat16", quantization)
+            [size] = read_card(path).bytes_per_rank(ALONE, "bfloat16", quantization)
             print(f"| {what} | {size / 1e6:,.0f} | {value:.4f} | {value / first - 1:+.3%} |", flush=True)
 
 

@@ -26,8 +26,10 @@ from workers.checkpoints.caches import state_bytes
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.families.llama import EMBEDDING
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import Split
 
 RANKS = 2
+SPLIT = Split.evenly(RANKS)
 QUANTIZATION = "q6"
 TOKENS = {"cpu": (64, 16), "cuda": (4096, 128)}  # of a prompt, and of the answer to it
 # what another system published of a 27B in Q6_K on two RTX 5090
@@ -63,7 +65,7 @@ def rows(
     config = {"devices": devices, "standby": True, "quantised_cache": {"path": str(folder / "quantised")}}
     with Neuron(folder / "neuron", models=[model], **config) as neuron:
         loads, first, token = asyncio.run(measure(neuron.endpoint, *TOKENS[kind]))
-    weights = card.bytes_per_rank(RANKS, "bfloat16", QUANTIZATION)[0]
+    weights = card.bytes_per_rank(SPLIT, "bfloat16", QUANTIZATION)[0]
     for name, seconds in zip(("load", "load again"), loads, strict=True):
         yield Row(name, weights / copy, seconds, f"{RANKS * weights / seconds / 1e9:.2f} GB/s of weights")
     tokens, _ = TOKENS[kind]
@@ -71,7 +73,7 @@ def rows(
     head = card.config.vocab_size * card.config.hidden_size  # used for the last token alone
     products = 2 * ((numbers - head) * tokens + head)
     yield Row("prefill", products / multiply / RANKS, first, f"{tokens / first:,.0f} tokens/s")
-    seen = tokens * card.kv_bytes_per_token(RANKS) + 2 * state_bytes(card.cache_groups(RANKS))
+    seen = tokens * card.kv_bytes_per_token(SPLIT.part) + 2 * state_bytes(card.cache_groups(SPLIT.part))
     used = weights - embedding_bytes(card) + seen
     yield Row("decode 1 at once", used / read, token, f"{1 / token:,.0f} tokens/s")
 
@@ -81,7 +83,7 @@ def embedding_bytes(card: ModelCard) -> int:
     if card.config.tied_head:
         return 0
     rows, columns = card.tensors[EMBEDDING].shape
-    stored = card.formats(RANKS, QUANTIZATION).get(EMBEDDING)
+    stored = card.formats(SPLIT, QUANTIZATION).get(EMBEDDING)
     return rows // RANKS * (2 * columns if stored is None else FORMATS[stored].row_bytes(columns))
 
 

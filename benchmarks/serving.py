@@ -39,6 +39,7 @@ from workers.cache.state import HostStates, StateCache
 from workers.checkpoints.caches import num_states, state_bytes
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import WHOLE
 from workers.step.plan import StateMove
 
 SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "num_attention_heads": 4}
@@ -265,7 +266,7 @@ def measure_states(card: ModelCard, host_memory: int) -> dict[str, float]:
     Args:
         host_memory: bytes, as `host_state_memory` of the configuration.
     """
-    groups = card.cache_groups(1)
+    groups = card.cache_groups(WHOLE)
     size = state_bytes(groups)
     number, places = num_states(groups, SEQUENCES), host_memory // size
     cache = StateCache(groups[-1].layers, card.config.state, states=number, device=torch.device("cpu"))

@@ -34,6 +34,7 @@ from benchmarks.shapes import EIGHT_BILLION
 from ipc import parked
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import ALONE
 from workers.execution.model_runner import ModelRunner
 from workers.process.life import settled, warm_up
 from workers.step.pages import pages_for
@@ -65,7 +66,7 @@ def rows(device: str, shape: PretrainedConfig, copy: float) -> Iterator[tuple[st
     try:
         with tempfile.TemporaryDirectory() as folder:
             card = read_card(write_hollow(Path(folder), shape))
-            [weights] = card.bytes_per_rank(1)
+            [weights] = card.bytes_per_rank(ALONE)
             cached = page_cache(Path(folder) / "model.safetensors", threads_for(torch.device(device)))
             for name, memory, rate in (
                 ("load and park", fd, min(cached, copy)),

@@ -118,6 +118,7 @@ class WorkerSpec(Plain, kw_only=True, tag="spec"):
     epoch: int
     rank: int
     world_size: int
+    parts: list[int] = []  # of the model, that each rank has; empty: all have as many
     device: str  # "cpu" or "cuda:N"
     threads: int  # CPU threads that this rank may use
     dtype: Dtype = "bfloat16"

@@ -15,6 +15,7 @@ from neuron.inspection import notes_on
 from neuron.memory.devices import Inventory
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
+from neuron.memory.need import rates_of
 from neuron.memory.step_bytes import UNMEASURED_BYTES
 from neuron.processes.worker import Worker
 from neuron.tenancy.launcher import weight_cache
@@ -62,7 +63,7 @@ def place_all(config: NeuronConfig) -> Placement:
                 runtime["cpu"], measured = Worker.measure("cpu"), True
             free = {device: ledger.free(device) for device in ledger.devices}
             folder, card = catalogue.take(model)
-            description, fit = place(model, folder, free, runtime, card=card)
+            description, fit = place(model, folder, free, rates_of(inventory.devices), runtime, card=card)
         except OSError as error:
             found.problems.append(f"{model.id}: {error}")
             continue

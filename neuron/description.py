@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from ipc.errors import Code, CortexError
-from ipc.model_settings import Dtype
+from ipc.model_settings import Dtype, Quantization
 from ipc.worker_messages import FREE_ROWS, CacheGroup, SimulatedSpec
 from neuron.config import ModelSettings
 from neuron.memory.cache_plan import CachePlan
-from neuron.memory.fit import Need
+from neuron.memory.need import Need, RankNeed, uneven
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, kernels_of, packs_head
 from neuron.text.frontend import TextFiles
 from neuron.text.tokenizer import TextTokenizer
@@ -24,6 +24,7 @@ from workers.checkpoints.card import DTYPE_BYTES, ModelCard
 from workers.checkpoints.families.llama import EMBEDDING
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import ALONE, WHOLE, Share, Split
 from workers.checkpoints.vectors.modules import Embedder
 from workers.checkpoints.vectors.rerankers import Reranker
 
@@ -46,9 +47,8 @@ class ModelDescription:
     card: ModelCard | None  # None for a simulation
     dtype: Dtype
     context_length: int
-    rank_bytes: tuple[int, ...]  # weights
-    cache_groups: tuple[CacheGroup, ...]  # of layers that keep the same of the tokens before, on each rank
-    overhead: Overhead | None  # of each rank, besides these; None for a simulation
+    rank_bytes: tuple[int, ...]  # weights, where ranks share them in the usual way
+    overhead: Overhead | None  # of a rank, besides what it keeps; None for a simulation
     defaults: GenerationDefaults
     eos_ids: list[int]
     completion: bool  # it writes text
@@ -64,9 +64,9 @@ class ModelDescription:
     notes: list[str]  # what is not as its files or its settings have it
     text: TextFiles  # what its text path is made of, and its eyes
     adapters: tuple[AdapterCard, ...] = ()
-    adapter_bytes: tuple[int, ...] = ()  # that each of them takes on each rank
     simulated: SimulatedSpec | None = None
     max_output: int | None = None  # tokens of an answer, whatever a request wants
+    splits: tuple[Split, ...] = (ALONE,)  # how ranks may share it, first the usual way
 
     @property
     def vision(self) -> bool:
@@ -86,33 +86,67 @@ class ModelDescription:
         return sum(self.rank_bytes)
 
     def need(self, settings: ModelSettings, runtime: Mapping[str, int] = UNMEASURED_BYTES) -> Need:
-        """What a load asks of the devices.
+        """What a load asks of the devices where ranks share it in the usual way, and how else they may.
 
         Args:
             runtime: bytes of a process without a model, by kind of device.
         """
-        overhead = {"cpu": 0, "cuda": 0}
-        guessed = FREE_ROWS if settings.speculation is not None else 0
-        sampled = settings.max_sequences, max(0, guessed - 1)
-        if self.overhead is not None:
-            of_guesses = guessed * self.overhead.shapes.guess_bytes(settings.ranks)
-            for kind in overhead:
-                tokens = self.step_tokens(settings, kind)
-                overhead[kind] = runtime[kind] + self.overhead.of_step(kind, tokens, *sampled) + of_guesses
+        return self._need(settings, runtime, self.splits[0])
+
+    def _need(self, settings: ModelSettings, runtime: Mapping[str, int], split: Split) -> Need:
+        usual, *others = self.splits
+        of_share = {share.count: share for share in split.shares()}
+        beside = {count: self._of_share(settings, runtime, share) for count, share in of_share.items()}
+        ranks = zip(self.bytes_of_ranks(settings, split), split.counts, strict=True)
         return Need(
             model=self.id,
-            rank_bytes=self.rank_bytes,
-            cpu_overhead=overhead["cpu"],
-            cuda_overhead=overhead["cuda"],
-            caches=CachePlan(self.cache_groups, self.step_tokens(settings, "cuda")),
+            ranks=tuple(replace(beside[count], weights=size) for size, count in ranks),
             context_length=self.context_length,
             max_sequences=settings.max_sequences,
             kv_memory=settings.kv_memory,
             devices=tuple(settings.devices) if settings.devices is not None else None,
             priority=settings.priority,
-            beside=sum(sorted(self.adapter_bytes)[-settings.max_adapters :]),
             host_state_memory=settings.host_state_memory,
+            split=split,
+            others=tuple(others) if split == usual else (),
+            shared=cache(partial(self._need, settings, runtime)) if split == usual else None,
         )
+
+    def _of_share(self, settings: ModelSettings, runtime: Mapping[str, int], share: Share) -> RankNeed:
+        """What a rank with that share needs beside weights."""
+        overhead = {"cpu": 0, "cuda": 0}
+        guessed = FREE_ROWS if settings.speculation is not None else 0
+        sampled = settings.max_sequences, max(0, guessed - 1)
+        if self.overhead is not None:
+            of_rank = replace(self.overhead, share=share)
+            of_guesses = guessed * self.overhead.shapes.guess_bytes(share)
+            for kind in overhead:
+                tokens = self.step_tokens(settings, kind)
+                overhead[kind] = runtime[kind] + of_rank.of_step(kind, tokens, *sampled) + of_guesses
+        adapters = sorted(self.adapter_bytes(share))[-settings.max_adapters :]
+        return RankNeed(
+            weights=0,
+            caches=CachePlan(self.cache_groups(settings, share), self.step_tokens(settings, "cuda")),
+            cpu_overhead=overhead["cpu"],
+            cuda_overhead=overhead["cuda"],
+            beside=sum(adapters),
+        )
+
+    def bytes_of_ranks(self, settings: ModelSettings, split: Split) -> tuple[int, ...]:
+        """Of weights, on each rank."""
+        if split == self.splits[0]:
+            return self.rank_bytes
+        return tuple(self.card.bytes_per_rank(split, self.dtype, settings.quantization))
+
+    def cache_groups(self, settings: ModelSettings, share: Share = WHOLE) -> tuple[CacheGroup, ...]:
+        """Of layers that keep the same of the tokens before, on a rank with that share."""
+        if self.card is None:
+            return ()
+        return tuple(self.card.cache_groups(share, self.dtype, settings.kv_cache_dtype))
+
+    def adapter_bytes(self, share: Share) -> list[int]:
+        """What each adapter takes on a rank with that share."""
+        return [each.bytes_on_rank(self.card, share, self.dtype) for each in self.adapters]
 
     def step_tokens(self, settings: ModelSettings, device: str) -> int:
         """The token budget of one step on such a device; no less than what decode alone takes, of a model
@@ -149,11 +183,12 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
     notes = list(card.notes)
     adapters = tuple(read_adapter(name, path, card) for name, path in settings.adapters.items())
     notes += filter(None, (each.doubt(settings.id, card) for each in adapters))
-    weights = card.bytes_per_rank(settings.ranks, dtype, settings.quantization)
-    formats = card.formats_of_kinds(settings.ranks, settings.quantization)
+    splits = splits_of(card, settings.ranks, settings.quantization) or [Split.evenly(settings.ranks)]
+    weights = card.bytes_per_rank(splits[0], dtype, settings.quantization)
+    formats = card.formats_of_kinds(splits[0], settings.quantization)
     context_length, cut = _context_length(settings, card)
     notes += cut
-    groups = tuple(card.cache_groups(settings.ranks, dtype, settings.kv_cache_dtype))
+    groups = card.cache_groups(splits[0].part, dtype, settings.kv_cache_dtype)
     if settings.host_state_memory and not any(group.kind == "state" for group in groups):
         notes.append("host_state_memory is not used: none of its layers keeps a state")
     return ModelDescription(
@@ -164,11 +199,10 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
         dtype=dtype,
         context_length=context_length,
         rank_bytes=tuple(weights),
-        cache_groups=groups,
         overhead=Overhead(
             card.config,
             DTYPE_BYTES[dtype],
-            settings.ranks,
+            splits[0].part,
             packs_head=packs_head(dtype) and EMBEDDING not in formats,
             vision=card.vision,
             context_length=context_length,
@@ -196,9 +230,21 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
         notes=notes,
         text=TextFiles.of(card, settings.tool_format, settings.reasoning_format),
         adapters=adapters,
-        adapter_bytes=tuple(each.bytes_per_rank(card, settings.ranks, dtype) for each in adapters),
         max_output=settings.max_output,
+        splits=tuple(splits),
     )
+
+
+def splits_of(card: ModelCard, ranks: int, quantization: Quantization | None) -> list[Split]:
+    """How so many ranks may share a model: evenly, where they can, and then the more evenly the sooner."""
+    by_parts: dict[int, bool] = {}
+    found = []
+    for split in (Split.evenly(ranks), *uneven(ranks)):
+        if split.even or split.parts not in by_parts:
+            by_parts[split.parts] = card.splits_into(split, quantization)
+        if by_parts[split.parts]:
+            found.append(split)
+    return sorted(found, key=lambda split: max(split.counts) / split.parts)
 
 
 def _context_length(settings: ModelSettings, card: ModelCard) -> tuple[int, list[str]]:
@@ -264,7 +310,7 @@ def _simulated(settings: ModelSettings, lent: _Lent) -> ModelDescription:
         dtype="bfloat16",
         context_length=settings.context_length or plan.context_length,
         rank_bytes=(plan.memory,) * settings.ranks,
-        cache_groups=(),
+        splits=(Split.evenly(settings.ranks),),
         overhead=None,
         defaults=_defaults(GenerationDefaults(), settings),
         eos_ids=lender.eos_ids,

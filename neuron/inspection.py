@@ -7,16 +7,17 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ipc.errors import CortexError
 from ipc.messages.state import Device
 from ipc.model_settings import KVCacheDtype, Quantization
 from neuron.config import ModelSettings
-from neuron.description import described
+from neuron.description import described, splits_of
 from neuron.memory.fit import find_fit
 from neuron.memory.ledger import Ledger
+from neuron.memory.need import rates_of
 from neuron.text.frontend import TextFiles, thoughts
 from neuron.text.outline import Outline
 from workers.checkpoints.blocks import QUANTIZATIONS
@@ -27,6 +28,7 @@ from workers.checkpoints.files import refuse, refuse_absent
 from workers.checkpoints.layers import Layer
 from workers.checkpoints.presence import CONFIG
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import WHOLE, Split
 from workers.checkpoints.stored_tensors import StoredTensor, nbytes
 from workers.checkpoints.vision import Vision
 
@@ -123,11 +125,13 @@ def _facts(card: ModelCard) -> dict[str, str]:
     if (vision := card.vision) is not None:
         facts["sees"] = _seen(vision)
     if not model.bidirectional:
-        kept = f"{size_of(card.kv_bytes_per_token(1))} of keys and values, on one rank"
+        kept = f"{size_of(card.kv_bytes_per_token(WHOLE))} of keys and values, on one rank"
         if card.kept_whole is None:
-            kept += f"; {size_of(card.kv_bytes_per_token(1, None, 'int8'))} with kv_cache_dtype int8 or fp8"
+            kept += (
+                f"; {size_of(card.kv_bytes_per_token(WHOLE, None, 'int8'))} with kv_cache_dtype int8 or fp8"
+            )
         facts["a token keeps"] = kept
-    if size := state_bytes(card.cache_groups(1)):
+    if size := state_bytes(card.cache_groups(WHOLE)):
         facts["a sequence keeps"] = f"{size_of(size)} of states besides, whatever its length, on one rank"
     return facts
 
@@ -211,7 +215,7 @@ def _choice(name: str, card: ModelCard, quantization: Quantization | None, devic
     free = {device: ledger.free(device) for device in ledger.devices}
     gpus = [device for device in free if device != "cpu"]
     places = {device: ([device], 1) for device in free}
-    if together := max(_shares(card, None, range(2, len(gpus) + 1)), default=0):
+    if together := next((n for n in range(len(gpus), 1, -1) if splits_of(card, n, quantization)), 0):
         places[f"{together} GPUs"] = gpus, together
 
     def context_at(chosen: list[str], ranks: int, kv_cache_dtype: KVCacheDtype | None) -> int:
@@ -223,7 +227,8 @@ def _choice(name: str, card: ModelCard, quantization: Quantization | None, devic
             kv_cache_dtype=kv_cache_dtype,
         )
         try:
-            return find_fit(described(settings, card).need(settings), free, [], "lru").context_length
+            need = replace(described(settings, card).need(settings), rates=rates_of(devices))
+            return find_fit(need, free, [], "lru").context_length
         except CortexError:
             return 0
 
@@ -241,7 +246,7 @@ def _shares(card: ModelCard, quantization: Quantization | None, counts: Iterable
     found = {}
     for ranks in counts:
         with suppress(CortexError):
-            found[ranks] = max(card.bytes_per_rank(ranks, None, quantization))
+            found[ranks] = max(card.bytes_per_rank(Split.evenly(ranks), None, quantization))
     return found
 
 

@@ -18,6 +18,7 @@ from benchmarks.roofline import active, of_each_token
 from benchmarks.shapes import MODELS, TINY_BLOCKS
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import ALONE
 from workers.execution.model_runner import ModelRunner
 from workers.kernels import launch
 
@@ -54,7 +55,7 @@ def test_it_can_be_rehearsed_on_a_cpu(benchmark, capsys, tmp_path):
 @pytest.mark.parametrize("shape", [MODELS[name].tiny for name in ("large", "experts", "mamba")])
 def test_a_large_model_needs_no_disk_for_its_weights(tmp_path, shape):
     card = read_card(write_hollow(tmp_path, shape))
-    assert (tmp_path / "model.safetensors").stat().st_blocks * 512 < 65_536 < sum(card.bytes_per_rank(1))
+    assert (tmp_path / "model.safetensors").stat().st_blocks * 512 < 65_536 < sum(card.bytes_per_rank(ALONE))
 
 
 @pytest.mark.parametrize("part", ["large", "experts", "mamba", "hybrid"])
@@ -235,8 +236,8 @@ def test_so_can_its_quantised_models(tmp_path, part, goal):
 )
 def test_their_weights_are_in_the_format_that_is_measured(tmp_path, write, formats, of_layers, head):
     card = read_card(write(tmp_path, TINY_BLOCKS))
-    assert set(card.formats(1).values()) == formats
-    [weights] = card.bytes_per_rank(1)
+    assert set(card.formats(ALONE).values()) == formats
+    [weights] = card.bytes_per_rank(ALONE)
     read, numbers = of_each_token(card, weights)
     layers, vocabulary, norms = (
         2 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 512),

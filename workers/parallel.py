@@ -15,9 +15,11 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from ipc.worker_messages import WorkerSpec
+from workers.checkpoints.shares import Split
 
 # No wait is for ever. The supervisor's deadlines for loads and steps are shorter and come first.
 TIMEOUT = timedelta(minutes=30)
@@ -49,11 +51,13 @@ class RankGroup:
         device: where the tensors of the collectives are.
         exact: sums are made here, rank by rank in float32, and not by a library, which may add the parts of a
             row in an order that depends on what else is in the tensor.
+        split: how the ranks share a model; None: evenly.
 
     Attributes:
         alike: the ranks compute the same bits of the same numbers. Unlike cards may not: they add in other
             orders, and what is chosen by comparing such sums has to be one rank's choice.
         small: adds small tensors, for which a library takes long; None: the library does.
+        mine: its share of the model.
         collectives: that this rank took part in.
         collective_seconds: that it spent in all of them. Part of that is waiting: of ranks that take part in
             the same collectives, the one with the fewest seconds is the one that the others wait for. A GPU
@@ -61,13 +65,20 @@ class RankGroup:
     """
 
     def __init__(
-        self, rank: int = 0, size: int = 1, device: str | torch.device = "cpu", exact: bool = False
+        self,
+        rank: int = 0,
+        size: int = 1,
+        device: str | torch.device = "cpu",
+        exact: bool = False,
+        split: Split | None = None,
     ) -> None:
         self.exact = exact
         self.alike = True
         self.small: SmallSums | None = None
         self.rank = rank
         self.size = size
+        self.split = Split.evenly(size) if split is None else split
+        self.mine = self.split.share(rank)
         self.device = torch.device(device)
         self.collectives = 0
         self.collective_seconds = 0.0
@@ -100,21 +111,19 @@ class RankGroup:
                 timeout=TIMEOUT,
                 device_id=device if device.type == "cuda" else None,
             )
-        group = cls(spec.rank, spec.world_size, spec.device, spec.exact)
+        group = cls(spec.rank, spec.world_size, spec.device, spec.exact, split_of(spec))
         if group.size > 1 and group.device.type == "cuda":
             kind = zlib.crc32(torch.cuda.get_device_name(group.device).encode())
             group.alike = group.least(kind) == -group.least(-kind)
         return group
 
     def share(self, total: int) -> range:
-        """This rank's part of `total` rows, columns or heads that the ranks divide evenly."""
-        part = total // self.size
-        return range(self.rank * part, (self.rank + 1) * part)
+        """This rank's part of `total` rows, columns or heads, that the parts of a model divide evenly."""
+        return self.mine.range(total)
 
     def share_kv(self, heads: int) -> range:
-        """This rank's key-value heads: one, shared with its neighbours, where ranks outnumber heads."""
-        first = self.rank * heads // self.size
-        return range(first, first + max(1, heads // self.size))
+        """This rank's key-value heads: one, shared with its neighbours, where parts outnumber heads."""
+        return self.mine.kv_range(heads)
 
     def begin_step(self, step: int) -> None:
         """The collectives that follow belong to step number `step`."""
@@ -140,21 +149,30 @@ class RankGroup:
             self._run(dist.all_reduce, x)
         return x
 
-    def all_gather(self, x: Tensor) -> Tensor:  # [rows, part] -> [rows, size * part]
+    def all_gather(self, x: Tensor) -> Tensor:  # [rows, mine] -> [rows, of all]
         """Every rank's columns, side by side, on every rank."""
         if self.size == 1:
             return x
-        parts = [torch.empty_like(x) for _ in range(self.size)]
-        self._run(dist.all_gather, parts, x.contiguous())
-        return torch.cat(parts, dim=-1)
+        x, widths = self._as_wide_as_any(x)
+        parts = [torch.empty_like(x) for _ in widths]
+        self._run(dist.all_gather, parts, x)
+        return _side_by_side(parts, widths)
 
-    def gather(self, x: Tensor) -> Tensor | None:  # [rows, part] -> [rows, size * part]
+    def gather(self, x: Tensor) -> Tensor | None:  # [rows, mine] -> [rows, of all]
         """Every rank's columns, side by side, on rank 0; nothing on the others."""
         if self.size == 1:
             return x
-        parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else None
-        self._run(dist.gather, x.contiguous(), parts)
-        return torch.cat(parts, dim=-1) if parts else None
+        x, widths = self._as_wide_as_any(x)
+        parts = [torch.empty_like(x) for _ in widths] if self.rank == 0 else None
+        self._run(dist.gather, x, parts)
+        return _side_by_side(parts, widths) if parts else None
+
+    def _as_wide_as_any(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """This rank's columns, padded to those of the rank that has most; and how many each has."""
+        widths = [x.shape[-1] // self.mine.count * count for count in self.split.counts]
+        if lacking := max(widths) - x.shape[-1]:
+            x = F.pad(x, (0, lacking))
+        return x.contiguous(), widths
 
     @property
     def chooses_alike(self) -> bool:
@@ -207,6 +225,16 @@ class RankGroup:
             self.small = None
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def split_of(spec: WorkerSpec) -> Split:
+    """How the ranks share the model."""
+    return Split(tuple(spec.parts)) if spec.parts else Split.evenly(spec.world_size)
+
+
+def _side_by_side(parts: list[Tensor], widths: list[int]) -> Tensor:
+    """The first columns of each, as many as it has."""
+    return torch.cat([part[..., :width] for part, width in zip(parts, widths, strict=True)], dim=-1)
 
 
 def in_order(parts: list[Tensor]) -> Tensor:

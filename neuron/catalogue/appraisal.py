@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ipc.errors import Code, CortexError
@@ -12,6 +13,7 @@ from neuron.catalogue.catalogue import Catalogue
 from neuron.config import ModelSettings
 from neuron.description import ModelDescription, describe
 from neuron.memory.fit import Fit, find_fit
+from neuron.memory.need import rates_of
 from workers.checkpoints.card import ModelCard
 
 _VERDICTS = {Code.MODEL_NOT_FOUND: "missing", Code.MODEL_TOO_LARGE: "too_large"}
@@ -26,12 +28,18 @@ def appraise(
         catalogue: of this host, with `said` in it.
         runtime: bytes of a process without a model, by kind of device.
     """
-    free = {device.id: device.memory_total for device in devices}
+    free, rates = {device.id: device.memory_total for device in devices}, rates_of(devices)
     names = [*(model.id for model in said.models), *said.elsewhere]
-    return [_appraise(name, catalogue, free, runtime) for name in names]
+    return [_appraise(name, catalogue, free, rates, runtime) for name in names]
 
 
-def _appraise(name: str, catalogue: Catalogue, free: dict[str, int], runtime: Mapping[str, int]) -> Appraisal:
+def _appraise(
+    name: str,
+    catalogue: Catalogue,
+    free: dict[str, int],
+    rates: Mapping[str, int],
+    runtime: Mapping[str, int],
+) -> Appraisal:
     if name in catalogue.differs:
         keys = ", ".join(catalogue.differs[name])
         message = f"its own file has it, with another {keys}" if keys else "its own file has the same"
@@ -43,7 +51,7 @@ def _appraise(name: str, catalogue: Catalogue, free: dict[str, int], runtime: Ma
         settings = catalogue.settings(name)
         folder = catalogue.folder(settings)
         path = "" if settings.simulated is not None else str(folder)
-        description, fit = place(settings, folder, free, runtime, total=free)
+        description, fit = place(settings, folder, free, rates, runtime, total=free)
     except CortexError as error:
         verdict = _VERDICTS.get(error.code, "broken")
         if verdict == "missing" and settings.pull:
@@ -65,6 +73,7 @@ def place(
     settings: ModelSettings,
     folder: Path,
     free: Mapping[str, int],
+    rates: Mapping[str, int],
     runtime: Mapping[str, int],
     total: Mapping[str, int] | None = None,
     card: ModelCard | None = None,
@@ -74,6 +83,7 @@ def place(
     Args:
         folder: where it is.
         free: bytes, by device.
+        rates: of the devices' memory (`rates_of`).
         runtime: bytes of a process without a model, by kind of device.
         total: as `find_fit` takes it.
         card: as `describe` takes it.
@@ -82,4 +92,5 @@ def place(
         CortexError: MODEL_LOAD_FAILED, MODEL_TOO_LARGE or INSUFFICIENT_MEMORY, and why.
     """
     description = describe(settings, folder, card)
-    return description, find_fit(description.need(settings, runtime), free, [], "lru", total=total)
+    need = replace(description.need(settings, runtime), rates=rates)
+    return description, find_fit(need, free, [], "lru", total=total)

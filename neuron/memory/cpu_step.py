@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from neuron.memory.largest_step import FLOAT, LONG, LONG_CONTEXT, WIDE_OF_XIELU, padded_bytes, prompts_of
 from workers.checkpoints.experts import Experts
-from workers.checkpoints.layers import kv_heads_on_rank
 from workers.checkpoints.model_config import Latent, Mamba, ModelConfig
+from workers.checkpoints.shares import Share
 
 KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gathers in one piece
 FEW_QUERIES, FEW_BYTES = 32, 8 << 20  # of each key, and keys and values that so few read at once
@@ -59,7 +59,7 @@ class CpuStep:
     Args:
         shapes: of the whole model.
         itemsize: bytes of an activation.
-        world_size: ranks.
+        share: of it, that the rank has.
         tokens: of the step.
         sequences: in it.
         context_length: of each, at most.
@@ -67,7 +67,7 @@ class CpuStep:
 
     shapes: ModelConfig
     itemsize: int
-    world_size: int
+    share: Share
     tokens: int
     sequences: int
     context_length: int
@@ -123,13 +123,11 @@ class CpuStep:
     def _attention(self) -> int:
         """While queries and keys are turned, while they attend, or when all have; of an encoder, all."""
         shapes, size, tokens = self.shapes, self.itemsize, self.tokens
-        heads = shapes.head_counts[-1] // self.world_size
+        heads = self.share.of(shapes.head_counts[-1])
         queries = heads * max(layer.head_dim or shapes.head_dim for layer in shapes.layers)
         if shapes.latent is not None:
             return self._latent(shapes.latent, heads)
-        kv_heads = {
-            kv_heads_on_rank(layer.kv_heads, self.world_size) * layer.head_dim for layer in shapes.layers
-        }
+        kv_heads = {self.share.kv_heads(layer.kv_heads) * layer.head_dim for layer in shapes.layers}
         keys = max(kv_heads)
         projected = tokens * (2 * shapes.hidden_size + queries + 2 * keys) * size
         if shapes.bidirectional:
@@ -217,13 +215,13 @@ class CpuStep:
         a prompt go through, some at a time, or while what comes of that goes through its gates."""
         stream = 2 * self.tokens * self.shapes.hidden_size * self.itemsize
         if (convolution := self.shapes.convolution) is not None:
-            channels = convolution.on_rank(self.world_size).channels
+            channels = convolution.on_rank(self.share).channels
             return stream + self.tokens * channels * (4 * self.itemsize + 4 * FLOAT)
         if self.shapes.mamba is not None:
-            return stream + self._mamba(self.shapes.mamba.on_rank(self.world_size))
+            return stream + self._mamba(self.shapes.mamba.on_rank(self.share))
         if self.shapes.delta is None:
             return 0
-        delta = self.shapes.delta.on_rank(self.world_size)
+        delta = self.shapes.delta.on_rank(self.share)
         values, keys = delta.value_heads * delta.value_dim, delta.key_heads * delta.key_dim
         projected = (delta.channels + values + 2 * delta.value_heads) * self.itemsize
         through = (delta.channels + 2 * delta.value_heads) * FLOAT
@@ -261,7 +259,7 @@ class CpuStep:
     def _mlp(self) -> int:
         """What comes in, with what attention adds, and normed, and what is made of it."""
         hidden, size = self.tokens * self.shapes.hidden_size * self.itemsize, self.itemsize
-        inner = max(self.shapes.inner_sizes) // self.world_size
+        inner = self.share.of(max(self.shapes.inner_sizes))
         experts, made = self.shapes.experts, 0
         if self.shapes.has_mlps:
             made = self._gated(inner)
@@ -270,7 +268,7 @@ class CpuStep:
         if self.shapes.activation == "xielu":
             made += self.tokens * WIDE_OF_XIELU * inner * FLOAT
         if experts is not None:
-            shared = hidden + self._gated(experts.shared_size // self.world_size)
+            shared = hidden + self._gated(self.share.of(experts.shared_size))
             made = max(made, self._routed(experts), shared if experts.shared_size else 0)
             if experts.beside_mlp:
                 made += self.tokens * self.shapes.hidden_size * size
@@ -296,7 +294,8 @@ class CpuStep:
 
     def _routed(self, experts: Experts) -> int:
         """Of experts whose pairs of a token and an expert are taken together: all tokens may choose one."""
-        inner = experts.intermediate_size // (1 if experts.whole_on(self.world_size) else self.world_size)
+        whole = experts.whole_in(self.share.parts)
+        inner = experts.intermediate_size if whole else self.share.of(experts.intermediate_size)
         hidden, size = self.shapes.hidden_size, self.itemsize
         pairs = max(self.tokens, min(PAIRS, self.tokens * experts.chosen))
         summed = self.tokens * hidden * FLOAT
@@ -308,7 +307,7 @@ class CpuStep:
 
     def _logits(self, rows: int) -> int:
         """While they are made."""
-        each = (2 if self.world_size > 1 else 1) * self.itemsize + FLOAT
+        each = (2 if self.share.parts > 1 else 1) * self.itemsize + FLOAT
         return rows * self.shapes.vocab_size * each
 
     def _told(self) -> int:

@@ -13,51 +13,14 @@ from ipc.sizes import gib
 from ipc.worker_messages import SMALLEST_CONTEXT
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.eviction import Holder, cheapest, order, stays
+from neuron.memory.need import Need, RankNeed
+from workers.checkpoints.shares import ALONE, Split
 
 HOST = "cpu"  # the device whose memory is the host's
 CUDA_KV_SHARE = 0.95  # of what is left for it; the rest is for what a desktop takes from one hour to the next
 CPU_KV_SHARE = 0.5  # memory is shared with everything else on the host
 ONE_CONTEXT = 1.05  # of it, so that one has room even where a rank finds that it needs more than was planned
 CPU_KV_DEFAULT = 2 << 30  # bytes a rank; more is taken only for one whole context
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
-    """What a model needs. `rank_bytes` holds the weights of each rank; overhead and pool come on top.
-
-    Overhead is the process itself and what its largest step takes, for each kind of device.
-    """
-
-    model: str
-    rank_bytes: tuple[int, ...]
-    caches: CachePlan  # of each rank
-    context_length: int
-    max_sequences: int
-    kv_memory: int | None = None  # bytes of the pool on each rank, where the user chose it
-    devices: tuple[str, ...] | None = None  # where the user wants it
-    priority: int = 100
-    cpu_overhead: int = 0  # bytes
-    cuda_overhead: int = 0
-    beside: int = 0  # bytes that the pool of each rank leaves free, for what may come: not booked
-    base: str = ""  # who does not leave for it, for without that one it is of no use
-    host_state_memory: int = 0  # bytes of the host, for states of each rank that leave its device, at most
-
-    def fixed_bytes(self, rank: int, device: str) -> int:
-        """Bytes of `rank` on `device`, without its pages and states."""
-        overhead = self.cpu_overhead if device == "cpu" else self.cuda_overhead
-        return self.rank_bytes[rank] + overhead
-
-    @property
-    def most_pages(self) -> int:
-        """Of each rank, that all its sequences together can fill."""
-        return self.max_sequences * self.caches.pages_for(self.context_length)
-
-    @property
-    def chosen_pool(self) -> int | None:
-        """Bytes of the pool on each rank, where the user chose them: no more than it can fill."""
-        if self.kv_memory is None:
-            return None
-        return min(self.kv_memory, self.most_pages * self.caches.page_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +40,20 @@ class Fit:
     states: int = 0  # on each rank, where layers keep one
     host_states: int = 0  # for each rank, of those that left its device
     victims: tuple[str, ...] = field(default=())
-    caches: CachePlan = field(default_factory=CachePlan)
+    rank_caches: tuple[CachePlan, ...] = ()
+    split: Split = ALONE  # how the ranks share the model
     shrinks: Mapping[str, int] = field(default_factory=dict)  # pages that the pools of others give up for it
     wanted_pages: int = 0  # that it would have taken, had it not been for others; 0: no more than it has
+
+    @property
+    def caches(self) -> CachePlan:
+        """Of the first rank. All have as many pages and states as this one, in bytes of their own."""
+        return self.rank_caches[0] if self.rank_caches else CachePlan()
+
+    @property
+    def rank_page_bytes(self) -> tuple[int, ...]:
+        """Of one page, on each rank."""
+        return tuple(caches.page_bytes for caches in self.rank_caches) or (0,) * len(self.devices)
 
     @property
     def kv_tokens(self) -> int:
@@ -99,7 +73,10 @@ class Fit:
     @property
     def page_bytes(self) -> dict[str, int]:
         """Of one page, by device: each rank has one."""
-        return {name: count * self.caches.page_bytes for name, count in Counter(self.devices).items()}
+        total = Counter[str]()
+        for name, size in zip(self.devices, self.rank_page_bytes, strict=True):
+            total[name] += size
+        return dict(total)
 
     def resized(self, pages: int, measured: Sequence[int]) -> Fit:
         """The same once the pool has that many pages.
@@ -108,11 +85,10 @@ class Fit:
             measured: bytes that each rank held with the pages before. What was planned over that is free for
                 others, so whoever restarts a rank has no more either.
         """
-        grown = (pages - self.kv_pages) * self.caches.page_bytes
+        more = pages - self.kv_pages
         reservations = Counter(self.reservations)
-        for name in self.devices:
-            reservations[name] += grown
-        budgets = tuple(size + grown for size in measured)
+        reservations.update({name: more * size for name, size in self.page_bytes.items()})
+        budgets = tuple(held + more * size for held, size in zip(measured, self.rank_page_bytes, strict=True))
         return replace(self, kv_pages=pages, reservations=dict(reservations), rank_budgets=budgets)
 
 
@@ -128,7 +104,8 @@ def find_fit(
     """Find room for `need`, with as little eviction as possible.
 
     A whole context comes first: where it does not fit, the pools of others shrink, and then they leave. Only
-    where even that does not do, the context is cut to what the pool holds.
+    where even that does not do, the context is cut to what the pool holds; and only where that does not do
+    either, ranks share the model in a way that is slower than evenly.
 
     Args:
         free: bytes by device that nobody holds. Names tell the kind: "cpu" or "cuda:N".
@@ -155,27 +132,29 @@ def find_fit(
     chosen = [holder for holder in evictable if holder.model in leaving]
     evictable = [holder for holder in evictable if holder.model not in leaving]
     free_then = _without(free, chosen)
-    for context_length in dict.fromkeys((need.context_length, min(need.context_length, SMALLEST_CONTEXT))):
+    for way, context_length in _tries(need):
         for victims in _growing(evictable):
-            if _place(need, candidates, _without(free_then, victims), context_length) is not None:
-                victims = _spare(need, candidates, free_then, victims, context_length)
+            if _place(way, candidates, _without(free_then, victims), context_length) is not None:
+                victims = _spare(way, candidates, free_then, victims, context_length)
                 if strategy == "cost" and victims:
-                    does = partial(_does, need, candidates, free_then, context_length)
+                    does = partial(_does, way, candidates, free_then, context_length)
                     victims = cheapest(victims, evictable, need.priority, does)
-                    victims = _spare(need, candidates, free_then, victims, context_length)
-                fit = _place(need, candidates, _without(free_then, victims), context_length)
+                    victims = _spare(way, candidates, free_then, victims, context_length)
+                fit = _place(way, candidates, _without(free_then, victims), context_length)
                 return replace(fit, victims=tuple(victim.model for victim in (*chosen, *victims)))
-            if not victims and (fit := _beside(need, candidates, free_then, staying, context_length)):
+            if not victims and (fit := _beside(way, candidates, free_then, staying, context_length)):
                 return replace(fit, victims=tuple(victim.model for victim in chosen))
     smallest = min(need.context_length, SMALLEST_CONTEXT)
-    if total is not None and _place(need, candidates, total, smallest) is None:
+    if total is not None and not any(
+        _place(way, candidates, total, tokens) for way, tokens in _tries(need) if tokens == smallest
+    ):
         raise _too_large(need, candidates, total)
     raise _refusal(need, candidates, free, holders, at_work or {})
 
 
 def candidates_for(need: Need, free: Collection[str]) -> list[str]:
     """Devices that may be used: the user's, else every GPU, else the CPU."""
-    ranks = len(need.rank_bytes)
+    ranks = len(need.ranks)
     chosen = list(need.devices or [name for name in free if name != "cpu"] or ["cpu"])
     if missing := [name for name in chosen if name not in free]:
         raise CortexError(
@@ -188,6 +167,15 @@ def candidates_for(need: Need, free: Collection[str]) -> list[str]:
             f"{need.model} wants {ranks} ranks, one a GPU, and there are {len(chosen)}: {', '.join(chosen)}",
         )
     return chosen
+
+
+def _tries(need: Need) -> Iterator[tuple[Need, int]]:
+    """In what ways it might be placed, with a context of how many tokens at least: the best first."""
+    for way in (need, replace(need, slowly=True)) if need.others else (need,):
+        for context_length in dict.fromkeys(
+            (need.context_length, min(need.context_length, SMALLEST_CONTEXT))
+        ):
+            yield way, context_length
 
 
 def _growing(holders: list[Holder]) -> Iterator[list[Holder]]:
@@ -258,45 +246,66 @@ def _place(
     Args:
         shared: others give up memory for it, so it takes a whole context or half of it.
     """
-    ranks = len(need.rank_bytes)
+    ranks = len(need.ranks)
     # Ranks keep the order of the devices: neighbours in the list are neighbours on the bus.
     freest = sorted(candidates, key=lambda name: -free[name])[:ranks]
     devices = tuple(name for name in candidates if name in freest) * (ranks // len(freest))
-    fixed = Counter[str]()
-    free = dict(free)  # what the pool may take
-    for rank, name in enumerate(devices):
-        fixed[name] += need.fixed_bytes(rank, name)
-        free[name] -= need.beside
-    if any(size > free[name] for name, size in fixed.items()):
-        return None
+    fits = (_place_on(devices, way, free, context_length, shared) for way in need.ways(devices))
+    return next((fit for fit in fits if fit is not None), None)
+
+
+def _place_on(
+    devices: tuple[str, ...], need: Need, free: Mapping[str, int], context_length: int, shared: bool
+) -> Fit | None:
+    """The same for ranks that share the model in this way, each on one of `devices`."""
+    fixed = need.fixed(devices)
     sharing = Counter(devices)
-    room = {name: (free[name] - size) // sharing[name] for name, size in fixed.items()}
-    left = min(room.values()) - (need.chosen_pool or 0)
-    states = need.caches.states_in(left, need.max_sequences)
-    of_states = states * need.caches.state_bytes
-    if any(size < of_states for size in room.values()):
+    free = dict(free)  # what the pool may take
+    for rank, name in zip(need.ranks, devices, strict=True):
+        free[name] -= rank.beside
+    taken = _by_device(devices, fixed)
+    if any(size > free[name] for name, size in taken.items()):
         return None
-    pool = wanted = min(_pool(need, name, size - of_states) for name, size in room.items())
-    page_bytes = need.caches.page_bytes
-    if shared and need.kv_memory is None:
-        one_context = need.caches.pages_for(context_length) * page_bytes
-        pool = min(pool, max(int(ONE_CONTEXT * one_context), pool // 2))
-    most = need.most_pages
-    if page_bytes and need.kv_memory is not None:
-        most = min(most, need.kv_memory // page_bytes)
-    pages = min(most, pool // page_bytes) if page_bytes else most
+    room = [(free[name] - taken[name]) // sharing[name] for name in devices]  # of each rank
+    states = min(
+        rank.caches.states_in(size - (need.chosen_pool(rank) or 0), need.max_sequences)
+        for rank, size in zip(need.ranks, room, strict=True)
+    )
+    of_states = [states * rank.caches.state_bytes for rank in need.ranks]
+    if any(size < of for size, of in zip(room, of_states, strict=True)):
+        return None
+    places = [*zip(need.ranks, devices, room, of_states, strict=True)]
+    most = wanted = need.most_pages
+    pages = most
+    for rank, name, size, of in places:
+        if not (page_bytes := rank.caches.page_bytes):
+            continue
+        if need.kv_memory is not None:
+            most = min(most, need.kv_memory // page_bytes)
+        pool = _pool(need, rank, name, size - of)
+        wanted = min(wanted, pool // page_bytes)
+        if shared and need.kv_memory is None:
+            one_context = need.caches.pages_for(context_length) * page_bytes
+            pool = min(pool, max(int(ONE_CONTEXT * one_context), pool // 2))
+        pages = min(pages, pool // page_bytes)
+    pages = min(pages, most)
     if pages < need.caches.pages_for(context_length):
         return None
-    kept = pages * page_bytes + of_states
-    host_states = _host_states(need, devices, free, min(room.values()) - kept)
+    kept = [pages * rank.caches.page_bytes + of for rank, of in zip(need.ranks, of_states, strict=True)]
+    left = [size - of for size, of in zip(room, kept, strict=True)]
+    host_states = min(
+        _host_states(need, rank, devices, free, size) for rank, size in zip(need.ranks, left, strict=True)
+    )
+    in_host = [host_states * rank.caches.state_bytes for rank in need.ranks]
     if HOST in devices:  # whose memory is the host's: there they are states like the others
-        states, kept, host_states = states + host_states, kept + host_states * need.caches.state_bytes, 0
-    budgets = [need.fixed_bytes(rank, name) + kept for rank, name in enumerate(devices)]
+        states, host_states = states + host_states, 0
+        kept = [size + of for size, of in zip(kept, in_host, strict=True)]
+    budgets = [size + of for size, of in zip(fixed, kept, strict=True)]
+    reservations = _by_device(devices, budgets)
     if need.kv_memory is not None:  # it is kept to, though all else should take more than planned
         budgets = [free[name] // sharing[name] for name in devices]
-    reservations = {name: size + sharing[name] * kept for name, size in fixed.items()}
     if host_states and HOST in free:
-        reservations[HOST] = ranks * host_states * need.caches.state_bytes
+        reservations[HOST] = sum(in_host)
     return Fit(
         devices=devices,
         reservations=reservations,
@@ -306,25 +315,36 @@ def _place(
         context_length=need.caches.longest(pages, need.context_length),
         states=states,
         host_states=host_states,
-        caches=need.caches,
-        wanted_pages=min(most, wanted // page_bytes) if shared and page_bytes else 0,
+        rank_caches=tuple(rank.caches for rank in need.ranks),
+        split=need.split,
+        wanted_pages=min(most, wanted) if shared and need.caches.page_bytes else 0,
     )
 
 
-def _host_states(need: Need, devices: Sequence[str], free: Mapping[str, int], left: int) -> int:
-    """States for which each rank gets memory of the host: as many as it may have, or there is room for.
+def _by_device(devices: Sequence[str], sizes: Sequence[int]) -> dict[str, int]:
+    """Bytes of ranks, one each."""
+    total = Counter[str]()
+    for name, size in zip(devices, sizes, strict=True):
+        total[name] += size
+    return dict(total)
+
+
+def _host_states(
+    need: Need, rank: RankNeed, devices: Sequence[str], free: Mapping[str, int], left: int
+) -> int:
+    """States for which a rank gets memory of the host: as many as it may have, or there is room for.
 
     Args:
-        left: bytes on a rank's device, for its cache.
+        left: bytes on its device, for its cache.
     """
-    if not need.caches.state_bytes:
+    if not rank.caches.state_bytes:
         return 0
     room = need.host_state_memory
     if HOST in devices:
         room = min(room, int(max(0, left) * CPU_KV_SHARE))
     elif HOST in free:
         room = min(room, int(free[HOST] * CPU_KV_SHARE) // len(devices))
-    return room // need.caches.state_bytes
+    return room // rank.caches.state_bytes
 
 
 def pool_share(device: str) -> float:
@@ -332,31 +352,34 @@ def pool_share(device: str) -> float:
     return CPU_KV_SHARE if device == HOST else CUDA_KV_SHARE
 
 
-def _pool(need: Need, device: str, room: int) -> int:
-    """Bytes that the pool of one rank may take of the `room` that is left for it on `device`."""
-    if need.chosen_pool is not None:
-        return need.chosen_pool if need.chosen_pool <= room else 0
+def _pool(need: Need, rank: RankNeed, device: str, room: int) -> int:
+    """Bytes that the pool of a rank may take of the `room` that is left for it on `device`."""
+    if (chosen := need.chosen_pool(rank)) is not None:
+        return chosen if chosen <= room else 0
     if device != "cpu":
         return int(room * pool_share(device))
-    one_context = need.caches.pages_for(need.context_length) * need.caches.page_bytes
+    one_context = need.caches.pages_for(need.context_length) * rank.caches.page_bytes
     return min(int(room * pool_share(device)), max(CPU_KV_DEFAULT, int(ONE_CONTEXT * one_context)))
 
 
 def _smallest_pool(need: Need) -> int:
-    """Bytes on each rank without whose keys and values it is not served."""
-    return need.caches.pages_for(min(need.context_length, SMALLEST_CONTEXT)) * need.caches.page_bytes
+    """Bytes of a rank without whose keys and values it is not served."""
+    pages = need.caches.pages_for(min(need.context_length, SMALLEST_CONTEXT))
+    return pages * max(rank.caches.page_bytes for rank in need.ranks)
 
 
 def _least(need: Need, candidates: list[str]) -> tuple[list[int], str]:
     """The bytes of each rank without which it cannot be loaded, and that in words."""
-    pool = need.chosen_pool if need.chosen_pool is not None else _smallest_pool(need)
+    chosen = need.chosen_pool(need.ranks[0])
+    pool = chosen if chosen is not None else _smallest_pool(need)
     states = need.caches.states_in(0, need.max_sequences)
     pool += states * need.caches.state_bytes
+    evenly = " with even shares" if need.others else ""
     of_states = f", of which {states} states take {gib(states * need.caches.state_bytes)}" if states else ""
-    needed = [need.fixed_bytes(rank, candidates[0]) + pool for rank in range(len(need.rank_bytes))]
+    needed = [size + pool for size in need.fixed(candidates[:1] * len(need.ranks))]
     return (
         needed,
-        f"{need.model} needs at least {' and '.join(map(gib, needed))}, one amount a rank{of_states}",
+        f"{need.model} needs at least {' and '.join(map(gib, needed))}, one amount a rank{evenly}{of_states}",
     )
 
 

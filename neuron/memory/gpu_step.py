@@ -17,8 +17,8 @@ from neuron.memory.largest_step import (
     prompts_of,
 )
 from workers.checkpoints.experts import Experts
-from workers.checkpoints.layers import kv_heads_on_rank
 from workers.checkpoints.model_config import ModelConfig
+from workers.checkpoints.shares import Share
 
 CUBLAS_BYTES = 32 << 20  # its workspace, on the cards that have the largest
 SORT_BYTES = 36  # of each element that is sorted: its value and its place, three times
@@ -38,7 +38,7 @@ class GpuStep:
     Args:
         shapes: of the whole model.
         itemsize: bytes of an activation.
-        world_size: ranks.
+        share: of it, that the rank has.
         tokens: of the step.
         sequences: in it.
         context_length: of each, at most.
@@ -49,13 +49,13 @@ class GpuStep:
         self,
         shapes: ModelConfig,
         itemsize: int,
-        world_size: int,
+        share: Share,
         tokens: int,
         sequences: int,
         context_length: int,
         in_blocks: bool = False,
     ) -> None:
-        self.shapes, self.itemsize, self.world_size = shapes, itemsize, world_size
+        self.shapes, self.itemsize, self.share = shapes, itemsize, share
         self.tokens, self.sequences, self.context_length = tokens, sequences, context_length
         self.in_blocks = in_blocks
         self.memory = Allocator()
@@ -200,9 +200,9 @@ class GpuStep:
     def _attention(self, number: int, given: Block | None = None) -> Block:
         """Of the stream normalised, which may be there."""
         shapes, layer = self.shapes, self.shapes.layers[number]
-        heads = shapes.of_layer(number).num_heads // self.world_size
+        heads = self.share.of(shapes.of_layer(number).num_heads)
         head_dim = layer.head_dim or shapes.head_dim
-        q, kv = heads * head_dim, kv_heads_on_rank(layer.kv_heads, self.world_size) * head_dim
+        q, kv = heads * head_dim, self.share.kv_heads(layer.kv_heads) * head_dim
         normed = [self._normed()] if given is None else []
         qkv = self._product(shapes.hidden_size, q + 2 * kv)
         floats = []
@@ -236,7 +236,7 @@ class GpuStep:
         return out
 
     def _latent(self) -> Block:
-        latent, heads = self.shapes.latent, self.shapes.num_heads // self.world_size
+        latent, heads = self.shapes.latent, self.share.of(self.shapes.num_heads)
         key = latent.rank + latent.rope_dim
         normed, compressed = self._normed(), self._rows(key + (latent.query_rank or 0))
         source = self._rows(latent.query_rank or 0)
@@ -262,7 +262,7 @@ class GpuStep:
         return self._new((self.sequences - 1) * heads * splits * value_dim * FLOAT)
 
     def _delta(self) -> Block:
-        delta = self.shapes.delta.on_rank(self.world_size)
+        delta = self.shapes.delta.on_rank(self.share)
         values = delta.value_heads * delta.value_dim
         normed = self._normed()
         hidden = self.shapes.hidden_size
@@ -283,7 +283,7 @@ class GpuStep:
 
     def _mamba(self, given: Block | None = None) -> Block:
         """As `_attention`."""
-        mamba = self.shapes.mamba.on_rank(self.world_size)
+        mamba = self.shapes.mamba.on_rank(self.share)
         normed = [self._normed()] if given is None else []
         hidden, inner, channels = self.shapes.hidden_size, mamba.inner, mamba.channels
         projected = self._product(hidden, mamba.projected)
@@ -310,7 +310,7 @@ class GpuStep:
         return found
 
     def _convolution(self) -> Block:
-        convolution = self.shapes.convolution.on_rank(self.world_size)
+        convolution = self.shapes.convolution.on_rank(self.share)
         normed, hidden, channels = self._normed(), self.shapes.hidden_size, convolution.channels
         projected = self._product(hidden, 3 * channels)
         mixed, convolved = self._rows(channels), self._rows(channels, FLOAT)
@@ -324,13 +324,13 @@ class GpuStep:
         shapes, experts = self.shapes, self.shapes.experts
         routed = experts is not None and number in experts.layers
         if not routed:
-            return self._gated(shapes.inner(number) // self.world_size, closes=shapes.closes(number))
+            return self._gated(self.share.of(shapes.inner(number)), closes=shapes.closes(number))
         self._free(self._scores(experts))
         found = self._of_experts(experts)
         if experts.shared_size:
-            self._free(self._gated(experts.shared_size // self.world_size))
+            self._free(self._gated(self.share.of(experts.shared_size)))
         if experts.beside_mlp:
-            self._free(self._gated(shapes.intermediate_size // self.world_size))
+            self._free(self._gated(self.share.of(shapes.intermediate_size)))
         return found
 
     def _gated(self, inner: int, closes: bool = False) -> Block:
@@ -380,7 +380,8 @@ class GpuStep:
 
     def _of_experts(self, experts: Experts) -> Block:
         hidden, size = self.shapes.hidden_size, self.itemsize
-        inner = experts.intermediate_size // (1 if experts.whole_on(self.world_size) else self.world_size)
+        whole = experts.whole_in(self.share.parts)
+        inner = experts.intermediate_size if whole else self.share.of(experts.intermediate_size)
         found, at_once = [], max(1, PAIRS // experts.chosen)
         for start in range(0, self.tokens, at_once):
             tokens = min(at_once, self.tokens - start)
@@ -419,7 +420,7 @@ class GpuStep:
     def _logits(self, rows: int) -> Block:
         vocabulary = rows * self.shapes.vocab_size
         narrow = self._product(self.shapes.hidden_size, self.shapes.vocab_size, rows)
-        if self.world_size > 1:  # the parts of the ranks, and all of them
+        if self.share.parts > 1:  # the parts of the ranks, and all of them
             narrow, parts = self._new(vocabulary * self.itemsize), narrow
             self._free(parts)
         logits = self._new(vocabulary * FLOAT)

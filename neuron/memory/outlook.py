@@ -9,7 +9,8 @@ from typing import Literal
 from ipc.errors import CortexError
 from ipc.messages.requests import Strategy
 from neuron.memory.eviction import Holder, must_wait
-from neuron.memory.fit import Fit, Need, find_fit
+from neuron.memory.fit import Fit, find_fit
+from neuron.memory.need import Need
 
 
 @dataclass(frozen=True, slots=True)

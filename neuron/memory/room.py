@@ -34,8 +34,9 @@ from ipc.worker_messages import MemoryUse
 from neuron.config import Memory
 from neuron.memory.devices import Inventory
 from neuron.memory.eviction import Holder, explain, must_wait, order, residency
-from neuron.memory.fit import Fit, Need, candidates_for, pool_share
+from neuron.memory.fit import Fit, candidates_for, pool_share
 from neuron.memory.ledger import Ledger
+from neuron.memory.need import Need, rates_of
 from neuron.memory.outlook import Outlook, Prospect
 from neuron.memory.parking import Parking
 from neuron.memory.step_bytes import UNMEASURED_BYTES
@@ -498,8 +499,8 @@ class Room:
         return seconds
 
     def _need(self, tenant: Tenant, spare: int) -> Need:
-        need = tenant.need(self._runtime)
-        return replace(need, cpu_overhead=need.cpu_overhead + spare, cuda_overhead=need.cuda_overhead + spare)
+        rates = rates_of(self._inventory.devices)
+        return replace(tenant.need(self._runtime), spare=spare, rates=rates)
 
     def _outlook(self) -> Outlook:
         """Memory as it is. Processes that wait, what is parked, and idle text processes make way for it."""

@@ -20,6 +20,7 @@ from workers import checkpoints
 from workers.checkpoints.caches import SPARE_STATES
 from workers.checkpoints.card import DTYPE_BYTES
 from workers.checkpoints.model_config import ModelConfig
+from workers.checkpoints.shares import Share
 from workers.checkpoints.vision import REMEMBERED_BYTES, Vision
 
 # A process with torch imported and a device's context made, by kind of device, until one was measured. Builds
@@ -93,7 +94,7 @@ class Overhead:
     Args:
         shapes: of the whole model.
         itemsize: bytes of a weight.
-        world_size: ranks.
+        share: of it, that the rank has.
         packs_head: whether a tied head is packed on a CPU; one that is kept in blocks is not.
         vision: of a model that sees.
         context_length: of a sequence, which an image has to fit into; 0: that of the model.
@@ -103,7 +104,7 @@ class Overhead:
 
     shapes: ModelConfig
     itemsize: int
-    world_size: int
+    share: Share
     packs_head: bool = True
     vision: Vision | None = None
     context_length: int = 0
@@ -118,7 +119,7 @@ class Overhead:
         """
         context_length = self.context_length or self.shapes.context_length
         sequences += 0 if kind == "cpu" else guesses
-        sizes = self.shapes, self.itemsize, self.world_size, tokens, sequences, context_length
+        sizes = self.shapes, self.itemsize, self.share, tokens, sequences, context_length
         if kind == "cpu":
             step, kept = CpuStep(*sizes, self.kernels).most(), KERNEL_BYTES
             step += guesses * self.shapes.vocab_size * (2 * FLOAT + self.itemsize)  # as it is measured
@@ -142,7 +143,7 @@ class Overhead:
     @property
     def _state_bytes(self) -> int:
         """Of all layers that keep one."""
-        return FLOAT * sum(layer.state_on_rank(self.world_size) for layer in self.shapes.layers)
+        return FLOAT * sum(layer.state_on_rank(self.share) for layer in self.shapes.layers)
 
     def _penalties(self, sequences: int) -> int:
         """For a power of two of them."""
@@ -153,5 +154,5 @@ class Overhead:
         """A tied head, packed for oneDNN, is a copy of the embedding."""
         if not (self.shapes.tied_head and self.shapes.writes and self.packs_head):
             return 0
-        rows = -(-self.shapes.vocab_size // self.world_size)
+        rows = self.share.of(self.shapes.vocab_size)
         return rows * self.shapes.hidden_size * self.itemsize

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from ipc.errors import CortexError
 from neuron.memory.eviction import Holder
-from neuron.memory.fit import Fit, Need
+from neuron.memory.fit import Fit
+from neuron.memory.need import Need
 
 
 class Tenant(Protocol):

@@ -9,7 +9,7 @@ from ipc.errors import CortexError
 from ipc.messages.state import ModelStatus
 from neuron.admission.request_queue import RequestQueue
 from neuron.memory.eviction import Holder, RecentUse, residency
-from neuron.memory.fit import Need
+from neuron.memory.need import Need
 from neuron.models.load_news import LoadNews
 from neuron.tenancy.renewal import Renewal
 from neuron.tenancy.tenancy import Tenancy

@@ -151,11 +151,12 @@ class WorkerGroup:
             self._loop.add_reader(rank.reports.fileno(), self._on_records, rank)
             self._loop.call_soon(self._on_records, rank)
         log.info(
-            "worker group started model=%s epoch=%d pids=%s devices=%s",
+            "worker group started model=%s epoch=%d pids=%s devices=%s%s",
             self.spec.model,
             self.epoch,
             ",".join(str(rank.pid) for rank in self._ranks),
             ",".join(self.spec.devices),
+            f" parts={':'.join(map(str, self.spec.parts))}" if self.spec.parts else "",
         )
 
     async def ready(self, deadline: float) -> list[Ready]:

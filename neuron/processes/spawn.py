@@ -30,6 +30,7 @@ class GroupSpec:
     model: str
     engine: str
     devices: tuple[str, ...]
+    parts: tuple[int, ...] = ()  # of the model, that each rank has; none: all have as many
     threads: int
     context_length: int
     max_sequences: int
@@ -126,6 +127,7 @@ def spawn(
                     epoch=epoch,
                     rank=index,
                     world_size=size,
+                    parts=[*spec.parts],
                     device=spec.devices[index],
                     threads=spec.threads,
                     dtype=spec.dtype,

@@ -17,9 +17,9 @@ from ipc.errors import Code, CortexError
 from ipc.worker_messages import AdapterReport, DropAdapter, LoadAdapter, MemoryUse
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.description import ModelDescription
-from neuron.memory.cache_plan import CachePlan
 from neuron.memory.eviction import Holder, RecentUse, residency
-from neuron.memory.fit import Need
+from neuron.memory.fit import Fit
+from neuron.memory.need import Need, RankNeed
 from neuron.memory.room import FINISHING_SHARE, Room
 from neuron.memory.wish import Place
 from neuron.processes.backoff import Backoff, Pause
@@ -196,22 +196,20 @@ class Adapters:
         self._tasks: dict[Adapter, asyncio.Task[None]] = {}  # bring one up, or remove it
         self._timer: asyncio.TimerHandle | None = None  # until a turn ends, or the patience for it
 
-    def open(
-        self, settings: ModelSettings, description: ModelDescription, devices: tuple[str, ...], group: Group
-    ) -> None:
-        """The model is loaded on `devices`, one a rank; none of its adapters is."""
+    def open(self, settings: ModelSettings, description: ModelDescription, fit: Fit, group: Group) -> None:
+        """The model is loaded as `fit` says; none of its adapters is."""
         self.close()
         self._group = group
         self._most = settings.max_adapters
-        beside = zip(description.adapters, description.adapter_bytes, strict=True)
-        for number, (card, size) in enumerate(beside, 1):
+        by_rank = map(description.adapter_bytes, fit.split.shares())
+        beside = zip(description.adapters, zip(*by_rank, strict=True), strict=True)
+        for number, (card, sizes) in enumerate(beside, 1):
             need = Need(
                 model=f"{settings.id}:{card.name}",
-                rank_bytes=(size,) * len(devices),
-                caches=CachePlan(),
+                ranks=tuple(RankNeed(weights=size) for size in sizes),
                 context_length=1,
                 max_sequences=1,
-                devices=tuple(dict.fromkeys(devices)),
+                devices=tuple(dict.fromkeys(fit.devices)),
                 priority=settings.priority,
                 base=settings.id,
             )

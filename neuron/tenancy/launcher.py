@@ -57,6 +57,7 @@ class Launcher:
             model=description.id,
             engine=description.engine,
             devices=fit.devices,
+            parts=() if fit.split.even else fit.split.counts,
             threads=self._threads(fit),
             context_length=fit.context_length,
             max_sequences=settings.max_sequences,
@@ -93,8 +94,9 @@ class Launcher:
         stays."""
         if self.parking is None or description.engine != "transformer":
             return None
-        identity = parked_identity(settings, description, fit.devices[0])
-        return self.parking.lend(description.id, identity, description.rank_bytes, new=not settings.pin)
+        sizes = description.bytes_of_ranks(settings, fit.split)
+        identity = parked_identity(settings, description, fit)
+        return self.parking.lend(description.id, identity, sizes, new=not settings.pin)
 
     def _threads(self, fit: Fit) -> int:
         """CPU threads of each rank."""
@@ -102,16 +104,16 @@ class Launcher:
         return share if fit.devices[0] == "cpu" else min(share, CUDA_RANK_THREADS)
 
 
-def parked_identity(settings: ModelSettings, description: ModelDescription, device: str) -> object:
+def parked_identity(settings: ModelSettings, description: ModelDescription, fit: Fit) -> object:
     """Equal for loads whose ranks are filled with the same bytes: the files, and what is made of them."""
-    card, kind = description.card, device.partition(":")[0]
+    card, kind = description.card, fit.devices[0].partition(":")[0]
     return (
         card.folder,
         tuple(card.files),
         card.config.mtp,
         description.dtype,
         settings.quantization,
-        len(description.rank_bytes),
+        fit.split.counts,
         kind,
     )
 

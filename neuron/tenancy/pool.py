@@ -49,7 +49,7 @@ class Pool:
         self.close()
         self._page_bytes = fit.page_bytes
         one_context = int(ONE_CONTEXT * fit.caches.pages_for(fit.context_length))
-        slack = SLACK_BYTES[fit.devices[0].partition(":")[0]] // max(1, fit.caches.page_bytes)
+        slack = SLACK_BYTES[fit.devices[0].partition(":")[0]] // max(1, min(fit.rank_page_bytes))
         self._pages, self._least = fit.kv_pages, one_context + slack
         self._wanted = min(max(self._wanted, fit.kv_pages, fit.wanted_pages), fit.most_pages)
         self._group = group if resizable and all(self._page_bytes.values()) else None

@@ -38,9 +38,10 @@ class Statistics:
                 self.page_hashes.update(step.cached)
         self._step = steps[-1]
 
-    def resize(self, pages: int, page_bytes: int) -> None:
-        """Its pool has `pages` from now on, each of so many bytes on each rank."""
-        self.measured = [size + (pages - self.kv_pages) * page_bytes for size in self.measured]
+    def resize(self, pages: int, page_bytes: Sequence[int]) -> None:
+        """Its pool has `pages` from now on, of so many bytes each on each of its ranks."""
+        more = pages - self.kv_pages
+        self.measured = [held + more * size for held, size in zip(self.measured, page_bytes, strict=True)]
         self.kv_pages = pages
 
     @property

@@ -192,12 +192,12 @@ class Tenancy:
         settings, description = self._renewal.settings, self._renewal.description
         learn = description.overhead is not None
         self._room.correct(settings.id, self.fit, [report.memory for report in ready], learn=learn)
-        self.adapters.open(settings, description, self.fit.devices, self.epochs.group)
+        self.adapters.open(settings, description, self.fit, self.epochs.group)
         self.pool.open(self.fit, self.epochs.group, all(report.resizable for report in ready))
 
     def _on_resized(self, pages: int, booked: Mapping[str, int]) -> None:
         """The pool has so many pages now; by what its booking changes."""
         self.fit = self.fit.resized(pages, self.statistics.measured)
-        self.statistics.resize(pages, self.fit.caches.page_bytes)
+        self.statistics.resize(pages, self.fit.rank_page_bytes)
         self._room.resized(self._renewal.settings.id, booked)
         self._changed()

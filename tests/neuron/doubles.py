@@ -30,7 +30,6 @@ DESCRIPTION = ModelDescription(
     dtype="bfloat16",
     context_length=1000,
     rank_bytes=(0,),
-    cache_groups=(),
     overhead=None,
     defaults=GenerationDefaults(),
     eos_ids=[],

@@ -12,11 +12,10 @@ import neuron.memory.room
 from ipc.errors import CortexError
 from ipc.messages.state import Device
 from neuron.config import Memory
-from neuron.memory.cache_plan import CachePlan
 from neuron.memory.devices import Inventory
 from neuron.memory.eviction import Holder, PoolShare, RecentUse
-from neuron.memory.fit import Need
 from neuron.memory.ledger import Ledger
+from neuron.memory.need import Need, RankNeed
 from neuron.memory.room import Room
 from neuron.memory.wish import Tenant
 from tests.doubles import stands_for
@@ -110,8 +109,7 @@ class Model:
     def need(self, runtime):
         return Need(
             model=self.id,
-            rank_bytes=(self.size,),
-            caches=CachePlan(),
+            ranks=(RankNeed(weights=self.size),),
             context_length=32,
             max_sequences=1,
             priority=self.priority,

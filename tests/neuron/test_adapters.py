@@ -19,6 +19,7 @@ from neuron.processes.backoff import Backoff
 from neuron.tenancy.adapters import Adapters, Group, Line
 from tests.doubles import stands_for
 from tests.neuron.demo_adapters import write_adapter
+from workers.checkpoints.shares import Split
 
 RANKS = 2
 SIZE = 100  # bytes of each adapter on each rank
@@ -51,11 +52,12 @@ class Play:
         self.adapters = Adapters(config, self, self, Backoff(pause, pause))
         self.settings = ModelSettings(id="m", max_adapters=most)
         cards = tuple(SimpleNamespace(name=f"a{number}") for number in range(1, count + 1))
-        self.description = SimpleNamespace(adapters=cards, adapter_bytes=(SIZE,) * count)
+        self.description = SimpleNamespace(adapters=cards, adapter_bytes=lambda share: [SIZE] * count)
         self.open()
 
     def open(self):
-        self.adapters.open(self.settings, self.description, ("cuda:0", "cuda:1"), self)
+        fit = Fit(("cuda:0", "cuda:1"), {}, (), 1, 1, 1, split=Split.evenly(RANKS))
+        self.adapters.open(self.settings, self.description, fit, self)
 
     # as a group
     def adapt(self, order):
@@ -77,7 +79,7 @@ class Play:
             raise self.refusal
         need = tenant.need({})
         assert (need.base, need.devices) == ("m", ("cuda:0", "cuda:1"))
-        self.held[tenant.id] = sum(need.rank_bytes)
+        self.held[tenant.id] = sum(rank.weights for rank in need.ranks)
         return Fit(need.devices, {}, (), 1, 1, 1)
 
     def correct(self, model, fit, measured, *, learn):

@@ -25,6 +25,7 @@ from neuron.text.frontend import TextFrontEnd
 from tests.neuron.folders import CONFIG, TEMPLATE, write_checkpoint
 from workers.checkpoints.presence import gguf_files
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import ALONE, Split
 
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 
@@ -214,7 +215,9 @@ def test_a_checkpoint_is_told_for_what_it_is_and_takes(tmp_path):
     ):
         assert fact in said
     for quantization in (None, "q8", "q6", "q4", "int8", "fp8"):
-        sizes = [size_of(card.bytes_per_rank(ranks, None, quantization)[0]) for ranks in (1, 2, 4)]
+        sizes = [
+            size_of(card.bytes_per_rank(Split.evenly(ranks), None, quantization)[0]) for ranks in (1, 2, 4)
+        ]
         assert f"│ {quantization or 'as stored'} │ {' │ '.join(sizes)} │ 512 │" in said
     assert look(folder / "config.json", "--config", config) == (code, said)
 
@@ -277,7 +280,7 @@ def test_figures_are_those_that_a_load_plans_with(tmp_path, family):
                     ranks=len(chosen),
                     kv_cache_dtype=kept,
                 )
-                description, fit = place(settings, folder, free, UNMEASURED_BYTES)
+                description, fit = place(settings, folder, free, {}, UNMEASURED_BYTES)
                 assert max(description.rank_bytes) == choice.rank_bytes[len(chosen)]
                 assert fit.context_length == context
 
@@ -294,7 +297,7 @@ def test_what_does_not_fit_on_a_device_says_so(tmp_path):
     config.write_text(json.dumps({"devices": ["cpu"], "cpu": {"memory": "100MB"}}))
     code, said = look(folder, "--config", config)
     assert code == 0, said
-    assert f"│ as stored │ {size_of(read_card(folder).bytes_per_rank(1)[0])} │" in said
+    assert f"│ as stored │ {size_of(read_card(folder).bytes_per_rank(ALONE)[0])} │" in said
     assert "│ does not fit │" in said
 
 

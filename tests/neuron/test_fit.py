@@ -8,7 +8,9 @@ from ipc.errors import Code, CortexError
 from ipc.worker_messages import PAGE_SIZE, SMALLEST_CONTEXT, CacheGroup
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.eviction import Holder, PoolShare
-from neuron.memory.fit import Need, find_fit
+from neuron.memory.fit import find_fit
+from neuron.memory.need import Need, RankNeed
+from workers.checkpoints.shares import Split
 
 GIB = 1 << 30
 
@@ -19,14 +21,13 @@ def full(bytes_per_token):
 
 
 def need(**changes):
-    values = {
-        "model": "new",
-        "rank_bytes": (4 * GIB,),
-        "caches": full(100_000),
-        "context_length": 8192,
-        "max_sequences": 4,
-    }
-    return Need(**values | changes)
+    """That of a model whose ranks are alike but for their weights."""
+    weights = changes.pop("rank_bytes", (4 * GIB,))
+    kinds = {"caches": full(100_000)}
+    kinds |= {name: changes.pop(name) for name in ("caches", "cpu_overhead", "beside") if name in changes}
+    ranks = tuple(RankNeed(weights=size, **kinds) for size in weights)
+    values = {"model": "new", "context_length": 8192, "max_sequences": 4, "split": Split.evenly(len(ranks))}
+    return Need(ranks=ranks, **values | changes)
 
 
 def holder(model, size, *, device="cuda:0", priority=100, last_used=0.0, **facts):
@@ -215,7 +216,7 @@ def test_states_are_booked_for_every_sequence_and_a_few_texts_more_and_take_no_p
 def test_states_leave_most_of_a_small_device_to_keys_and_values():
     caches = CachePlan((FULL, STATE))
     wanted = need(caches=caches, max_sequences=1000, context_length=512)
-    free = sum(wanted.rank_bytes) + wanted.cuda_overhead + (400 << 20)
+    free = wanted.ranks[0].weights + (400 << 20)
     fit = find_fit(wanted, {"cuda:0": free}, [], "lru")
     assert fit.states == 10
     assert fit.reservations["cuda:0"] <= free

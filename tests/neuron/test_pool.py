@@ -43,7 +43,9 @@ class Ranks:
 
 def fit(pages=100, **changes):
     facts = {"devices": ("cuda:0", "cuda:1"), "reservations": {}, "rank_budgets": (), "most_pages": 500}
-    return Fit(kv_pages=pages, context_length=CONTEXT * PAGE_SIZE, caches=CACHES, **facts | changes)
+    return Fit(
+        kv_pages=pages, context_length=CONTEXT * PAGE_SIZE, rank_caches=(CACHES,) * 2, **facts | changes
+    )
 
 
 def opened(**changes):

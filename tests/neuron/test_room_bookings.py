@@ -12,8 +12,9 @@ from ipc.worker_messages import CacheGroup, MemoryUse
 from neuron.config import Memory
 from neuron.memory.cache_plan import CachePlan
 from neuron.memory.eviction import Holder
-from neuron.memory.fit import Fit, Need
+from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
+from neuron.memory.need import Need, RankNeed
 from neuron.memory.parking import Parking
 from neuron.memory.room import Lender, Room
 from neuron.memory.step_bytes import UNMEASURED_BYTES
@@ -80,13 +81,15 @@ class Model:
     def need(self, runtime):
         self.runtimes.append(dict(runtime))
         values = {"rank_bytes": (GIB,), "devices": ("cuda:0",), "host_state_memory": 40 * MIB}
+        values |= self.changes
+        sizes = values.pop("rank_bytes")
         return Need(
             model=self.id,
-            caches=CachePlan((FULL, STATE)),
+            ranks=tuple(RankNeed(weights=size, caches=CachePlan((FULL, STATE))) for size in sizes),
             context_length=1024,
             max_sequences=2,
             priority=100,
-            **values | self.changes,
+            **values,
         )
 
     def holder(self, reserved):

@@ -13,6 +13,7 @@ from workers.checkpoints.card import ModelCard
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.reading import read_card
 from workers.checkpoints.safetensors import read_tensors
+from workers.checkpoints.shares import Split
 from workers.checkpoints.stored_tensors import StoredTensor, WeightFile
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
@@ -30,12 +31,12 @@ def card_of(folder: Path) -> SimpleNamespace:
     return SimpleNamespace(folder=str(folder), files=known, tensors=tensors)
 
 
-def assert_asks_for_what_is_declared(card: ModelCard, variant: str, size: int) -> None:
+def assert_asks_for_what_is_declared(card: ModelCard, variant: str, split: Split) -> None:
     """See that the ranks of a model hold all that its card says, shared as it says."""
     held = dict.fromkeys(card.tensors, 0)
-    for rank in range(size):
-        model = MODELS[card.family](card.config, RankGroup(rank, size), torch.float32)
-        planned = card.bytes_per_rank(size, "float32")[rank]
+    size = split.ranks
+    for rank, planned in enumerate(card.bytes_per_rank(split, "float32")):
+        model = MODELS[card.family](card.config, RankGroup(rank, size, split=split), torch.float32)
         assert model.nbytes <= planned  # which counts padding, too
         if "whole" in variant:
             assert planned - model.nbytes <= 2 * 4 * card.config.hidden_size  # a row of padding, twice
@@ -54,10 +55,13 @@ def assert_asks_for_what_is_declared(card: ModelCard, variant: str, size: int) -
         if tensor.sharing in ("kv_rows", "full_kv_rows"):
             kind = next(each.kind for each in card.layers if each.kv_heads)
             kind = "full" if tensor.sharing == "full_kv_rows" else kind
-            copies = max(1, size // next(each.kv_heads for each in card.layers if each.kind == kind))
+            heads = next(each.kv_heads for each in card.layers if each.kind == kind)
+            copies = sum(each.kv_heads(heads) for each in split.shares()) / heads
         if tensor.sharing in ("qkv_rows", "mamba_rows", "mamba_channels"):
             spec = TensorSpec(name, tensor.shape, tensor.sharing)
-            assert held[name] == size * spec.elements_on_rank(card.config, size), name
+            assert held[name] == sum(spec.elements_on_rank(card.config, each) for each in split.shares()), (
+                name
+            )
             continue
         assert held[name] == copies * math.prod(tensor.shape), name
 

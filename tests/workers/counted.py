@@ -27,6 +27,7 @@ from neuron.memory.allocator import Allocator, Block
 from tests.workers.engines import make_spec
 from workers.cache.paged import KVCache
 from workers.checkpoints.card import ModelCard
+from workers.checkpoints.shares import ALONE, WHOLE
 from workers.checkpoints.vision import Vision
 from workers.execution import head_drafts, model_runner
 from workers.execution.memory import largest_step
@@ -220,7 +221,7 @@ def on_a_gpu(card: ModelCard, **limits: Any) -> Iterator[ModelRunner]:
         runner = ModelRunner(spec, card)
         runner.group = RankGroup(device="cuda:0")
         config, dtype = card.config.at_context(spec.context_length), getattr(torch, spec.dtype)
-        formats = card.formats(1, spec.quantization)
+        formats = card.formats(ALONE, spec.quantization)
         runner.model = MODELS[card.family](config, runner.group, dtype, formats)
         empty = Empty(dtype, runner.group.device, formats)
         runner.stages = Stages(card.stages, config.norm_eps, empty)
@@ -235,7 +236,7 @@ def on_a_gpu(card: ModelCard, **limits: Any) -> Iterator[ModelRunner]:
         stateful = [number for number in layers if config.layers[number].state_size]
         paged = [number for number in layers if config.layers[number].kind != "state"]
         groups = [CacheGroup(kind="full", layers=paged)]
-        shapes = dict(enumerate(layer.shape_on_rank(1) for layer in config.layers))
+        shapes = dict(enumerate(layer.shape_on_rank(WHOLE) for layer in config.layers))
         cache = KVCache(groups, shapes, pages=1, dtype=dtype, device=runner.group.device)
         if stateful:
             groups.append(CacheGroup(kind="state", layers=stateful))

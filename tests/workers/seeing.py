@@ -28,6 +28,7 @@ from tests.workers.oracle import fill
 from tests.workers.tiny_models import HYBRID, HYBRID_EXPERTS, SIZES
 from workers.checkpoints.caches import num_states
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import Split
 from workers.execution.model_runner import ModelRunner
 from workers.scheduling.scheduler import Scheduler
 from workers.vision.sight import tower
@@ -208,7 +209,7 @@ def tower_is_planned(folder: Path, size: int, quantization: str | None = None) -
     stored = {name: tensor for name, tensor in card.tensors.items() if name.startswith("visual.")}
     weights = tower(card.vision, torch.float32, torch.device("cpu")).weights
     assert sorted(piece.name for part in weights.parts() for piece in part.pieces) == sorted(stored)
-    planned = card.bytes_per_rank(size, "float32", quantization)
+    planned = card.bytes_per_rank(Split.evenly(size), "float32", quantization)
     counted = bytes_filled(weights.parts())
     assert counted == sum(tensor.nbytes for tensor in stored.values())
     assert size == 1 or planned[0] - planned[1] == counted

@@ -28,6 +28,7 @@ from tests.workers.harness import Workers
 from tests.workers.oracle import greedy
 from workers.checkpoints.adapter import CONFIG, WEIGHTS, read_adapter
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import WHOLE, Split
 from workers.checkpoints.stored_tensors import WeightFile
 from workers.execution.memory import held, trim
 from workers.execution.model_runner import ModelRunner
@@ -201,7 +202,7 @@ def test_bytes_of_an_adapter_are_what_its_ranks_hold(adapted, runner):
     matrices = {id(matrix): matrix.nbytes for part in parts for matrix in (part.a, part.b)}
     held = sum(matrices.values())
     cards = [read_adapter(each.name, each, card) for each in adapters]
-    assert held == sum(each.bytes_per_rank(card, 1, "float32") for each in cards) == runner.adapters.nbytes
+    assert held == sum(each.bytes_on_rank(card, WHOLE, "float32") for each in cards) == runner.adapters.nbytes
 
 
 def test_what_a_load_measures_is_without_adapters(adapted):
@@ -296,19 +297,25 @@ def test_what_an_adapter_holds_is_given_back_with_it(tiny, tmp_path):
     runner.close()
 
 
-@pytest.mark.parametrize("adapted", ["qwen3_tied", "afmoe"], indirect=True)
-def test_two_ranks_answer_as_one(adapted):
+@pytest.mark.parametrize(
+    ("adapted", "counts"),
+    [("qwen3_tied", (1, 1)), ("afmoe", (1, 1)), ("llama_one_key_head_sharded", (1, 3))],
+    indirect=["adapted"],
+)
+def test_two_ranks_answer_as_one(adapted, counts):
     folder, adapters, oracles = adapted
     card = read_card(folder)
     cards = [read_adapter(each.name, each, card) for each in adapters]
     model = {"engine": "transformer", "dtype": "float32", "simulated": None}
     limits = {"kv_pages": 64, "max_step_tokens": 32}
-    with Workers(world_size=2, card=card, adapters=cards, **limits, **model) as workers:
+    split = Split(counts)
+    shared = {"world_size": 2, "parts": list(counts), "card": card, "adapters": cards}
+    with Workers(**shared, **limits, **model) as workers:
         workers.ready()
         workers.submit(0, PROMPT[:30], 50)
         reports = [workers.adapt(LoadAdapter(number)) for number in (1, 2)]  # while the base is asked
         assert [[each.nbytes for each in ranks] for ranks in reports] == [
-            [each.bytes_per_rank(card, 2, "float32")] * 2 for each in cards
+            [each.bytes_on_rank(card, share, "float32") for share in split.shares()] for each in cards
         ]
         for adapter in (1, 2):
             workers.submit(adapter, PROMPT[: 30 + adapter], 10, adapter=adapter)

@@ -21,6 +21,7 @@ from tests.workers.tiny_models import WIDE
 from workers.checkpoints.blocks import FORMATS, QUANTIZATIONS
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import ALONE, Split
 from workers.layers.linear import ColumnParallel
 from workers.models.decoder import Decoder
 from workers.parallel import RankGroup
@@ -44,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def loaded(card: ModelCard, quantization: str, rank: int = 0, size: int = 1) -> Decoder:
-    formats = card.formats(size, quantization)
+    formats = card.formats(Split.evenly(size), quantization)
     model = Decoder(card.config, RankGroup(rank, size), torch.float32, formats)
     WeightFiles(card).load(model.parts(), lambda fraction: None)
     return model
@@ -124,24 +125,28 @@ def test_projections_in_unlike_formats_are_fused_side_by_side():
 def test_planned_bytes_are_the_bytes_that_are_held(folder, quantization):
     card = read_card(folder)
     for size in (1, 2):
-        model = Decoder(card.config, RankGroup(0, size), torch.bfloat16, card.formats(size, quantization))
+        model = Decoder(
+            card.config, RankGroup(0, size), torch.bfloat16, card.formats(Split.evenly(size), quantization)
+        )
         padding = size * -(-131 // size) - 131
-        row = FORMATS[card.formats(size, quantization)["lm_head.weight"]].row_bytes(256)
-        planned = card.bytes_per_rank(size, "bfloat16", quantization)[0]
+        row = FORMATS[card.formats(Split.evenly(size), quantization)["lm_head.weight"]].row_bytes(256)
+        planned = card.bytes_per_rank(Split.evenly(size), "bfloat16", quantization)[0]
         assert 0 <= planned - model.nbytes <= 2 * padding * row
-        assert planned < 0.6 * card.bytes_per_rank(size, "bfloat16")[0]
+        assert planned < 0.6 * card.bytes_per_rank(Split.evenly(size), "bfloat16")[0]
 
 
 def test_norms_stay_wide_and_all_that_is_multiplied_does_not(folder):
     card = read_card(folder)
-    formats = card.formats(1, "q4")
+    formats = card.formats(ALONE, "q4")
     assert {name for name in card.tensors if name not in formats} == {
         name for name in card.tensors if "norm" in name
     }
     assert formats["model.layers.0.mlp.down_proj.weight"] == "Q4_K"
     assert formats["model.layers.1.mlp.down_proj.weight"] == "Q6_K"  # of the last eighth
     assert formats["lm_head.weight"] == formats["model.embed_tokens.weight"] == "Q6_K"
-    assert card.formats(2, "q4")["model.layers.0.self_attn.o_proj.weight"] == "Q8_0"  # 128 columns
+    assert (
+        card.formats(Split.evenly(2), "q4")["model.layers.0.self_attn.o_proj.weight"] == "Q8_0"
+    )  # 128 columns
 
 
 @pytest.mark.parametrize("quantization", ["q8", "fp8"])
@@ -167,7 +172,7 @@ def test_ranks_hold_the_rows_and_columns_of_what_one_rank_holds(folder, quantiza
 def test_a_quantised_model_answers_as_its_dequantised_weights_do(folder, tmp_path, quantization):
     card = read_card(folder)
     tensors = load_file(folder / "model.safetensors")
-    for name, form in card.formats(1, quantization).items():
+    for name, form in card.formats(ALONE, quantization).items():
         tensors[name] = dequantise(form, quantise(form, tensors[name].float()))
     save_file(tensors, tmp_path / "model.safetensors")
     for name in ("config.json", "tokenizer.json"):
@@ -206,9 +211,9 @@ def test_columns_that_are_not_whole_blocks_are_refused_by_name(folder):
     name = "model.layers.0.self_attn.o_proj.weight"
     tensor = card.tensors[name]
     card.tensors[name] = type(tensor)(tensor.shape, "Q6_K", 0, 0, tensor.sharing)
-    assert card.formats(1) == {name: "Q6_K"}
+    assert card.formats(ALONE) == {name: "Q6_K"}
     with pytest.raises(CortexError, match=r"o_proj.*is Q6_K, in blocks of 256.*128 of its columns"):
-        card.bytes_per_rank(2)
+        card.bytes_per_rank(Split.evenly(2))
 
 
 def test_every_format_has_a_reading():

@@ -21,6 +21,7 @@ from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.presence import is_checkpoint
 from workers.checkpoints.reading import read_card
 from workers.checkpoints.safetensors import HEADER_LIMIT, read_header
+from workers.checkpoints.shares import ALONE, Split
 
 NAMES = list(shapes(CONFIG))
 
@@ -97,28 +98,28 @@ def test_bytes_per_rank_are_exact(tmp_path, changes, ranks):
         return [-(-shape[0] // ranks), *shape[1:]]  # 131 tokens are padded to equal parts
 
     config = {**CONFIG, **changes}
-    assert checkpoint.bytes_per_rank(ranks) == [2 * elements(config, split)] * ranks
-    assert checkpoint.bytes_per_rank(ranks, "float32") == [4 * elements(config, split)] * ranks
-    assert checkpoint.kv_bytes_per_token(ranks) == 2 * 2 * max(1, 2 // ranks) * 16 * 2
+    assert checkpoint.bytes_per_rank(Split.evenly(ranks)) == [2 * elements(config, split)] * ranks
+    assert checkpoint.bytes_per_rank(Split.evenly(ranks), "float32") == [4 * elements(config, split)] * ranks
+    assert checkpoint.kv_bytes_per_token(Split.evenly(ranks).part) == 2 * 2 * max(1, 2 // ranks) * 16 * 2
 
 
 def test_one_rank_holds_the_file_and_nothing_else(tmp_path):
     checkpoint = read_card(write_checkpoint(tmp_path))
-    assert checkpoint.bytes_per_rank(1) == [sum(tensor.nbytes for tensor in checkpoint.tensors.values())]
+    assert checkpoint.bytes_per_rank(ALONE) == [sum(tensor.nbytes for tensor in checkpoint.tensors.values())]
 
 
 @pytest.mark.parametrize(("ranks", "works"), [(3, "1, 2, 4"), (8, "1, 2, 4"), (0, "1, 2, 4")])
 def test_ranks_that_do_not_work_are_told_from_those_that_do(tmp_path, ranks, works):
     checkpoint = read_card(write_checkpoint(tmp_path))
     with pytest.raises(CortexError, match=f"{ranks} ranks.*What works: {works}"):
-        checkpoint.check_ranks(ranks)
+        checkpoint.check_split(Split.evenly(ranks))
 
 
 def test_a_refusal_of_ranks_names_the_heads_of_all_layers(tmp_path):
     checkpoint = read_card(write_checkpoint(tmp_path))
     config = msgspec.structs.replace(checkpoint.config, heads_of=(4, 6))
     with pytest.raises(CortexError, match=r"4 ranks: it has 4 or 6 attention heads.*What works: 1, 2\b"):
-        msgspec.structs.replace(checkpoint, config=config).check_ranks(4)
+        msgspec.structs.replace(checkpoint, config=config).check_split(Split.evenly(4))
 
 
 @pytest.mark.parametrize(

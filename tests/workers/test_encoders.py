@@ -19,6 +19,7 @@ from tests.workers.harness import Answer, Workers
 from workers.attention import whole
 from workers.checkpoints.adapter import read_adapter
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import ALONE, WHOLE, Split
 
 NORMALIZE = ("Normalize", "2_Normalize", None)
 
@@ -92,7 +93,7 @@ def test_dense_modules_follow_the_pooled_vector(tmp_path):
         save_file(tensors, tmp_path / name / "model.safetensors")
     card = read_card(tmp_path)
     assert (card.embedder.size, card.embedder.normalize) == (24, True)
-    assert card.bytes_per_rank(1)[0] == 4 * (
+    assert card.bytes_per_rank(ALONE)[0] == 4 * (
         sum(each.numel() for each in oracle.parameters()) + 49 * 96 + 96 * 24
     )
     inputs = texts(5)
@@ -282,7 +283,7 @@ def test_an_input_has_as_many_tokens_as_the_model_was_made_for_or_by_wish_has_po
     (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 100, "do_lower_case": false}')
     card = read_card(tmp_path)
     assert (card.context_length, card.config.context_limit) == (100, 158)  # two positions are for padding
-    assert card.cache_groups(1) == []
+    assert card.cache_groups(WHOLE) == []
 
 
 def test_an_encoder_for_which_there_is_no_memory_says_what_it_takes(tmp_path):
@@ -315,7 +316,7 @@ def test_a_nomic_bert_with_experts_makes_the_vectors_of_its_own_code(tmp_path):
     inputs = texts(12)
     close(vectors(load(tmp_path), inputs), [hidden(oracle, ids).mean(0) for ids in inputs])
     for size in (1, 2):
-        assert_asks_for_what_is_declared(read_card(tmp_path), "nomic_bert", size)
+        assert_asks_for_what_is_declared(read_card(tmp_path), "nomic_bert", Split.evenly(size))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tests.workers.oracle import fill
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import Split
 from workers.kernels import grouped
 from workers.models import experts
 from workers.models.experts import MixtureOfExperts, Router
@@ -80,7 +81,7 @@ def test_pairs_that_a_gpu_counts_come_to_what_a_cpu_makes_of_them(tiny, monkeypa
 
 def test_experts_stay_whole_where_their_columns_cannot_be_parted_and_there_are_enough():
     def whole(inner: int, block: int, count: int, ranks: int) -> bool:
-        return Experts(count=count, chosen=1, intermediate_size=inner, layers=(0,), block=block).whole_on(
+        return Experts(count=count, chosen=1, intermediate_size=inner, layers=(0,), block=block).whole_in(
             ranks
         )
 
@@ -95,7 +96,7 @@ def test_experts_stay_whole_where_their_columns_cannot_be_parted_and_there_are_e
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_each_whole_expert_is_on_one_rank_and_ranks_differ_by_one_at_most(ranks):
     experts = Experts(count=7, chosen=1, intermediate_size=9, layers=(0,))
-    shares = [experts.share(rank, ranks) for rank in range(ranks)]
+    shares = [*map(experts.of, Split.evenly(ranks).shares())]
     assert [number for share in shares for number in share] == [*range(7)]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -120,14 +121,16 @@ def test_experts_that_are_quantised_at_load_stay_whole_where_parts_would_be_too_
     (tmp_path / "tokenizer.json").write_text("{}")
     card = read_card(tmp_path)
     is_expert = lambda name: ".experts." in name  # noqa: E731
-    alone, shared = ({k: v for k, v in card.formats(n, "q4").items() if is_expert(k)} for n in (1, 2))
+    alone, shared = (
+        {k: v for k, v in card.formats(Split.evenly(n), "q4").items() if is_expert(k)} for n in (1, 2)
+    )
     assert alone == shared
     assert set(alone.values()) == {"Q4_K", "Q6_K"}
 
-    config, formats = card.kept_in("q4").config, card.formats(2, "q4")
+    config, formats = card.kept_in("q4").config, card.formats(Split.evenly(2), "q4")
     models = [MODELS[card.family](config, RankGroup(rank, 2), torch.float32, formats) for rank in (0, 1)]
     held = [model.nbytes for model in models]
-    planned = card.bytes_per_rank(2, "float32", "q4")
+    planned = card.bytes_per_rank(Split.evenly(2), "float32", "q4")
     assert held == pytest.approx(planned, rel=0.01)  # rows that pad the vocabulary are planned for both
     assert planned[0] < planned[1]  # two experts, and three
     ranks = Ranks(tmp_path, 2, monkeypatch, quantization="q4")

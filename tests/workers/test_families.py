@@ -16,6 +16,7 @@ from tests.workers.cards import assert_asks_for_what_is_declared, refusal
 from tests.workers.checkpoints import VARIANTS
 from workers.checkpoints.reading import read_card
 from workers.checkpoints.registry import ARCHITECTURES, FAMILIES
+from workers.checkpoints.shares import ALONE, Split
 from workers.models.decoder import Decoder
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
@@ -30,9 +31,9 @@ def test_each_family_has_its_mathematics():
 @pytest.mark.parametrize("name", [name for name in VARIANTS if "mxfp4" not in name])
 def test_a_model_asks_for_what_its_family_declares(tiny, name, size):
     card = read_card(tiny(name).folder)
-    if not card.config.splits_into(size):
+    if not card.config.splits_into(Split.evenly(size)):
         pytest.skip("does not divide")
-    assert_asks_for_what_is_declared(card, name, size)
+    assert_asks_for_what_is_declared(card, name, Split.evenly(size))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_a_model_asks_for_what_its_family_declares(tiny, name, size):
 def test_an_encoder_does_so_too(tmp_path, name):
     encoders.write(name, tmp_path)
     for size in (1, 2):
-        assert_asks_for_what_is_declared(read_card(tmp_path), name, size)
+        assert_asks_for_what_is_declared(read_card(tmp_path), name, Split.evenly(size))
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "gpt_oss"])
@@ -49,7 +50,7 @@ def test_planned_bytes_have_routers_in_float32(tiny, name):
     name = next(each for each in VARIANTS if each.startswith(name) and "mxfp4" not in each)
     card = read_card(tiny(name).folder)
     model = MODELS[card.family](card.config, RankGroup(), torch.bfloat16)
-    assert model.nbytes == card.bytes_per_rank(1, "bfloat16")[0]
+    assert model.nbytes == card.bytes_per_rank(ALONE, "bfloat16")[0]
 
 
 def loads(card) -> None:

@@ -19,6 +19,7 @@ from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.families.qwen3_next import DELTA_OUTPUT
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import ALONE, Split
 from workers.layers.rotary import frequencies
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
@@ -107,7 +108,9 @@ CALLED = {  # as what they are of the shape of, or without what sees
 
 def loaded(card: ModelCard, rank: int = 0, size: int = 1) -> list[Slice]:
     """Every tensor of a rank, read."""
-    model = MODELS[card.family](card.config, RankGroup(rank, size), torch.float32, card.formats(size))
+    model = MODELS[card.family](
+        card.config, RankGroup(rank, size), torch.float32, card.formats(Split.evenly(size))
+    )
     pieces = [piece for part in model.parts() for piece in part.pieces]
     WeightFiles(card).load([Shard(pieces)], lambda fraction: None)
     return pieces
@@ -256,7 +259,7 @@ def test_weights_of_one_bit_are_kept_and_read_as_they_are(tmp_path, monkeypatch)
     model.save_pretrained(tmp_path / "checkpoint")
     weights = load_file(tmp_path / "checkpoint" / "model.safetensors")
     card = read_card(gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint", "Q1_0"))
-    assert set(card.formats(1).values()) == {"Q1_0"}
+    assert set(card.formats(ALONE).values()) == {"Q1_0"}
     for piece in loaded(card):
         if piece.into.dim() == 2 and not (
             "q_proj" in piece.name or "k_proj" in piece.name
@@ -426,7 +429,7 @@ def test_experts_in_blocks_stay_whole_on_two_ranks_where_their_columns_are_one(t
     fill(model)
     model.save_pretrained(tmp_path / "checkpoint")
     card = read_card(gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint", "Q8_0"))
-    assert card.config.experts.whole_on(2)
+    assert card.config.experts.whole_in(2)
     on_ranks = [loaded(card, rank, 2) for rank in range(2)]
     experts = [{piece.name for piece in pieces if ".experts." in piece.name} for pieces in on_ranks]
     assert not experts[0] & experts[1]

@@ -23,6 +23,7 @@ from tests.workers.thread_ranks import Ranks
 from tests.workers.tiny_models import SIZES, falcon_h1, granite_hybrid, nemotron_h, qwen3_5, qwen3_next
 from workers.checkpoints.caches import num_states
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import Split
 from workers.models.hybrid import Hybrid
 from workers.parallel import RankGroup
 from workers.scheduling import cache_manager
@@ -80,7 +81,7 @@ def test_layers_follow_the_interval_where_they_are_not_listed(changed):
 
 def test_ranks_share_whole_key_heads(changed):
     with pytest.raises(CortexError, match=r"2 key heads in layers with a state\. What works: 1, 2"):
-        read_card(changed()).check_ranks(4)
+        read_card(changed()).check_split(Split.evenly(4))
 
 
 def test_a_head_for_several_tokens_is_named_and_not_read(changed):
@@ -148,7 +149,9 @@ def test_a_rank_holds_states_for_its_heads_alone_and_says_what_they_take(tiny, m
     card, sizes = read_card(folder), {}
     for size in (1, 2):
         ranks = Ranks(folder, size, monkeypatch, **SMALL)
-        [group] = [each for each in card.cache_groups(size, "float32") if each.kind == "state"]
+        [group] = [
+            each for each in card.cache_groups(Split.evenly(size).part, "float32") if each.kind == "state"
+        ]
         states = num_states([group], SMALL["max_sequences"])
         sizes[size] = group.bytes_per_sequence
         for rank in ranks.ranks:
@@ -277,7 +280,11 @@ def test_four_ranks_say_what_one_does_and_go_on_from_states_on_the_host(
     (tmp_path / "tokenizer.json").write_text("{}")
     limits = SMALL | {"states": 2, "host_states": 8}
     ranks = Ranks(tmp_path, 4, monkeypatch, **limits)
-    [group] = [each for each in read_card(tmp_path).cache_groups(4, "float32") if each.kind == "state"]
+    [group] = [
+        each
+        for each in read_card(tmp_path).cache_groups(Split.evenly(4).part, "float32")
+        if each.kind == "state"
+    ]
     for rank in ranks.ranks:
         assert rank.state_cache.shape.matrices == matrices
         assert rank.state_cache.nbytes == (limits["states"] + 1) * group.bytes_per_sequence

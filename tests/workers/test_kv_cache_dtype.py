@@ -21,6 +21,7 @@ from workers.cache.paged import KVCache
 from workers.cache.quantised import CODES, dequantise, quantise
 from workers.checkpoints.caches import page_bytes
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import WHOLE, Split
 from workers.execution.model_runner import ModelRunner
 
 FORMATS = list(CODES)
@@ -56,8 +57,8 @@ def test_a_head_with_a_number_that_is_none_has_no_other(kept, value):
 def test_a_pool_takes_the_bytes_that_are_planned_for_it(tiny, name, world_size):
     """Scales as well, in models whose layers are alike, have windows, or keep states."""
     card = read_card(tiny(name).folder)
-    groups = card.cache_groups(world_size, "float32", "int8")
-    shapes = dict(enumerate(layer.shape_on_rank(world_size) for layer in card.layers))
+    groups = card.cache_groups(Split.evenly(world_size).part, "float32", "int8")
+    shapes = dict(enumerate(layer.shape_on_rank(Split.evenly(world_size).part) for layer in card.layers))
     cache = KVCache(
         [group for group in groups if group.kind != "state"],
         shapes,
@@ -82,7 +83,7 @@ def test_the_same_memory_plans_nearly_twice_the_tokens(tmp_path, kept):
         assert fit.context_length == fit.kv_tokens
         pages[each] = fit.kv_pages
     assert pages[kept] == pages[None] * 256 // 130
-    assert card.kv_bytes_per_token(1, None, kept) * 256 == card.kv_bytes_per_token(1) * 130
+    assert card.kv_bytes_per_token(WHOLE, None, kept) * 256 == card.kv_bytes_per_token(WHOLE) * 130
 
 
 def test_latent_vectors_are_refused_by_name(tiny):

@@ -29,6 +29,7 @@ from tests.workers.engines import make_runner, make_spec
 from tests.workers.harness import Workers
 from workers.attention import blockwise, states
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import WHOLE
 from workers.execution import memory
 from workers.execution.memory import check_pages, largest_step, pool_pages, taken
 from workers.kernels import dense, gated_delta, products, state_space
@@ -41,7 +42,7 @@ MIB = 1 << 20
 PIECES = 8 * MIB  # of free memory, too small for anything, that may gather until a rank trims it
 FULL = CacheGroup(kind="full", layers=[0])
 LIMITS = {"context_length": 2048, "max_sequences": 16, "max_step_tokens": 512}
-PAGE = read_card(DEMO_FOLDER).kv_bytes_per_token(1) * PAGE_SIZE  # bytes of one of the demo's, bfloat16
+PAGE = read_card(DEMO_FOLDER).kv_bytes_per_token(WHOLE) * PAGE_SIZE  # bytes of one of the demo's, bfloat16
 
 
 def workers(world_size: int = 1, **changes) -> Workers:
@@ -165,7 +166,7 @@ def test_what_is_planned_is_near_what_is_measured(most, settings, runtime, tmp_p
     tokens, sequences = 1024, LIMITS["max_sequences"]
     with workers(card=card, max_step_tokens=tokens, kv_pages=300, **settings) as group:
         [report] = group.ready()
-    overhead = Overhead(card.config, itemsize=2, world_size=1, kernels=kernels_of("bfloat16", **settings))
+    overhead = Overhead(card.config, itemsize=2, share=WHOLE, kernels=kernels_of("bfloat16", **settings))
     planned = runtime + overhead.of_step("cpu", tokens, sequences)
     # products are planned as torch has them where it has instructions for their type
     near = 0.03 if has_kernels(torch.bfloat16, torch.device("cpu")) else 0.2

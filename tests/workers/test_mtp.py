@@ -16,6 +16,7 @@ from ipc.errors import CortexError
 from ipc.model_settings import ModelSettings
 from ipc.worker_messages import SamplingParams, Submit
 from neuron.description import describe
+from neuron.memory.fit import Fit
 from neuron.tenancy.launcher import parked_identity
 from tests.workers import seeing
 from tests.workers.cards import refusal
@@ -27,6 +28,7 @@ from tests.workers.predicting import Head, following
 from tests.workers.recorded import record_steps
 from tests.workers.thread_ranks import Ranks
 from tests.workers.tiny_models import deepseek_v3, glm4_moe, qwen3_5, qwen3_5_moe, qwen3_next
+from workers.checkpoints.shares import Split
 from workers.step.plan import MOST_AHEAD
 
 MODELS = {
@@ -319,18 +321,21 @@ def test_the_head_is_read_booked_and_parked_where_it_is_asked_for(written, name)
     assert guessing.notes == []
     [note] = plain.notes
     assert "`speculation: mtp`" in note
-    per_token = [sum(each.bytes_per_token for each in model.cache_groups) for model in (plain, guessing)]
+    settings = ModelSettings(id="some", max_sequences=2, max_step_tokens=32)
+    per_token = [
+        sum(each.bytes_per_token for each in model.cache_groups(settings)) for model in (plain, guessing)
+    ]
     kept = 2 * config.num_kv_heads * config.head_dim
     if config.latent is not None:
         kept = config.latent.rank + config.latent.rope_dim
     assert per_token[1] - per_token[0] == kept * 4
-    settings = ModelSettings(id="some", max_sequences=2, max_step_tokens=32)
-    overheads = [model.need(settings).cpu_overhead for model in (plain, guessing)]
+    overheads = [model.need(settings).ranks[0].cpu_overhead for model in (plain, guessing)]
     assert overheads[0] < overheads[1]
-    identities = [parked_identity(settings, model, "cpu") for model in (plain, guessing)]
+    fit = Fit(("cpu",), {}, (), 1, 1, 1)
+    identities = [parked_identity(settings, model, fit) for model in (plain, guessing)]
     assert identities[0] != identities[1]
     for world_size in (1, 2):
-        more = [sum(each.card.bytes_per_rank(world_size)) for each in (plain, guessing)]
+        more = [sum(each.card.bytes_per_rank(Split.evenly(world_size))) for each in (plain, guessing)]
         assert more[1] - more[0] >= sum(guessing.card.tensors[name].nbytes for name in names)
     runner = make_runner(folder, speculation="mtp", **SIZES)
     weights = runner.load(lambda fraction, message: None).memory.weights

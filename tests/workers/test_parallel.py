@@ -50,10 +50,11 @@ def test_greedy_tokens_of_several_ranks_equal_those_of_transformers(tiny, group)
             assert output == greedy(tiny(name).oracle, prompt, output), name
 
 
-def test_a_worker_group_serves_a_model_through_its_rings(tiny):
-    folder, oracle = tiny("qwen3_tied")
+@pytest.mark.parametrize(("name", "parts"), [("qwen3_tied", []), ("llama_flat_llama3", [3, 1])])
+def test_a_worker_group_serves_a_model_through_its_rings(tiny, name, parts):
+    folder, oracle = tiny(name)
     model = {"engine": "transformer", "card": read_card(folder), "dtype": "float32", "simulated": None}
-    with Workers(world_size=2, kv_pages=64, max_step_tokens=32, **model) as workers:
+    with Workers(world_size=2, parts=parts, kv_pages=64, max_step_tokens=32, **model) as workers:
         assert [ready.all_reduce for ready in workers.ready()] == [2, 2]
         prompts = [[(i * k) % 131 for i in range(20 + k)] for k in range(1, 5)]
         for request_id, prompt in enumerate(prompts):

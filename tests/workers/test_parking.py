@@ -20,6 +20,7 @@ from tests.workers.oracle import fill
 from tests.workers.thread_ranks import Meeting, ThreadGroup
 from tests.workers.tiny_models import WIDE
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import Split
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.weights import parking
@@ -63,7 +64,7 @@ def load(folder: Path, fds: list[int], size: int = 1, quantization: str | None =
 
     def rank(number: int) -> None:
         group = ThreadGroup(number, size, meeting) if size > 1 else RankGroup()
-        formats = card.formats(size, quantization)
+        formats = card.formats(Split.evenly(size), quantization)
         model = MODELS[card.family](card.config, group, torch.bfloat16, formats)
 
         def parts() -> list[Shard]:

@@ -33,6 +33,7 @@ from tests.workers.counted import most_of_a_look, most_of_a_step
 from tests.workers.towers import TOWERS
 from workers.cache.state import StateCache
 from workers.checkpoints.caches import SPARE_STATES, state_bytes
+from workers.checkpoints.shares import WHOLE
 from workers.checkpoints.vision import SEGMENT_BYTES
 from workers.kernels.fused import INTERPRETED
 
@@ -164,9 +165,9 @@ def taken(card: ModelCard, limits: dict[str, int], quantization: str | None = No
         limits[name] for name in ("max_step_tokens", "max_sequences", "context_length")
     )
     in_blocks = quantization is not None
-    overhead = Overhead(card.config, 2, 1, context_length=context, in_blocks=in_blocks)
+    overhead = Overhead(card.config, 2, WHOLE, context_length=context, in_blocks=in_blocks)
     of_graphs = GRAPH_BYTES + 4 * sequences * card.config.vocab_size
-    step = GpuStep(card.config, 2, 1, tokens, sequences, context, in_blocks)
+    step = GpuStep(card.config, 2, WHOLE, tokens, sequences, context, in_blocks)
     return overhead.of_step("cuda", tokens, sequences) - of_graphs, step.run()
 
 
@@ -202,7 +203,7 @@ def test_a_head_that_guesses_is_booked_too(card):
 
 @pytest.mark.parametrize("card", ["Qwen3.5-27B"], indirect=True)
 def test_states_that_no_sequence_has_are_booked(card):
-    groups = card.cache_groups(1)
+    groups = card.cache_groups(WHOLE)
     booked, memory = taken(card, SMALL_STEP)
     stateful = [number for number, layer in enumerate(card.config.layers) if layer.kind == "state"]
     pool = StateCache(

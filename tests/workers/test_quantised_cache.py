@@ -26,6 +26,7 @@ from tests.workers.thread_ranks import Meeting, ThreadGroup
 from tests.workers.tiny_models import WIDE
 from workers.checkpoints.blocks import QUANTIZATIONS
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import ALONE, Split
 from workers.models.decoder import Decoder
 from workers.parallel import RankGroup
 from workers.weights.dequantise import dequantise
@@ -66,7 +67,7 @@ def load(folder: Path, cache: WeightCache | None, quantization: str = "q4", size
 
     def rank(number: int) -> None:
         group = ThreadGroup(number, size, meeting) if size > 1 else RankGroup()
-        formats = card.formats(size, quantization)
+        formats = card.formats(Split.evenly(size), quantization)
         model = Decoder(card.config, group, torch.bfloat16, formats)
         load_weights(card, formats, model.parts(), lambda fraction: None, group, cache)
         found[number] = bytes_of(model)
@@ -177,7 +178,7 @@ def test_a_copy_that_cannot_be_read_to_its_end_fails_one_load_and_no_more(origin
     plain = load(original, cache)
     [path] = kept(cache)
     card = read_card(original)
-    formats = card.formats(1, "q4")
+    formats = card.formats(ALONE, "q4")
     model = Decoder(card.config, RankGroup(), torch.bfloat16, formats)
     copy = Folder(path.parent, 1 << 30).find(Layout.of(card, formats), tidy=True)
     cut(path)
@@ -243,7 +244,7 @@ def test_of_two_loads_at_once_one_writes_and_both_have_the_weights(original, cac
 
 
 def test_what_a_writer_that_died_left_is_written_again(original, cache, quantised):
-    layout = Layout.of(card := read_card(original), card.formats(1, "q4"))
+    layout = Layout.of(card := read_card(original), card.formats(ALONE, "q4"))
     folder = Path(cache.folder)
     folder.mkdir()
     (folder / f"{layout.name}.draft").write_bytes(b"half")
@@ -258,7 +259,7 @@ def test_what_a_writer_that_died_left_is_written_again(original, cache, quantise
 def bounded(cache: WeightCache, original: Path, *together: str) -> WeightCache:
     """The same with room for the copies of those quantizations."""
     card = read_card(original)
-    sizes = [Layout.of(card, card.formats(1, each)).size for each in together]
+    sizes = [Layout.of(card, card.formats(ALONE, each)).size for each in together]
     return WeightCache(folder=cache.folder, max_bytes=sum(sizes))
 
 
@@ -309,5 +310,5 @@ def test_a_weight_that_no_rank_wrote_makes_no_copy(original, cache, monkeypatch)
 def test_what_is_not_quantised_is_not_copied(original, cache):
     card = read_card(original)
     model = Decoder(card.config, RankGroup(), torch.bfloat16)
-    load_weights(card, card.formats(1), model.parts(), lambda fraction: None, RankGroup(), cache)
+    load_weights(card, card.formats(ALONE), model.parts(), lambda fraction: None, RankGroup(), cache)
     assert not Path(cache.folder).exists()

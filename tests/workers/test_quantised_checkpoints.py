@@ -27,6 +27,7 @@ from tests.workers.tiny_models import SIZES, qwen3
 from workers.checkpoints.blocks import PLAIN
 from workers.checkpoints.quantisation.scheme import matches
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import ALONE, Split
 from workers.execution.model_runner import ModelRunner
 from workers.models.decoder import Decoder
 from workers.parallel import RankGroup
@@ -77,7 +78,7 @@ def test_logits_are_those_of_the_weights_that_are_meant(made, name):
 @pytest.mark.parametrize("name", ["awq", "fp8_blocks", "gptq_act_order"])
 def test_experts_may_be_quantised(tmp_path, name):
     same_logits(tmp_path, quantised.write(name, tmp_path, experts=True))
-    formats = read_card(tmp_path).formats(1)
+    formats = read_card(tmp_path).formats(ALONE)
     assert "model.layers.1.mlp.experts.3.down_proj.weight" in formats
     assert "model.layers.1.mlp.gate.weight" not in formats
 
@@ -96,7 +97,7 @@ def test_groups_out_of_order_may_be_those_of_the_head(tmp_path, monkeypatch):
     monkeypatch.setattr(quantised, "PROJECTIONS", ("lm_head",))
     make = partial(qwen3, **quantised.SIZES, tie_word_embeddings=False)
     oracle = quantised.write("w4a16_act_order", tmp_path, make, ignore=[])
-    assert list(read_card(tmp_path).formats(1).orders) == ["lm_head.weight"]
+    assert list(read_card(tmp_path).formats(ALONE).orders) == ["lm_head.weight"]
     same_logits(tmp_path, oracle)
 
 
@@ -107,7 +108,7 @@ def test_an_embedding_whose_groups_are_out_of_order_is_looked_up_as_it_is_meant(
     monkeypatch.setattr(quantised, "PROJECTIONS", ("embed_tokens",))
     make = partial(qwen3, **quantised.SIZES, tie_word_embeddings=tied, vocab_size=136)  # whole int32
     oracle = quantised.write(name, tmp_path, make)
-    assert not read_card(tmp_path).formats(1)
+    assert not read_card(tmp_path).formats(ALONE)
     same_logits(tmp_path, oracle)
 
 
@@ -156,7 +157,7 @@ def test_every_rank_keeps_its_part_quantised_and_means_the_same_by_it(made, monk
     folder, oracle = made(name)
     card, weights, stored = read_card(folder), oracle.state_dict(), load_file(folder / "model.safetensors")
     for size in (1, 2):
-        formats = card.formats(size)
+        formats = card.formats(Split.evenly(size))
         assert len(formats) == 14
         for rank in range(size):
             model = Decoder(card.config, RankGroup(rank, size), torch.float32, formats)
@@ -180,7 +181,7 @@ def test_bytes_of_a_rank_are_those_that_are_kept(made, name, bits):
     shapes = [tensor.shape for each, tensor in card.tensors.items() if "_proj" in each]
     kept = sum(rows * (columns * bits // 8 + ROW_BYTES.get(name, 0)) for rows, columns in shapes)
     plain = sum(tensor.nbytes for tensor in card.tensors.values() if tensor.dtype in PLAIN)
-    [size] = card.bytes_per_rank(1)
+    [size] = card.bytes_per_rank(ALONE)
     assert size - plain == kept
 
 

@@ -23,6 +23,7 @@ from tests.workers.oracle import fill
 from tests.workers.thread_ranks import Ranks
 from workers.checkpoints.blocks import QUANTIZATIONS
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import ALONE, Split
 from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.weights.dequantise import dequantise
@@ -106,7 +107,7 @@ def test_a_quantised_hybrid_answers_as_its_dequantised_weights_do(
 ):
     folder = made(name)
     card, tensors = read_card(folder), load_file(folder / "model.safetensors")
-    for each, form in card.formats(size, quantization).items():
+    for each, form in card.formats(Split.evenly(size), quantization).items():
         tensors[each] = dequantise(form, quantise(form, tensors[each]))
     save_file(tensors, tmp_path / "model.safetensors")
     for file in ("config.json", "tokenizer.json"):
@@ -128,12 +129,12 @@ def test_planned_bytes_of_a_hybrid_are_the_bytes_that_are_held(made, name):
     for quantization in (None, *QUANTIZATIONS):
         config = card.kept_in(quantization).config
         for size in (1, 2):
-            formats = card.formats(size, quantization)
+            formats = card.formats(Split.evenly(size), quantization)
             held = [
                 MODELS[card.family](config, RankGroup(rank, size), torch.bfloat16, formats).nbytes
                 for rank in range(size)
             ]
-            assert held == card.bytes_per_rank(size, "bfloat16", quantization)
+            assert held == card.bytes_per_rank(Split.evenly(size), "bfloat16", quantization)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -141,7 +142,7 @@ def test_what_states_and_routes_hang_on_stays_plain_in_every_quantisation(made, 
     card = read_card(made(name))
     matrices = {each for each, tensor in card.tensors.items() if len(tensor.shape) > 1}
     for quantization in QUANTIZATIONS:
-        plain = matrices - card.formats(1, quantization).keys()
+        plain = matrices - card.formats(ALONE, quantization).keys()
         assert {each.split(".")[-2] for each in plain} == PLAIN[name]
 
 
@@ -151,7 +152,7 @@ def test_a_hybrid_that_is_stored_in_blocks_of_fp8_has_the_logits_of_what_they_me
 ):
     """As they are published: what states hang on is left plain. Regions of heads begin within blocks."""
     oracle = quantised.write("fp8_blocks", tmp_path, MAKERS[name])
-    formats = read_card(tmp_path).formats(1)
+    formats = read_card(tmp_path).formats(ALONE)
     inputs = {each.split(".in_proj")[1] for each in formats if ".in_proj" in each}
     assert inputs == (
         {"_qkvz.weight"}

@@ -24,6 +24,7 @@ from tests.workers.simulation import END, STORM_STEPS, Run, Shape, Storm, group,
 from tests.workers.thread_ranks import Ranks
 from tests.workers.tiny_models import granite_hybrid, lfm2, qwen3, qwen3_5
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import WHOLE
 from workers.process.loop import make_scheduler as make_worker_scheduler
 from workers.sampling.sampler import Sampler
 from workers.scheduling import drafts
@@ -486,8 +487,8 @@ def test_the_logits_and_the_states_behind_guesses_are_planned(tiny, kind, name):
     card, overhead = read_card(tiny(name).folder), []
     for speculation in (None, "ngram"):
         settings = ModelSettings(id="some", speculation=speculation, max_sequences=2, max_step_tokens=32)
-        overhead.append(getattr(described(settings, card).need(settings), f"{kind}_overhead"))
-    kept = FREE_ROWS * card.config.guess_bytes(1)
+        overhead.append(getattr(described(settings, card).need(settings).ranks[0], f"{kind}_overhead"))
+    kept = FREE_ROWS * card.config.guess_bytes(WHOLE)
     assert bool(kept) == (name != "qwen3_tied")
     assert overhead[1] - overhead[0] >= (FREE_ROWS - 1) * card.config.vocab_size * 4 + kept
 

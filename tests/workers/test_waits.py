@@ -21,6 +21,7 @@ from tests.workers.engines import make_runner
 from workers.cache.paged import KVCache
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import WHOLE
 from workers.execution.model_runner import ModelRunner
 from workers.execution.overlap import LatestTokens
 from workers.kernels import grouped
@@ -71,8 +72,8 @@ def empty_runner(folder: str) -> ModelRunner:
     runner.stages = Stages((), config.norm_eps, Empty(torch.float32))
     runner.sampler = Sampler(config.vocab_size)
     runner.sampler.looks = False
-    groups = runner.card.cache_groups(1, "float32")
-    shapes = dict(enumerate(layer.shape_on_rank(1) for layer in config.layers))
+    groups = runner.card.cache_groups(WHOLE, "float32")
+    shapes = dict(enumerate(layer.shape_on_rank(WHOLE) for layer in config.layers))
     kind = {"dtype": torch.float32, "device": torch.device("cpu")}
     runner._attend_over(groups, KVCache(groups, shapes, pages=pages * len(groups), **kind), 0)
     runner.most_bytes = 1 << 60

@@ -15,9 +15,10 @@ from torch import Tensor
 from ipc.worker_messages import MemoryUse
 from tests.workers.engines import make_runner
 from tests.workers.recorded import launch
+from workers.checkpoints.shares import Split
 from workers.execution.model_runner import ModelRunner
 from workers.execution.outcome import Outcome
-from workers.parallel import RankGroup
+from workers.parallel import RankGroup, split_of
 from workers.step.engine import StepResult
 from workers.step.plan import StepPlan
 
@@ -45,9 +46,15 @@ class ThreadGroup(RankGroup):
     """A rank whose collectives are meetings; a step that is recorded has them in it."""
 
     def __init__(
-        self, rank: int, size: int, meeting: Meeting, device: str = "cpu", exact: bool = False
+        self,
+        rank: int,
+        size: int,
+        meeting: Meeting,
+        device: str = "cpu",
+        exact: bool = False,
+        split: Split | None = None,
     ) -> None:
-        super().__init__(rank, size, device, exact)
+        super().__init__(rank, size, device, exact, split)
         self.meet = meeting
 
     def _run(self, collective: Callable[..., object], *tensors: Tensor | list[Tensor] | None) -> None:
@@ -85,7 +92,7 @@ class Ranks:
         monkeypatch.setattr(
             RankGroup,
             "join",
-            lambda spec: ThreadGroup(spec.rank, size, self.meeting, spec.device, spec.exact),
+            lambda spec: ThreadGroup(spec.rank, size, self.meeting, spec.device, spec.exact, split_of(spec)),
         )
         self.ranks = [make_runner(folder, rank=rank, world_size=size, **changes) for rank in range(size)]
         for each in self.ranks:  # what a thread holds nobody can tell from what the others do

@@ -24,6 +24,7 @@ from workers.checkpoints.files import read_json, refuse
 from workers.checkpoints.gguf.splits import QUANTIZATION
 from workers.checkpoints.registry import FAMILIES
 from workers.checkpoints.safetensors import Tensor, read_header
+from workers.checkpoints.shares import Share
 from workers.checkpoints.stored_tensors import StoredTensor, WeightFile, weight_file
 
 CONFIG = "adapter_config.json"
@@ -99,13 +100,13 @@ class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
         """Names of what it stands beside, in the base, without `.weight`."""
         return [name.removesuffix(A) for name in self.tensors if name.endswith(A)]
 
-    def bytes_per_rank(self, base: ModelCard, world_size: int, dtype: Dtype) -> int:
-        """Bytes that it takes on each rank."""
+    def bytes_on_rank(self, base: ModelCard, share: Share, dtype: Dtype) -> int:
+        """Bytes that it takes on a rank."""
         elements = 0
         for name, tensor in self.tensors.items():
             weight = base.tensors[f"{name.removesuffix(A).removesuffix(B)}.weight"]
             shared = weight.sharing if (weight.sharing == "columns") == name.endswith(A) else "none"
-            elements += TensorSpec(name, tensor.shape, shared).elements_on_rank(base.config, world_size)
+            elements += TensorSpec(name, tensor.shape, shared).elements_on_rank(base.config, share)
         return elements * DTYPE_BYTES[dtype]
 
 

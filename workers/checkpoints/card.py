@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.layers import Layer
 from workers.checkpoints.model_config import ModelConfig
+from workers.checkpoints.shares import Share, Split
 from workers.checkpoints.stored_tensors import StoredTensor, WeightFile
 from workers.checkpoints.vectors.modules import Embedder
 from workers.checkpoints.vectors.purpose import Purpose
@@ -37,7 +39,7 @@ from workers.checkpoints.vectors.stages import Pooling, Stage
 from workers.checkpoints.vision import Vision
 
 DTYPE_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
-MOST_RANKS = 8  # of which `check_ranks` tells what would work
+MOST_RANKS = 8  # of which `check_split` tells what would work
 
 
 class _Kind(NamedTuple):
@@ -97,9 +99,9 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return self.config.layers
 
     def cache_groups(
-        self, world_size: int, dtype: Dtype | None = None, kv_cache_dtype: KVCacheDtype | None = None
+        self, share: Share, dtype: Dtype | None = None, kv_cache_dtype: KVCacheDtype | None = None
     ) -> list[CacheGroup]:
-        """The layers in groups whose pages are alike, in bytes of each rank; `dtype` None is its own.
+        """The layers in groups whose pages are alike, in bytes of a rank; `dtype` None is its own.
 
         Raises:
             CortexError: MODEL_LOAD_FAILED, it keeps nothing that could be kept in `kv_cache_dtype`.
@@ -114,8 +116,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             return []
         itemsize = DTYPE_BYTES[dtype or self.dtype]
         return group_layers(
-            [layer.on_rank(world_size, itemsize, kv_cache_dtype) for layer in self.layers],
-            [layer.beside_on_rank(world_size) for layer in self.layers],
+            [layer.on_rank(share, itemsize, kv_cache_dtype) for layer in self.layers],
+            [layer.beside_on_rank(share) for layer in self.layers],
         )
 
     @property
@@ -160,24 +162,24 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return any("think" in template.lower() for template in self.chat_templates.values())
 
     def bytes_per_rank(
-        self, world_size: int, dtype: Dtype | None = None, quantization: Quantization | None = None
+        self, split: Split, dtype: Dtype | None = None, quantization: Quantization | None = None
     ) -> list[int]:
         """Bytes of weights on each rank, exactly; `dtype` None is the checkpoint's own."""
-        self.check_ranks(world_size)
+        self.check_split(split)
         model, itemsize = self.kept_in(quantization).config, DTYPE_BYTES[dtype or self.dtype]
-        formats = self._formats(world_size, quantization)
+        formats = self._formats(split, quantization)
 
         experts = model.experts
-        are_whole = experts is not None and experts.whole_on(world_size)
+        are_whole = experts is not None and experts.whole_in(split.parts)
 
-        def bytes_of(rank: int) -> int:
+        def bytes_of(share: Share) -> int:
             total = 0
             for kind, form in zip(self._alike, formats, strict=True):
                 if are_whole and kind.experts:
                     shape = self.tensors[kind.first].shape
-                    count = sum(kind.experts[number] for number in experts.share(rank, world_size))
+                    count = sum(kind.experts[number] for number in experts.of(share))
                 else:
-                    shape, count = self._on_rank(kind.first, model, world_size, rank), len(kind.names)
+                    shape, count = self._on_rank(kind.first, model, share), len(kind.names)
                 if form is not None:
                     each = shape[0] * FORMATS[form].row_bytes(shape[1])
                 else:
@@ -186,9 +188,9 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 total += count * each
             return total
 
-        if self.vision is not None or are_whole:
-            return [bytes_of(rank) for rank in range(world_size)]
-        return [bytes_of(0)] * world_size
+        if self.vision is not None or are_whole or not split.even:
+            return [*map(bytes_of, split.shares())]
+        return [bytes_of(split.share(0))] * split.ranks
 
     def kept_in(self, quantization: Quantization | None) -> ModelCard:
         """The same model, whose experts know in what blocks they are kept once they are quantised: whole ones
@@ -205,7 +207,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         vars(kept)["_alike"] = self._alike  # for its tensors are the same
         return kept
 
-    def formats(self, world_size: int, quantization: Quantization | None = None) -> Formats:
+    def formats(self, split: Split, quantization: Quantization | None = None) -> Formats:
         """The block formats in which ranks keep weights, by name; all others are in the type of the model.
 
         Weights of products and of the embedding stay as they are stored, in blocks, but for an embedding with
@@ -217,15 +219,15 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             CortexError: MODEL_LOAD_FAILED, the ranks would share columns that are not whole blocks.
         """
         found: dict[str, str] = {}
-        for kind, form in zip(self._alike, self._formats(world_size, quantization), strict=True):
+        for kind, form in zip(self._alike, self._formats(split, quantization), strict=True):
             found |= dict.fromkeys(kind.names, form) if form is not None else {}
         formats = Formats({name: found[name] for name in self.tensors if name in found})
         formats.orders = {name: order for name in formats if (order := self.tensors[name].order)}
         return formats
 
-    def formats_of_kinds(self, world_size: int, quantization: Quantization | None = None) -> dict[str, str]:
+    def formats_of_kinds(self, split: Split, quantization: Quantization | None = None) -> dict[str, str]:
         """The same of one weight of each kind, the embedding among them; raises as `formats`."""
-        each = zip(self._alike, self._formats(world_size, quantization), strict=True)
+        each = zip(self._alike, self._formats(split, quantization), strict=True)
         return {kind.first: form for kind, form in each if form is not None}
 
     @cached_property
@@ -244,19 +246,18 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 kind.experts[number] += 1
         return list(found.values())
 
-    def _formats(self, world_size: int, quantization: Quantization | None) -> list[str | None]:
+    def _formats(self, split: Split, quantization: Quantization | None) -> list[str | None]:
         """What `formats` says of each of `_alike`; None: the type of the model."""
         model = self.kept_in(quantization).config
         names = [kind.first for kind in self._alike]
         return [
-            self._format(name, self._on_rank(name, model, world_size), world_size, quantization)
-            for name in names
+            self._format(name, self._on_rank(name, model, split.part), split, quantization) for name in names
         ]
 
     def _format(
-        self, name: str, shape: tuple[int, ...], world_size: int, quantization: Quantization | None
+        self, name: str, shape: tuple[int, ...], split: Split, quantization: Quantization | None
     ) -> str | None:
-        """The same of a tensor, of which a rank has `shape`."""
+        """The same of a tensor, of which each part has `shape`."""
         tensor = self.tensors[name]
         if len(shape) != 2 or tensor.sharing in NEVER_IN_BLOCKS:
             return None
@@ -264,57 +265,65 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         if tensor.order and vocabulary and name != HEAD:
             return None  # it is looked up, not multiplied: its columns have to be where they are
         together, delta = shape[1], self.config.delta
-        if delta is not None and delta.tiled and world_size > 1 and name.endswith(DELTA_OUTPUT):
+        if delta is not None and delta.tiled and split.parts > 1 and name.endswith(DELTA_OUTPUT):
             together //= delta.value_heads // delta.key_heads  # of each tile a rank has some
         if tensor.dtype in PLAIN:
             layers = self.config.num_layers
             return quantization and at_load(quantization, name, layers, together, vocabulary)
-        self._check_blocks(name, together, world_size)
+        self._check_blocks(name, together, split)
         if tensor.order:
-            self._check_order(name, shape[1], world_size)
+            self._check_order(name, shape[1], split)
         return tensor.dtype
 
-    def _on_rank(self, name: str, model: ModelConfig, world_size: int, rank: int = 0) -> tuple[int, ...]:
+    def _on_rank(self, name: str, model: ModelConfig, share: Share) -> tuple[int, ...]:
         tensor = self.tensors[name]
-        return TensorSpec(name, tensor.shape, tensor.sharing).shape_on_rank(model, world_size, rank)
+        return TensorSpec(name, tensor.shape, tensor.sharing).shape_on_rank(model, share)
 
-    def _check_blocks(self, name: str, columns: int, world_size: int) -> None:
+    def _check_blocks(self, name: str, columns: int, split: Split) -> None:
         form = FORMATS[self.tensors[name].dtype]
         if columns % form.elements:
             raise CortexError(
                 Code.MODEL_LOAD_FAILED,
-                f"{self.folder} cannot be split into {world_size} ranks: {name!r} is {form.name}, in blocks "
+                f"{self.folder} cannot be split into {split}: {name!r} is {form.name}, in blocks "
                 f"of {form.elements}, and each rank would have {columns} of its columns. Fewer ranks work",
             )
 
-    def _check_order(self, name: str, columns: int, world_size: int) -> None:
+    def _check_order(self, name: str, columns: int, split: Split) -> None:
         if columns < self.tensors[name].shape[1] and number_of(name) is not None:
             raise CortexError(
                 Code.MODEL_LOAD_FAILED,
-                f"{self.folder} cannot be split into {world_size} ranks: the columns of an expert's {name!r} "
+                f"{self.folder} cannot be split into {split}: the columns of an expert's {name!r} "
                 "are in groups out of order, and ranks would share them. Fewer ranks work",
             )
 
     def kv_bytes_per_token(
-        self, world_size: int, dtype: Dtype | None = None, kv_cache_dtype: KVCacheDtype | None = None
+        self, share: Share, dtype: Dtype | None = None, kv_cache_dtype: KVCacheDtype | None = None
     ) -> int:
-        """Bytes that one token takes on each rank, in all layers that still see it."""
-        groups = self.cache_groups(world_size, dtype, kv_cache_dtype)
+        """Bytes that one token takes on a rank, in all layers that still see it."""
+        groups = self.cache_groups(share, dtype, kv_cache_dtype)
         return sum(group.bytes_per_token for group in groups)
 
-    def check_ranks(self, world_size: int) -> None:
-        """See that the model splits into so many ranks.
+    def splits_into(self, split: Split, quantization: Quantization | None = None) -> bool:
+        """Whether ranks can share the model so, as its weights are kept."""
+        with suppress(CortexError):
+            self.check_split(split)
+            self._formats(split, quantization)
+            return True
+        return False
+
+    def check_split(self, split: Split) -> None:
+        """See that the ranks can share the model so.
 
         Raises:
             CortexError: MODEL_LOAD_FAILED, naming the numbers of ranks that work.
         """
         model = self.config
-        if not model.splits_into(world_size):
-            works = [str(n) for n in range(1, MOST_RANKS + 1) if model.splits_into(n)]
+        if not model.splits_into(split):
+            works = [str(n) for n in range(1, MOST_RANKS + 1) if model.splits_into(Split.evenly(n))]
             heads = " or ".join(map(str, model.head_counts))
             raise CortexError(
                 Code.MODEL_LOAD_FAILED,
-                f"{self.folder} cannot be split into {world_size} ranks: it has {heads} attention "
+                f"{self.folder} cannot be split into {split}: it has {heads} attention "
                 f"heads, {model.num_kv_heads} KV heads and an intermediate size of "
                 f"{model.intermediate_size}{_of_experts(model)}{_of_states(model)}. "
                 f"What works: {', '.join(works)}",

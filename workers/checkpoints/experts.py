@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from workers.checkpoints.shares import Share
+
 _OWN = re.compile(r"\.experts\.(\d+)\.")
 
 
@@ -50,25 +52,26 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
     averaged: bool = False  # what comes of both is halved
     shared_gate: bool = False  # a number for each token, that what comes of it is multiplied with
 
-    def whole_on(self, world_size: int) -> bool:
-        """Whether each rank holds some of the experts, and those whole.
+    def whole_in(self, parts: int) -> bool:
+        """Whether each of so many parts has some of the experts, and those whole.
 
-        Else it holds its part of every expert, which is what ranks do where they can: so all read as much
+        Else it has its part of every expert, which is what ranks do where they can: so each reads its share
         for each token. Of whole experts one rank may have more of those that a token chose than another, and
         the slowest is waited for (with 8 of 128 on two ranks: 5.1 on average, and not 4). Both take one sum
         over the ranks a block, of the same size.
         """
-        parts = self.intermediate_size % (world_size * self.block) == 0
-        return world_size > 1 and not parts and self.count >= world_size
+        divides = self.intermediate_size % (parts * self.block) == 0
+        return parts > 1 and not divides and self.count >= parts
 
-    def share(self, rank: int, world_size: int) -> range:
-        """The experts of a rank that holds them whole; ranks may differ by one."""
-        return range(rank * self.count // world_size, (rank + 1) * self.count // world_size)
+    def of(self, share: Share) -> range:
+        """The experts of a rank that has them whole; parts may differ by one."""
+        ends = share.first, share.first + share.count
+        return range(*(end * self.count // share.parts for end in ends))
 
-    def splits_into(self, world_size: int) -> bool:
-        """Whether they can be spread over so many ranks, as far as sizes say."""
-        each = self.intermediate_size % world_size == 0 or self.whole_on(world_size)
-        return each and self.shared_size % world_size == 0
+    def splits_into(self, parts: int) -> bool:
+        """Whether they can be divided so, as far as sizes say."""
+        each = self.intermediate_size % parts == 0 or self.whole_in(parts)
+        return each and self.shared_size % parts == 0
 
 
 def number_of(name: str) -> int | None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from workers.checkpoints.experts import number_of
-from workers.checkpoints.layers import kv_heads_on_rank
 from workers.checkpoints.model_config import ModelConfig
 from workers.checkpoints.safetensors import Tensor
+from workers.checkpoints.shares import Share
 from workers.checkpoints.vectors.stages import Pooling, Stage
 
 Classifier = tuple[Pooling, tuple[Stage, ...]]
@@ -39,7 +39,7 @@ NEVER_IN_BLOCKS: frozenset[Sharing] = frozenset(
 class TensorSpec(NamedTuple):
     """A tensor that a model must have, and how ranks share it.
 
-    `rows` and `columns`: equal parts. `kv_rows`: by KV head, of which several ranks may hold the same one.
+    `rows` and `columns`: each its parts. `kv_rows`: by KV head, of which several ranks may hold the same one.
     `full_kv_rows`: the same, where layers that see all tokens have heads of their own. `qkv_rows`: `rows`,
     and below them two times `kv_rows`. `plain_rows`: `rows` that are never in blocks; `wide_rows`: such in
     float32. `mamba_rows`: of all that a layer of Mamba-2 projects, by head and by group (`Mamba`);
@@ -53,37 +53,37 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
     sharing: Sharing
 
-    def shape_on_rank(self, model: ModelConfig, world_size: int, rank: int = 0) -> tuple[int, ...]:
-        """The part that a rank holds. The ranks hold equal parts, but for experts that stay whole."""
+    def shape_on_rank(self, model: ModelConfig, share: Share) -> tuple[int, ...]:
+        """The part that a rank holds."""
         first, *rest = self.shape
         if self.sharing == "first":
-            return self.shape if rank == 0 else (0, *rest)
+            return self.shape if share.first == 0 else (0, *rest)
         experts, number = model.experts, number_of(self.name)
-        if experts is not None and number is not None and experts.whole_on(world_size):
-            return self.shape if number in experts.share(rank, world_size) else (0, *rest)
+        if experts is not None and number is not None and experts.whole_in(share.parts):
+            return self.shape if number in experts.of(share) else (0, *rest)
         match self.sharing:
             case "none" | "wide":
                 return self.shape
             case "columns":
-                return first, rest[0] // world_size
+                return first, share.of(rest[0])
             case "kv_rows":
-                heads = kv_heads_on_rank(model.num_kv_heads, world_size)
+                heads = share.kv_heads(model.num_kv_heads)
                 return heads * model.head_dim, *rest
             case "full_kv_rows":
                 layer = next(layer for layer in model.layers if layer.kind == "full")
-                return kv_heads_on_rank(layer.kv_heads, world_size) * layer.head_dim, *rest
+                return share.kv_heads(layer.kv_heads) * layer.head_dim, *rest
             case "qkv_rows":
-                heads = model.num_heads // world_size + 2 * kv_heads_on_rank(model.num_kv_heads, world_size)
+                heads = share.of(model.num_heads) + 2 * share.kv_heads(model.num_kv_heads)
                 return heads * model.head_dim, *rest
             case "mamba_rows":
-                return model.mamba.on_rank(world_size).projected, *rest
+                return model.mamba.on_rank(share).projected, *rest
             case "mamba_channels":
-                return model.mamba.on_rank(world_size).channels, *rest
-        return -(-first // world_size), *rest
+                return model.mamba.on_rank(share).channels, *rest
+        return share.of(first), *rest
 
-    def elements_on_rank(self, model: ModelConfig, world_size: int) -> int:
-        """Elements that each rank holds."""
-        return math.prod(self.shape_on_rank(model, world_size))
+    def elements_on_rank(self, model: ModelConfig, share: Share) -> int:
+        """Elements of that part."""
+        return math.prod(self.shape_on_rank(model, share))
 
 
 MTP_HEAD = "a head that predicts several tokens at once, which `speculation: mtp` uses"

@@ -9,6 +9,7 @@ import msgspec
 from ipc.model_settings import KVCacheDtype
 from ipc.worker_messages import CacheKind
 from workers.checkpoints.caches import SCALE_BYTES, LayerCache
+from workers.checkpoints.shares import Share
 
 STATE_BYTES = 4  # of an element of a recurrent state: float32, whatever the weights are
 
@@ -55,39 +56,34 @@ class Layer(msgspec.Struct, frozen=True, array_like=True):
         return self.kind != "nothing" and self.keys_of is None
 
     def on_rank(
-        self, world_size: int, itemsize: int, kv_cache_dtype: KVCacheDtype | None = None
+        self, share: Share, itemsize: int, kv_cache_dtype: KVCacheDtype | None = None
     ) -> LayerCache | None:
-        """The same in bytes of each rank, where an element of keys and values takes `itemsize`; unless they
+        """The same in bytes of a rank, where an element of keys and values takes `itemsize`; unless they
         are kept in 8 bits."""
         if not self.keeps:
             return None
         return LayerCache(
             self.kind,
             window=self.window or 0,
-            bytes_per_token=self.shape_on_rank(world_size).bytes_per_token(itemsize, kv_cache_dtype),
-            bytes_per_sequence=self.state_on_rank(world_size) * STATE_BYTES if self.kind == "state" else 0,
+            bytes_per_token=self.shape_on_rank(share).bytes_per_token(itemsize, kv_cache_dtype),
+            bytes_per_sequence=self.state_on_rank(share) * STATE_BYTES if self.kind == "state" else 0,
             in_order=self.in_order,
         )
 
-    def beside_on_rank(self, world_size: int) -> LayerCache | None:
+    def beside_on_rank(self, share: Share) -> LayerCache | None:
         """The same of a state beside keys and values."""
         if self.kind == "state" or not self.state_size:
             return None
-        return LayerCache("state", bytes_per_sequence=self.state_on_rank(world_size) * STATE_BYTES)
+        return LayerCache("state", bytes_per_sequence=self.state_on_rank(share) * STATE_BYTES)
 
-    def state_on_rank(self, world_size: int) -> int:
+    def state_on_rank(self, share: Share) -> int:
         """Elements of a sequence's state."""
-        groups = kv_heads_on_rank(self.state_groups, world_size) if self.state_groups else 0
-        return -(-self.state_size // world_size) + groups * self.group_size
+        groups = share.kv_heads(self.state_groups) if self.state_groups else 0
+        return share.of(self.state_size) + groups * self.group_size
 
-    def shape_on_rank(self, world_size: int) -> PageShape:
+    def shape_on_rank(self, share: Share) -> PageShape:
         """Of what it keeps of a token."""
         if self.kind == "latent":
             return PageShape(1, 1, self.latent_size)
-        heads = kv_heads_on_rank(self.kv_heads, world_size) if self.kv_heads else 0
+        heads = share.kv_heads(self.kv_heads) if self.kv_heads else 0
         return PageShape(2, heads, self.head_dim)
-
-
-def kv_heads_on_rank(kv_heads: int, world_size: int) -> int:
-    """KV heads of each rank: a part of them, or a copy of one."""
-    return max(1, kv_heads // world_size)

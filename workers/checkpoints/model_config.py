@@ -13,6 +13,7 @@ import msgspec
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.layers import Layer
 from workers.checkpoints.rope import Rope
+from workers.checkpoints.shares import WHOLE, Share, Split
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "xielu"]
 
@@ -75,15 +76,15 @@ class DeltaNet(msgspec.Struct, frozen=True):
         """What comes of a token: heads, and the size of each."""
         return self.value_heads, self.value_dim
 
-    def on_rank(self, world_size: int) -> DeltaNet:
-        """The heads of each rank."""
+    def on_rank(self, share: Share) -> DeltaNet:
+        """The heads of a rank."""
         return msgspec.structs.replace(
-            self, key_heads=self.key_heads // world_size, value_heads=self.value_heads // world_size
+            self, key_heads=share.of(self.key_heads), value_heads=share.of(self.value_heads)
         )
 
-    def splits_into(self, world_size: int) -> bool:
-        """Whether ranks can have equal numbers of key heads, each with its value heads."""
-        return self.key_heads % world_size == 0
+    def splits_into(self, split: Split) -> bool:
+        """Whether the parts can have equal numbers of key heads, each with its value heads."""
+        return self.key_heads % split.parts == 0
 
 
 class Mamba(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,15 +143,13 @@ class Mamba(msgspec.Struct, frozen=True, kw_only=True):
         """What comes of a token: heads, and the size of each."""
         return self.heads, self.head_dim
 
-    def on_rank(self, world_size: int) -> Mamba:
-        """The heads of each rank, with their groups, of which several ranks may have the same one."""
-        groups = max(1, self.groups // world_size)
-        return msgspec.structs.replace(self, heads=self.heads // world_size, groups=groups)
+    def on_rank(self, share: Share) -> Mamba:
+        """The heads of a rank, with their groups, of which several ranks may have the same one."""
+        return msgspec.structs.replace(self, heads=share.of(self.heads), groups=share.kv_heads(self.groups))
 
-    def splits_into(self, world_size: int) -> bool:
-        """Whether ranks can have equal numbers of heads, of whole groups or of one."""
-        wide, narrow = self.groups % world_size == 0, world_size % self.groups == 0
-        return self.heads % world_size == 0 and (wide or narrow)
+    def splits_into(self, split: Split) -> bool:
+        """Whether the parts can have equal numbers of heads, of whole groups or of one."""
+        return self.heads % split.parts == 0 and split.divides_kv(self.groups)
 
 
 class ShortConvolution(msgspec.Struct, frozen=True):
@@ -166,13 +165,13 @@ class ShortConvolution(msgspec.Struct, frozen=True):
         """Elements that a layer keeps of a sequence."""
         return (self.kernel - 1) * self.channels
 
-    def on_rank(self, world_size: int) -> ShortConvolution:
-        """The channels of each rank."""
-        return msgspec.structs.replace(self, channels=self.channels // world_size)
+    def on_rank(self, share: Share) -> ShortConvolution:
+        """The channels of a rank."""
+        return msgspec.structs.replace(self, channels=share.of(self.channels))
 
-    def splits_into(self, world_size: int) -> bool:
-        """Whether ranks can have equal numbers of channels."""
-        return self.channels % world_size == 0
+    def splits_into(self, split: Split) -> bool:
+        """Whether the parts can have equal numbers of channels."""
+        return self.channels % split.parts == 0
 
 
 StateShape = DeltaNet | Mamba | ShortConvolution
@@ -354,7 +353,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         """Numbers of layers of which each other one is like one, and of those whose keys they read."""
         first: dict[object, int] = {}
         for number, layer in enumerate(self.layers[: self.num_layers]):
-            shape, has_experts = layer.shape_on_rank(1), self.experts and number in self.experts.layers
+            shape, has_experts = layer.shape_on_rank(WHOLE), self.experts and number in self.experts.layers
             kind = (
                 shape,
                 has_experts,
@@ -387,12 +386,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             for number, layer in enumerate(self.layers)
         )
 
-    def guess_bytes(self, world_size: int) -> int:
+    def guess_bytes(self, share: Share) -> int:
         """What layers with a state keep on a rank of a token that may have to be taken back, in float32 at
         most: what goes into their convolutions, and what changes matrices besides."""
         if self.state is None:
             return 0
-        state = self.state.on_rank(world_size)
+        state = self.state.on_rank(share)
         numbers = state.channels
         if not isinstance(
             state, ShortConvolution
@@ -400,18 +399,18 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             numbers += state.channels + 2 * state.results[0]
         return 4 * numbers * sum(layer.state_size > 0 for layer in self.layers)
 
-    def splits_into(self, world_size: int) -> bool:
-        """Whether the model can be spread over so many ranks."""
-        experts = self.experts
+    def splits_into(self, split: Split) -> bool:
+        """Whether the model can be shared so."""
+        experts, parts = self.experts, split.parts
+        kv_heads = {self.num_kv_heads, *(layer.kv_heads or parts for layer in self.layers)}
         return (
-            world_size >= 1
-            and all(heads % world_size == 0 for heads in self.head_counts)
-            and (not self.has_mlps or not any(size % world_size for size in self.inner_sizes))
-            and (experts is None or experts.splits_into(world_size))
-            and (not self.mtp or 2 * self.hidden_size % world_size == 0)
-            and (self.state is None or self.state.splits_into(world_size))
-            and all(
-                heads % world_size == 0 or world_size % heads == 0
-                for heads in {self.num_kv_heads, *(layer.kv_heads or world_size for layer in self.layers)}
-            )
+            parts >= 1
+            and all(heads % parts == 0 for heads in self.head_counts)
+            and (not self.has_mlps or not any(size % parts for size in self.inner_sizes))
+            and (experts is None or experts.splits_into(parts))
+            and (not self.mtp or 2 * self.hidden_size % parts == 0)
+            and (self.state is None or self.state.splits_into(split))
+            and all(map(split.divides_kv, kv_heads))
+            # all layers are shared alike, so that ranks agree which of them can have pages together
+            and (split.even or len({heads % parts == 0 for heads in kv_heads}) == 1)
         )

@@ -57,7 +57,7 @@ class EncoderRunner:
         spec, config = self.spec, self.card.config
         dtype, device = getattr(torch, spec.dtype), torch.device(spec.device)
         self.group = join(spec, self.card)
-        formats = self.card.formats(spec.world_size, spec.quantization)
+        formats = self.card.formats(self.group.split, spec.quantization)
         self.model = MODELS[self.card.family](config, self.group, dtype, formats)
         self.stages = Stages(self.card.stages, config.norm_eps, Empty(dtype, device))
         weights = self.model.nbytes + self.stages.nbytes

@@ -13,7 +13,7 @@ from workers.execution.device import check_builds, check_type, is_out_of_memory,
 from workers.execution.small_sums import small_sums
 from workers.models.decoder import Decoder
 from workers.models.encoder import Encoder
-from workers.parallel import RankGroup
+from workers.parallel import RankGroup, split_of
 from workers.step.engine import Loaded, OutOfDeviceMemory
 from workers.weights import parking
 from workers.weights.loader import Shard
@@ -47,7 +47,7 @@ def join(spec: WorkerSpec, card: ModelCard) -> RankGroup:
     Raises:
         CortexError: MODEL_LOAD_FAILED, the model does not divide over the ranks, or is not for this device.
     """
-    card.check_ranks(spec.world_size)
+    card.check_split(split_of(spec))
     device = torch.device(spec.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -129,7 +129,7 @@ class ModelRunner:
         device = torch.device(spec.device)
         config = self.card.config.at_context(spec.context_length)
         self.group = join(spec, self.card)
-        formats = self.card.formats(spec.world_size, spec.quantization)
+        formats = self.card.formats(self.group.split, spec.quantization)
         self.model = MODELS[self.card.family](config, self.group, dtype, formats)
         if config.mtp:
             self.mtp = MtpHead(self.model, config, self.group, Empty(dtype, self.group.device, formats))
@@ -163,8 +163,8 @@ class ModelRunner:
             weights: bytes.
         """
         spec = self.spec
-        groups = self.card.cache_groups(spec.world_size, spec.dtype, spec.kv_cache_dtype)
-        shapes = dict(enumerate(layer.shape_on_rank(spec.world_size) for layer in config.layers))
+        groups = self.card.cache_groups(self.group.mine, spec.dtype, spec.kv_cache_dtype)
+        shapes = dict(enumerate(layer.shape_on_rank(self.group.mine) for layer in config.layers))
         kind = {"dtype": dtype, "device": self.group.device, "kv_cache_dtype": spec.kv_cache_dtype}
         pool = partial(KVCache, shapes=shapes, **kind)
         used = self._probe(config, pool, weights)
@@ -260,7 +260,7 @@ class ModelRunner:
         sizes = dict.fromkeys(named, spec.max_step_tokens)
         self.states: StateBackend | None = None
         if config.state is not None:
-            state, layers = config.state.on_rank(spec.world_size), groups[-1].layers
+            state, layers = config.state.on_rank(self.group.mine), groups[-1].layers
             self.state_cache = StateCache(layers, state, states=states + padded, device=self.group.device)
             group = len(groups) - 1
             self.states = states_over(self.state_cache, group, spec.max_step_tokens, spec.exact)
@@ -311,10 +311,11 @@ class ModelRunner:
         most = took.most
         if device == "cpu":  # the kernels that it made are some of those that are booked
             most = again.most + max(self.sampler.nbytes, took.left - KERNEL_BYTES)
-        most = -self.group.least(-most)  # the ranks do the same: what one of them took, each may come to take
+        if self.group.split.even:  # the ranks do the same: what one of them took, each may come to take
+            most = -self.group.least(-most)
         if self.spec.speculation is not None:  # rows of guesses, which that step has none of
             most += (FREE_ROWS - 1) * self.model.vocab_size * (8 + getattr(torch, self.spec.dtype).itemsize)
-            most += FREE_ROWS * self.card.config.guess_bytes(self.group.size)
+            most += FREE_ROWS * self.card.config.guess_bytes(self.group.mine)
         kept = KERNEL_BYTES if device == "cpu" else GRAPH_BYTES + 4 * self._most_rows * self.model.vocab_size
         if self.sight is not None:  # no image was looked at
             kind, itemsize = self.group.device.type, self.sight.dtype.itemsize

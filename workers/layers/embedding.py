@@ -15,12 +15,12 @@ from workers.weights.loader import Slice
 
 
 class VocabularySlice:
-    """Which tokens a rank holds. The last ranks' slices are padded where the ranks do not divide it."""
+    """Which tokens a rank holds. The last slices are padded where the parts do not divide it."""
 
     def __init__(self, size: int, group: RankGroup) -> None:
         self.size, self.group = size, group
-        self.slice = -(-size // group.size)  # rows on every rank, padding included
-        self.first = min(group.rank * self.slice, size)
+        self.slice = group.mine.of(size)  # rows on this rank, padding included
+        self.first = min(group.mine.first * (self.slice // group.mine.count), size)
         self.num_real = min(self.slice, size - self.first)
 
     def weight(self, name: str, hidden_size: int, empty: Empty) -> Weight:  # [slice, hidden]

@@ -138,6 +138,9 @@ class WholeNorm:
         self.sizes = [count * head_dim for count in heads]
         self.shares = [group.share(heads[0]), group.share_kv(heads[1])]
         self.weights = [empty(len(share), head_dim) for share in self.shares]
+        # elements whose squares all ranks together add up: some have the same key heads
+        kv_heads = sum(share.kv_heads(heads[1]) for share in group.split.shares())
+        self.counted = [heads[0] * head_dim, kv_heads * head_dim]
 
     def pieces(self) -> Iterator[Slice]:
         for name, size, share, weight in zip(self.names, self.sizes, self.shares, self.weights, strict=True):
@@ -147,9 +150,6 @@ class WholeNorm:
         parts = x.split([len(share) for share in self.shares], dim=1)
         sums = torch.stack([part.square().sum(dim=(1, 2)) for part in parts])
         sums = self.group.all_reduce(sums)
-        for part, weight, square, size, share in zip(
-            parts, self.weights, sums, self.sizes, self.shares, strict=True
-        ):
-            copies = self.group.size * len(share) * weight.shape[1] // size  # ranks that have the same heads
-            part.mul_(square.div(copies * size).add_(self.eps).rsqrt_()[:, None, None]).mul_(weight)
+        for part, weight, square, size in zip(parts, self.weights, sums, self.counted, strict=True):
+            part.mul_(square.div(size).add_(self.eps).rsqrt_()[:, None, None]).mul_(weight)
         return x

@@ -91,7 +91,7 @@ class Beside(NamedTuple):
 
 
 class MixtureOfExperts:
-    """Every rank has its rows of every expert, or some experts whole (`Experts.whole_on`): either way what
+    """Every rank has its rows of every expert, or some experts whole (`Experts.whole_in`): either way what
     the ranks have adds up to the sum over a token's experts, and that is summed over the ranks once.
 
     Args:
@@ -115,8 +115,8 @@ class MixtureOfExperts:
         self.opening = Gates.of(how, experts.interleaved) if config.gates else None
         self.interleaved, self.weighs_inputs = experts.interleaved, experts.weighs_inputs
         self.router = router(f"{name}.{experts.router}", experts, hidden, group, empty)
-        whole = experts.whole_on(group.size)
-        self.mine = experts.share(group.rank, group.size) if whole else range(experts.count)
+        whole = experts.whole_in(group.mine.parts)
+        self.mine = experts.of(group.mine) if whole else range(experts.count)
         each = RankGroup(device=group.device) if whole else group  # that has an expert to share
         inner, share = experts.intermediate_size, each.share(experts.intermediate_size)
 

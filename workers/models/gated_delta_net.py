@@ -36,7 +36,7 @@ class GatedDeltaNet:
         self.name, self.number, self.whole, self.exact = name, number, whole, False
         self.eps = config.norm_eps if whole.norm_eps is None else whole.norm_eps
         self.mine, self.mine_values = group.share(whole.key_heads), group.share(whole.value_heads)
-        self.delta = mine = whole.on_rank(group.size)
+        self.delta = mine = whole.on_rank(group.mine)
         self.sizes = (mine.channels, mine.value_heads * mine.value_dim, mine.value_heads, mine.value_heads)
         self.projections = ColumnParallel(
             [*self._grouped()] if whole.grouped else [*self._one_by_one()], hidden, False, empty

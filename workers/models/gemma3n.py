@@ -243,8 +243,9 @@ class SparseMLP(MLP):
         mean = wide.mean(dim=1, keepdim=True)
         square = torch.linalg.vector_norm(wide, dim=1, keepdim=True).square_().div_(inner)
         if self.group.size > 1:
-            both = self.group.all_reduce(torch.cat((mean, square), dim=1)).div_(self.group.size)
-            mean, square = both.split(1, dim=1)
+            mine = self.group.mine
+            both = torch.cat((mean, square), dim=1).mul_(mine.count / mine.parts)
+            mean, square = self.group.all_reduce(both).split(1, dim=1)
         deviation = (square - mean.square()).clamp_(min=0).sqrt_()
         gate_up[:, :inner] = wide.sub_(mean + deviation * self.deviations).clamp_(min=0)
 

@@ -30,7 +30,7 @@ class Mamba2:
         whole, hidden = config.mamba, config.hidden_size
         self.name, self.number, self.whole, self.eps, self.exact = name, number, whole, config.norm_eps, False
         self.group, self.mine, self.my_groups = group, group.share(whole.heads), group.share_kv(whole.groups)
-        mine = whole.on_rank(group.size)
+        mine = whole.on_rank(group.mine)
         self.sizes = (mine.inner, mine.channels, mine.heads)
         projections = [(f"{name}.in_proj", whole.projected, rows) for rows in self._regions()]
         self.projections = ColumnParallel(projections, hidden, whole.bias, empty)

@@ -1,0 +1,133 @@
+"""Ranks on unlike cards share a model by what their cards can do."""
+
+from dataclasses import replace
+
+import pytest
+
+from ipc.errors import CortexError
+from neuron.config import ModelSettings
+from neuron.description import described
+from neuron.memory.fit import find_fit
+from neuron.memory.need import Need, uneven
+from tests.workers.tiny_models import qwen3
+from workers.checkpoints.card import ModelCard
+from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import Split
+
+GIB = 1 << 30
+RATES = {"cuda:0": 1008 * 10**9, "cuda:1": 1792 * 10**9, "cuda:2": 360 * 10**9}  # 4090, 5090, 3060
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory) -> ModelCard:
+    """Of a model with eight key heads, most of which are products."""
+    folder = tmp_path_factory.mktemp("eight")
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": 8192,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+    }
+    qwen3(**sizes, max_position_embeddings=2048).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return read_card(folder)
+
+
+def need_of(card: ModelCard, ranks: int = 2, **settings) -> Need:
+    settings = ModelSettings(id="m", ranks=ranks, max_sequences=1, **settings)
+    return replace(described(settings, card).need(settings, {"cpu": 0, "cuda": 0}), rates=RATES)
+
+
+def test_all_ways_are_there_once():
+    assert [split.counts for split in uneven(2)] == [
+        (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (2, 3), (3, 2), (4, 1), (1, 5), (5, 1),
+        *((count, 7 - count) for count in range(1, 7)), (1, 7), (3, 5), (5, 3), (7, 1),
+    ]  # fmt: skip
+    assert all(
+        len({split.counts for split in uneven(ranks)}) == len([*uneven(ranks)]) for ranks in range(2, 9)
+    )
+    assert not [*uneven(1), *uneven(8)]
+
+
+@pytest.mark.parametrize(
+    ("devices", "counts"),
+    [
+        (("cuda:0", "cuda:1"), (3, 5)),
+        (("cuda:1", "cuda:0"), (5, 3)),
+        (("cuda:0", "cuda:2"), (6, 2)),
+        (("cuda:1", "cuda:2"), (7, 1)),
+        (("cuda:0", "cuda:1", "cuda:2"), (2, 5, 1)),
+    ],
+)
+def test_the_fastest_way_comes_first(card, devices, counts):
+    ways = [way.split for way in need_of(card, len(devices)).ways(devices)]
+    parts = sum(counts)
+    assert [count / ways[0].parts for count in ways[0].counts] == [count / parts for count in counts]
+    assert ways[-1].even or ways[-1].counts == (2, 3, 3)  # of eight heads three ranks cannot have as many
+
+
+def test_cards_as_fast_as_each_other_have_as_much_and_so_have_those_of_which_nobody_knows(card):
+    for rates in ({}, {"cuda:0": 10**12}, dict.fromkeys(RATES, 10**12)):
+        assert [
+            way.split.counts for way in replace(need_of(card), rates=rates).ways(("cuda:0", "cuda:1"))
+        ] == [(1, 1)]
+
+
+def test_ranks_on_one_device_share_evenly(card):
+    assert [way.split.counts for way in need_of(card).ways(("cpu", "cpu"))] == [(1, 1)]
+
+
+def test_a_fit_on_unlike_cards_is_what_each_of_them_holds(card):
+    fit = find_fit(need_of(card), {"cuda:0": 24 * GIB, "cuda:1": 32 * GIB}, [], "lru")
+    assert fit.split == Split((3, 5))
+    one, other = fit.rank_page_bytes
+    assert 5 * one == 3 * other
+    assert fit.reservations == dict(zip(fit.devices, fit.rank_budgets, strict=True))
+    weights = card.bytes_per_rank(fit.split)
+    assert weights[0] < weights[1] < 5 / 3 * weights[0]
+    grown = fit.resized(fit.kv_pages + 10, fit.rank_budgets)
+    assert [new - old for new, old in zip(grown.rank_budgets, fit.rank_budgets, strict=True)] == [
+        10 * one,
+        10 * other,
+    ]
+    assert sum(grown.reservations.values()) == sum(fit.reservations.values()) + 10 * (one + other)
+
+
+def test_what_does_not_fit_in_the_fastest_way_is_shared_in_another(card):
+    fastest = need_of(card).shared(Split((3, 5)))
+    smallest = [size + 10 * GIB for size in fastest.fixed(("cuda:0", "cuda:1"))]
+    room = {"cuda:0": 64 * GIB, "cuda:1": smallest[1] - 10 * GIB - 1}
+    fit = find_fit(need_of(card), room, [], "lru")
+    assert fit.split.even
+    assert find_fit(need_of(card), room | {"cuda:1": smallest[1]}, [], "lru").split == Split((3, 5))
+
+
+def test_a_slower_way_is_better_than_none_and_worse_than_any_other(card):
+    even = need_of(card)
+    alike = dict.fromkeys(RATES, 10**12)
+    needed = even.fixed(("cuda:0", "cuda:1"))[0]
+    room = {"cuda:0": needed - 1, "cuda:1": 64 * GIB}
+    fit = find_fit(replace(even, rates=alike), room, [], "lru")
+    assert fit.split.counts[0] < fit.split.counts[1]
+    assert fit.rank_budgets[0] <= room["cuda:0"]
+    with pytest.raises(CortexError, match="needs at least"):
+        find_fit(replace(even, rates=alike, others=()), room, [], "lru")
+    assert find_fit(replace(even, rates=alike), dict.fromkeys(room, 64 * GIB), [], "lru").split.even
+
+
+def test_what_a_load_lacked_counts_for_each_way(card):
+    ways = [*replace(need_of(card), spare=GIB).ways(("cuda:0", "cuda:1"))]
+    assert len(ways) > 1
+    plain = need_of(card).ways(("cuda:0", "cuda:1"))
+    for way, without in zip(ways, plain, strict=True):
+        gpus = ("cuda:0", "cuda:1")
+        assert [size - GIB for size in way.fixed(gpus)] == without.fixed(gpus)
+
+
+@pytest.mark.parametrize("quantization", [None, "q4", "int8"])
+def test_only_ways_that_suit_its_blocks_are_there(card, quantization):
+    splits = need_of(card, quantization=quantization).others
+    assert splits
+    for split in splits:
+        assert card.formats(split, quantization) is not None
+        assert 8 % split.parts == 0
