@@ -48,6 +48,7 @@ class ModelDescription:
     dtype: Dtype
     context_length: int
     rank_bytes: tuple[int, ...]  # weights, where ranks share them in the usual way
+    filling: tuple[int, ...]  # that a GPU takes for them besides; empty: nothing
     overhead: Overhead | None  # of a rank, besides what it keeps; None for a simulation
     defaults: GenerationDefaults
     eos_ids: list[int]
@@ -97,10 +98,16 @@ class ModelDescription:
         usual, *others = self.splits
         of_share = {share.count: share for share in split.shares()}
         beside = {count: self._of_share(settings, runtime, share) for count, share in of_share.items()}
-        ranks = zip(self.bytes_of_ranks(settings, split), split.counts, strict=True)
+        sizes, filling = self.bytes_of_ranks(settings, split), self.filling
+        if filling and split != usual:
+            filling = self.card.filling_per_rank(split, settings.quantization)
+        ranks = [
+            replace(beside[count], weights=size, cuda_overhead=beside[count].cuda_overhead + more)
+            for size, more, count in zip(sizes, filling or [0] * split.ranks, split.counts, strict=True)
+        ]
         return Need(
             model=self.id,
-            ranks=tuple(replace(beside[count], weights=size) for size, count in ranks),
+            ranks=tuple(ranks),
             context_length=self.context_length,
             max_sequences=settings.max_sequences,
             kv_memory=settings.kv_memory,
@@ -185,6 +192,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
     notes += filter(None, (each.doubt(settings.id, card) for each in adapters))
     splits = splits_of(card, settings.ranks, settings.quantization) or [Split.evenly(settings.ranks)]
     weights = card.bytes_per_rank(splits[0], dtype, settings.quantization)
+    filling = tuple(card.filling_per_rank(splits[0], settings.quantization))
     formats = card.formats_of_kinds(splits[0], settings.quantization)
     context_length, cut = _context_length(settings, card)
     notes += cut
@@ -199,6 +207,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
         dtype=dtype,
         context_length=context_length,
         rank_bytes=tuple(weights),
+        filling=filling if any(filling) else (),
         overhead=Overhead(
             card.config,
             DTYPE_BYTES[dtype],
@@ -310,6 +319,7 @@ def _simulated(settings: ModelSettings, lent: _Lent) -> ModelDescription:
         dtype="bfloat16",
         context_length=settings.context_length or plan.context_length,
         rank_bytes=(plan.memory,) * settings.ranks,
+        filling=(),
         splits=(Split.evenly(settings.ranks),),
         overhead=None,
         defaults=_defaults(GenerationDefaults(), settings),

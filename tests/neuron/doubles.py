@@ -30,6 +30,7 @@ DESCRIPTION = ModelDescription(
     dtype="bfloat16",
     context_length=1000,
     rank_bytes=(0,),
+    filling=(),
     overhead=None,
     defaults=GenerationDefaults(),
     eos_ids=[],

@@ -8,6 +8,7 @@ import pytest
 from transformers import NemotronHConfig
 
 from tests.workers.configs import refusal, written
+from workers.checkpoints.shares import WHOLE
 
 GRANITE_4 = {
     "architectures": ["GraniteMoeHybridForCausalLM"],
@@ -149,7 +150,7 @@ def test_a_falcon_keeps_a_state_beside_keys_in_each_layer(tmp_path):
     config = written(tmp_path, **FALCON_H1, mamba_d_ssm=None, mamba_rms_norm=True)
     assert (config.mamba.inner, config.mamba.norm) == (96, "before_gates")
     assert [layer.kind for layer in config.layers] == ["full"] * 2
-    assert config.layers[0].state_on_rank(1) == config.mamba.state_size
+    assert config.layers[0].state_on_rank(WHOLE) == config.mamba.state_size
 
 
 @pytest.mark.parametrize(

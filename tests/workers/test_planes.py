@@ -11,11 +11,14 @@ import torch
 
 from tests.workers.engines import GPU
 from tests.workers.random_blocks import weight_of
-from workers.checkpoints.blocks import FORMATS
+from workers.checkpoints.blocks import FORMATS, filled
+from workers.checkpoints.reading import read_card
+from workers.checkpoints.shares import Split
 from workers.kernels import products
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.grouped import GroupedLinear
 from workers.layers.linear import ColumnParallel, Linear
+from workers.models.registry import MODELS
 from workers.parallel import RankGroup
 from workers.weights import planes
 from workers.weights.blocks import Blocks, Empty
@@ -53,8 +56,9 @@ def test_zeros_fill_the_last_step_of_a_row_and_are_none_of_its_columns(kind, col
     there = Blocks(weight.format, weight.data.clone(), torch.bfloat16).to_planes()
     assert planes.takes(kind, columns)
     assert there.shape == weight.shape
-    assert there.data.shape[1] == FORMATS[kind].row_bytes(columns + planes.filled(columns))
+    assert there.data.shape[1] == FORMATS[kind].row_bytes(columns + filled(columns))
     assert there.data.stride(0) % 16 == 0
+    assert 5 * there.data.stride(0) == weight.data.nbytes + 5 * FORMATS[kind].filling(columns)
     assert torch.equal(there.float(), weight.float())
     assert torch.equal(there[torch.tensor([4, 1])].float(), weight.float()[[4, 1]])
     undone = planes.from_planes(kind, there.data)
@@ -111,12 +115,36 @@ def test_experts_are_put_in_order_together(kind, monkeypatch):
     weights = [weight_of(kind, 8, 768) for _ in range(3)]
     for expert, weight in zip(grouped.experts, weights, strict=True):
         expert.parts[0].weight.data.copy_(weight.data)
-    grouped._reorder()
+    grouped.put_in_order()
     [(stack, _)] = grouped.stacks
     assert stack.in_planes
     assert torch.equal(stack.float(), torch.cat([weight.float() for weight in weights]))
     for expert, weight in zip(grouped.experts, weights, strict=True):
         assert torch.equal(expert.parts[0].weight.float(), weight.float())
+
+
+@pytest.mark.parametrize("counts", [(1,), (1, 1)])
+def test_a_load_puts_experts_in_order_and_what_fills_their_rows_is_planned(tiny, monkeypatch, counts):
+    monkeypatch.setattr("workers.layers.grouped.can_pack", lambda dtype, device: False)
+    monkeypatch.setattr("workers.layers.grouped.wants_planes", lambda weight: True)
+    card, split = read_card(tiny("gpt_oss_mxfp4").folder), Split(counts)
+    for rank, filling in enumerate(card.filling_per_rank(split)):
+        model = MODELS[card.family](
+            card.config, RankGroup(rank, split.ranks), torch.bfloat16, card.formats(split)
+        )
+        for block in model.blocks:
+            block.put_in_order()
+        stacks = [
+            stack
+            for block in model.blocks
+            for part in (block.mlp.gate_up, block.mlp.down)
+            for stack, _ in part.stacks
+        ]
+        assert len(stacks) == 2 * len(model.blocks)
+        assert all(stack.in_planes and stack.filled for stack in stacks)
+        held = sum(stack.data.stride(0) * len(stack.data) for stack in stacks)
+        stored = sum(len(stack.data) * stack.format.row_bytes(stack.shape[1]) for stack in stacks)
+        assert held - stored == filling > 0
 
 
 # --- the assembly, which no interpreter knows ---------------------------------------------------------------

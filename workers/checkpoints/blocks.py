@@ -13,6 +13,14 @@ from typing import NamedTuple, get_args
 
 from ipc.model_settings import Quantization
 
+GROUP, STEP = 32, 128  # columns that a tensor core multiplies at once, and that a step of a kernel takes
+LINE = 16  # bytes: a load of a GPU's, at most
+
+
+def filled(columns: int) -> int:
+    """Columns of zeros that the last step of a row has beside its own."""
+    return -columns % STEP
+
 
 class Format(NamedTuple):
     """`elements` consecutive elements of a row take `nbytes` bytes, and a row takes `row_nbytes` besides."""
@@ -25,6 +33,13 @@ class Format(NamedTuple):
     def row_bytes(self, columns: int) -> int:
         """Bytes of a row of so many elements, which are whole blocks."""
         return columns // self.elements * self.nbytes + self.row_nbytes
+
+    def filling(self, columns: int) -> int:
+        """Bytes that such a row takes besides where a GPU reads whole steps of it, and whole lines."""
+        if columns % GROUP:  # it is read in another way
+            return 0
+        size = self.row_bytes(columns + filled(columns))
+        return -(-size // LINE) * LINE - self.row_bytes(columns)
 
     def columns(self, row_bytes: int) -> int:
         """Elements in a row of so many bytes."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -165,10 +166,33 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         self, split: Split, dtype: Dtype | None = None, quantization: Quantization | None = None
     ) -> list[int]:
         """Bytes of weights on each rank, exactly; `dtype` None is the checkpoint's own."""
-        self.check_split(split)
-        model, itemsize = self.kept_in(quantization).config, DTYPE_BYTES[dtype or self.dtype]
-        formats = self._formats(split, quantization)
+        itemsize = DTYPE_BYTES[dtype or self.dtype]
 
+        def size(name: str, form: str | None, shape: tuple[int, ...]) -> int:
+            if form is not None:
+                return shape[0] * FORMATS[form].row_bytes(shape[1])
+            wide = self.tensors[name].sharing in ("wide", "wide_rows")
+            return math.prod(shape) * (DTYPE_BYTES["float32"] if wide else itemsize)
+
+        return self._per_rank(split, quantization, size)
+
+    def filling_per_rank(self, split: Split, quantization: Quantization | None = None) -> list[int]:
+        """Bytes that a GPU takes besides, where rows in blocks are filled up to what its kernels read."""
+
+        def size(name: str, form: str | None, shape: tuple[int, ...]) -> int:
+            return 0 if form is None else shape[0] * FORMATS[form].filling(shape[1])
+
+        return self._per_rank(split, quantization, size)
+
+    def _per_rank(
+        self,
+        split: Split,
+        quantization: Quantization | None,
+        size: Callable[[str, str | None, tuple[int, ...]], int],
+    ) -> list[int]:
+        """On each rank, the sizes of all that it has: of a tensor's name, its format and its shape there."""
+        self.check_split(split)
+        model, formats = self.kept_in(quantization).config, self._formats(split, quantization)
         experts = model.experts
         are_whole = experts is not None and experts.whole_in(split.parts)
 
@@ -180,12 +204,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                     count = sum(kind.experts[number] for number in experts.of(share))
                 else:
                     shape, count = self._on_rank(kind.first, model, share), len(kind.names)
-                if form is not None:
-                    each = shape[0] * FORMATS[form].row_bytes(shape[1])
-                else:
-                    wide = self.tensors[kind.first].sharing in ("wide", "wide_rows")
-                    each = math.prod(shape) * (DTYPE_BYTES["float32"] if wide else itemsize)
-                total += count * each
+                total += count * size(kind.first, form, shape)
             return total
 
         if self.vision is not None or are_whole or not split.even:

@@ -138,6 +138,10 @@ class ModelRunner:
         self.stages = Stages(self.card.stages, config.norm_eps, Empty(dtype, device))
         weights = bytes_filled(self._parts())
         self.woken = read_weights(spec, self.card, self.group, formats, self._parts, progress)
+        for block in (*self.model.blocks, *([] if self.mtp is None else [self.mtp.block])):
+            block.put_in_order()
+        if device.type == "cuda":
+            weights += self.card.filling_per_rank(self.group.split, spec.quantization)[spec.rank]
         linears = [linear for block in self.model.blocks for linear in block.linears]
         self.adapters.stand_beside(linears, Empty(dtype, device), spec.exact)
         threads = make_ready(spec, self.model, weights, progress)

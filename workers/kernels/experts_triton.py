@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.checkpoints.blocks import GROUP, filled
 from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.gated_triton import Known, row_of, store_rows
 from workers.kernels.gates import Gates
@@ -29,7 +30,6 @@ from workers.kernels.skinny import (
     product_of,
     sum_of_parts,
 )
-from workers.weights import planes
 from workers.weights.blocks import Blocks, Weight
 
 PLAIN = "PLAIN"  # the weight is in the type of its input
@@ -120,7 +120,7 @@ def takes(weight: Weight, dtype: torch.dtype) -> bool:
         return False
     if isinstance(weight, Blocks):
         return weight.in_planes
-    return weight.dtype == dtype and weight.shape[1] % planes.GROUP == 0
+    return weight.dtype == dtype and weight.shape[1] % GROUP == 0
 
 
 # As in `workers.kernels.skinny`, beside what a program keeps of its expert.
@@ -203,7 +203,7 @@ def product(
         triton.next_power_of_2(experts),
         shape.rows,
         shape.tokens,
-        planes.filled(columns),
+        filled(columns),
         num_warps=1,
         num_stages=shape.stages,
         registers=shape.registers,

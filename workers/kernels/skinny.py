@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workers.checkpoints.blocks import filled
 from workers.kernels import launch
 from workers.kernels.dependent_triton import ask_for, launched_ahead, wait_for_previous
 from workers.kernels.gated_triton import Known, row_of, store_rows
@@ -49,7 +50,6 @@ from workers.kernels.planes_triton import (
     step_bytes,
     tile,
 )
-from workers.weights.planes import filled
 
 COUNTERS = 1 << 16  # of programs' parts that are done
 FEWEST = tl.constexpr(8)  # columns that a product of a tensor core has

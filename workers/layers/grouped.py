@@ -157,7 +157,7 @@ class GroupedLinear:
     def gated(self, x: Tensor, pairs: Pairs, gates: Gates) -> Tensor | None:  # [pairs, rows / 2]
         """What `of_pairs` gives, once its gates have opened it, where one kernel makes that of it."""
         if not self._in_order:
-            self._reorder()
+            self.put_in_order()
         (weight, bias), *others = self.stacks
         at_once = TILE if self.exact else None
         if others or not has_triton(x.device) or not grouped.opens(x, weight, pairs, at_once):
@@ -169,15 +169,16 @@ class GroupedLinear:
     def of_pairs(self, x: Tensor, pairs: Pairs, y: Tensor, scales: Tensor | None = None) -> None:
         """As `workers.kernels.grouped.product`, for what is stored apart too: `y` has the columns of all."""
         if not self._in_order:
-            self._reorder()
+            self.put_in_order()
         start, at_once = 0, TILE if self.exact else None
         for weight, bias in self.stacks:
             end = start + weight.shape[0] // len(self.experts)
             grouped.product(x, weight, bias, pairs, y[:, start:end], scales, at_once)
             start = end
 
-    def _reorder(self) -> None:
-        """Put what is in blocks in the order in which a kernel reads it fast, once all of it is there."""
+    def put_in_order(self) -> None:
+        """Put what is in blocks in the order in which a kernel reads it fast, once all of it is there: with a
+        load, or else before the first product."""
         for place, (weight, bias) in enumerate(self.stacks):
             if not isinstance(weight, Blocks) or not wants_planes(weight):
                 continue
@@ -187,6 +188,10 @@ class GroupedLinear:
             for number, expert in enumerate(self.experts):
                 parts = expert.parts if isinstance(expert, ColumnParallel) else [expert]
                 parts[place].weight = whole[number * rows : (number + 1) * rows]
+            moved = whole.data is not weight.data
+            del weight
+            if moved:  # what it was in is too small for the next one
+                torch.cuda.empty_cache()
         self._in_order = True
 
     def _runs(self, counts: Sequence[int]) -> Iterator[range]:

@@ -207,6 +207,12 @@ class Block:
         self.attention.exact = True
         self.mlp.exact = True
 
+    def put_in_order(self) -> None:
+        """Called when the weights are in place: what is left to do with several of them together."""
+        for part in vars(self).values():
+            if isinstance(part, MixtureOfExperts):
+                part.put_in_order()
+
     def parts(self) -> Iterator[Shard]:
         yield Shard([*self._vectors()])
         for linear in self.linears:

@@ -146,6 +146,11 @@ class MixtureOfExperts:
         if experts.shared_gate:
             self.shared_gate = ColumnParallel([(f"{shared}_gate", 1, range(1))], hidden, False, empty)
 
+    def put_in_order(self) -> None:
+        """Have weights as they are multiplied, now that all of them are there."""
+        self.gate_up.put_in_order()
+        self.down.put_in_order()
+
     @property
     def linears(self) -> tuple[Linear, ...]:
         shared = () if self.shared is None else self.shared.linears

@@ -34,6 +34,7 @@ ON_GPUS = (  # what these import there when they first need it, and Triton with 
     "workers.kernels.norm_triton",
     "workers.kernels.one_shot_triton",
     "workers.kernels.pairs_triton",
+    "workers.kernels.latent_triton",
     "workers.kernels.router_triton",
     "workers.kernels.skinny",
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.checkpoints.blocks import FORMATS, Format, Formats
+from workers.checkpoints.blocks import FORMATS, LINE, Format, Formats, filled
 from workers.weights import planes
 from workers.weights.dequantise import dequantise
 
@@ -52,17 +52,17 @@ class Blocks:
         """The same in planes; the bytes of this one are used for it where its rows begin at 16 bytes, and
         are not filled."""
         rows, columns = self.shape
-        filled = planes.filled(columns)
-        size = self.format.row_bytes(columns + filled)
-        stride = -(-size // ALIGNED) * ALIGNED
+        filling = filled(columns)
+        size = self.format.row_bytes(columns + filling)
+        stride = -(-size // LINE) * LINE
         into = self.data
-        if filled or self.data.stride(0) % ALIGNED:
+        if filling or self.data.stride(0) % LINE:
             into = torch.empty(rows, stride, dtype=torch.uint8, device=self.data.device)[:, :size]
         step = max(1, BYTES_AT_ONCE // size)
         for start in range(0, rows, step):
             part = self.data[start : start + step]
             into[start : start + step] = planes.to_planes(self.format.name, part)
-        return Blocks(self.format, into, self.dtype, True, filled)
+        return Blocks(self.format, into, self.dtype, True, filling)
 
 
 Weight = Tensor | Blocks
@@ -70,7 +70,6 @@ Weight = Tensor | Blocks
 LARGE_PAGE = 2 << 20  # bytes
 SHARED_BYTES = 32 << 20  # of host memory that weights share, each of which is smaller
 CACHE_LINE = 64  # bytes: at which each of them begins
-ALIGNED = 16  # bytes: a load of a GPU's, at most
 
 
 class Empty:

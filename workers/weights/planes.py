@@ -17,11 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.checkpoints.blocks import FORMATS
+from workers.checkpoints.blocks import FORMATS, GROUP, STEP, filled
 
-STEP = 128  # columns that stand together
-GROUP = 32  # of them, that a tensor core multiplies at once; rows have whole ones
-AXES = (2, 2, 2, 4, 2, 2)  # of them: a number's place is one in each, named so below
+AXES = (2, 2, 2, 4, 2, 2)  # of a step's columns: a number's place is one in each, named so below
 _C1, _C0, _S, _T, _B1, _B0 = range(len(AXES))  # of 4 groups of 32; of its halves; thread; pair; in it
 
 
@@ -83,11 +81,6 @@ ORDER = {
 def takes(name: str, columns: int) -> bool:
     """Whether rows of so many columns in that format have planes."""
     return (name in BLOCKS or name in ROWS) and columns % GROUP == 0
-
-
-def filled(columns: int) -> int:
-    """Columns of zeros that the last step of a row has beside its own."""
-    return -columns % STEP
 
 
 def plane_bytes(name: str) -> tuple[int, ...]:
