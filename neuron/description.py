@@ -15,7 +15,7 @@ from ipc.model_settings import Dtype, Quantization
 from ipc.worker_messages import FREE_ROWS, CacheGroup, SimulatedSpec
 from neuron.config import ModelSettings
 from neuron.memory.cache_plan import CachePlan
-from neuron.memory.need import Need, RankNeed, uneven
+from neuron.memory.need import Need, RankNeed
 from neuron.memory.step_bytes import UNMEASURED_BYTES, Overhead, kernels_of, packs_head
 from neuron.text.frontend import TextFiles
 from neuron.text.tokenizer import TextTokenizer
@@ -24,7 +24,7 @@ from workers.checkpoints.card import DTYPE_BYTES, ModelCard
 from workers.checkpoints.families.llama import EMBEDDING
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.reading import read_card
-from workers.checkpoints.shares import ALONE, WHOLE, Share, Split
+from workers.checkpoints.shares import ALONE, WHOLE, Share, Split, uneven
 from workers.checkpoints.vectors.modules import Embedder
 from workers.checkpoints.vectors.rerankers import Reranker
 
@@ -245,15 +245,21 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
 
 
 def splits_of(card: ModelCard, ranks: int, quantization: Quantization | None) -> list[Split]:
-    """How so many ranks may share a model: evenly, where they can, and then the more evenly the sooner."""
-    by_parts: dict[int, bool] = {}
-    found = []
-    for split in (Split.evenly(ranks), *uneven(ranks)):
-        if split.even or split.parts not in by_parts:
-            by_parts[split.parts] = card.splits_into(split, quantization)
-        if by_parts[split.parts]:
-            found.append(split)
-    return sorted(found, key=lambda split: max(split.counts) / split.parts)
+    """How so many ranks may share a model: evenly, where they can, and then the more evenly the sooner.
+
+    Weights are kept in each way as they are in the first, so that a rank with less of them reads less.
+    """
+
+    @cache
+    def kept(parts: int) -> object:
+        split = Split.evenly(parts)  # of so many parts all weights are kept alike
+        whole = card.has_whole_experts(split, quantization)
+        return card.formats_of_kinds(split, quantization), whole
+
+    ways = (Split.evenly(ranks), *uneven(ranks))
+    found = [split for split in ways if card.splits_into(split, quantization)]
+    found.sort(key=lambda split: max(split.counts) / split.parts)
+    return [split for split in found if kept(split.parts) == kept(found[0].parts)]
 
 
 def _context_length(settings: ModelSettings, card: ModelCard) -> tuple[int, list[str]]:

@@ -104,8 +104,8 @@ def find_fit(
     """Find room for `need`, with as little eviction as possible.
 
     A whole context comes first: where it does not fit, the pools of others shrink, and then they leave. Only
-    where even that does not do, the context is cut to what the pool holds; and only where that does not do
-    either, ranks share the model in a way that is slower than evenly.
+    where even that does not do, the context is cut to what the pool holds. Ranks share the model in a way
+    that is slower than the usual one only where it would not fit else, whoever left.
 
     Args:
         free: bytes by device that nobody holds. Names tell the kind: "cpu" or "cuda:N".
@@ -126,29 +126,32 @@ def find_fit(
             f"{need.model} has kv_memory {need.kv_memory}, and keys and values of "
             f"{min(need.context_length, SMALLEST_CONTEXT)} tokens take {_smallest_pool(need)} bytes a rank",
         )
+    smallest = min(need.context_length, SMALLEST_CONTEXT)
     staying = [holder for holder in holders if holder.model not in leaving]
     holders = [holder for holder in holders if holder.model != need.base]
     evictable = order(holders, need.priority, candidates, strategy)
     chosen = [holder for holder in evictable if holder.model in leaving]
     evictable = [holder for holder in evictable if holder.model not in leaving]
     free_then = _without(free, chosen)
-    for way, context_length in _tries(need):
+    for context_length in dict.fromkeys((need.context_length, smallest)):
         for victims in _growing(evictable):
-            if _place(way, candidates, _without(free_then, victims), context_length) is not None:
-                victims = _spare(way, candidates, free_then, victims, context_length)
+            if _place(need, candidates, _without(free_then, victims), context_length) is not None:
+                victims = _spare(need, candidates, free_then, victims, context_length)
                 if strategy == "cost" and victims:
-                    does = partial(_does, way, candidates, free_then, context_length)
+                    does = partial(_does, need, candidates, free_then, context_length)
                     victims = cheapest(victims, evictable, need.priority, does)
-                    victims = _spare(way, candidates, free_then, victims, context_length)
-                fit = _place(way, candidates, _without(free_then, victims), context_length)
+                    victims = _spare(need, candidates, free_then, victims, context_length)
+                fit = _place(need, candidates, _without(free_then, victims), context_length)
                 return replace(fit, victims=tuple(victim.model for victim in (*chosen, *victims)))
-            if not victims and (fit := _beside(way, candidates, free_then, staying, context_length)):
+            if not victims and (fit := _beside(need, candidates, free_then, staying, context_length)):
                 return replace(fit, victims=tuple(victim.model for victim in chosen))
-    smallest = min(need.context_length, SMALLEST_CONTEXT)
-    if total is not None and not any(
-        _place(way, candidates, total, tokens) for way, tokens in _tries(need) if tokens == smallest
-    ):
-        raise _too_large(need, candidates, total)
+    empty = free if total is None else total
+    if _place(need, candidates, empty, smallest) is None:
+        for way in need.slower_ways(_devices(need, candidates, empty)):
+            if _place(way, candidates, empty, smallest) is not None:
+                return find_fit(way, free, holders, strategy, leaving, at_work, total)
+        if total is not None:
+            raise _too_large(need, candidates, total)
     raise _refusal(need, candidates, free, holders, at_work or {})
 
 
@@ -167,15 +170,6 @@ def candidates_for(need: Need, free: Collection[str]) -> list[str]:
             f"{need.model} wants {ranks} ranks, one a GPU, and there are {len(chosen)}: {', '.join(chosen)}",
         )
     return chosen
-
-
-def _tries(need: Need) -> Iterator[tuple[Need, int]]:
-    """In what ways it might be placed, with a context of how many tokens at least: the best first."""
-    for way in (need, replace(need, slowly=True)) if need.others else (need,):
-        for context_length in dict.fromkeys(
-            (need.context_length, min(need.context_length, SMALLEST_CONTEXT))
-        ):
-            yield way, context_length
 
 
 def _growing(holders: list[Holder]) -> Iterator[list[Holder]]:
@@ -246,12 +240,17 @@ def _place(
     Args:
         shared: others give up memory for it, so it takes a whole context or half of it.
     """
+    devices = _devices(need, candidates, free)
+    fits = (_place_on(devices, way, free, context_length, shared) for way in need.ways(devices))
+    return next((fit for fit in fits if fit is not None), None)
+
+
+def _devices(need: Need, candidates: list[str], free: Mapping[str, int]) -> tuple[str, ...]:
+    """The freest of them, one for each rank; or the only one, for all."""
     ranks = len(need.ranks)
     # Ranks keep the order of the devices: neighbours in the list are neighbours on the bus.
     freest = sorted(candidates, key=lambda name: -free[name])[:ranks]
-    devices = tuple(name for name in candidates if name in freest) * (ranks // len(freest))
-    fits = (_place_on(devices, way, free, context_length, shared) for way in need.ways(devices))
-    return next((fit for fit in fits if fit is not None), None)
+    return tuple(name for name in candidates if name in freest) * (ranks // len(freest))
 
 
 def _place_on(
@@ -370,16 +369,17 @@ def _smallest_pool(need: Need) -> int:
 
 def _least(need: Need, candidates: list[str]) -> tuple[list[int], str]:
     """The bytes of each rank without which it cannot be loaded, and that in words."""
-    chosen = need.chosen_pool(need.ranks[0])
-    pool = chosen if chosen is not None else _smallest_pool(need)
+    pages = need.caches.pages_for(min(need.context_length, SMALLEST_CONTEXT))
     states = need.caches.states_in(0, need.max_sequences)
-    pool += states * need.caches.state_bytes
-    evenly = " with even shares" if need.others else ""
+    needed = []
+    for rank, size in zip(need.ranks, need.fixed(candidates[:1] * len(need.ranks)), strict=True):
+        chosen, least = need.chosen_pool(rank), pages * rank.caches.page_bytes
+        needed.append(size + (least if chosen is None else chosen) + states * rank.caches.state_bytes)
+    shares = f" with shares of {':'.join(map(str, need.split.counts))}" if need.others else ""
     of_states = f", of which {states} states take {gib(states * need.caches.state_bytes)}" if states else ""
-    needed = [size + pool for size in need.fixed(candidates[:1] * len(need.ranks))]
     return (
         needed,
-        f"{need.model} needs at least {' and '.join(map(gib, needed))}, one amount a rank{evenly}{of_states}",
+        f"{need.model} needs at least {' and '.join(map(gib, needed))}, one amount a rank{shares}{of_states}",
     )
 
 

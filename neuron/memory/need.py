@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations, pairwise
-from math import gcd
+from itertools import islice
 
 from ipc.messages.state import Device
 from neuron.memory.cache_plan import CachePlan
 from workers.checkpoints.shares import ALONE, Split
 
-MOST_PARTS = 8  # that ranks share unevenly: of one with most it is an eighth at least
+MOST_WAYS = 6  # that are tried before the usual one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +45,9 @@ class Need:
     split: Split = ALONE  # how these ranks share it,
     others: tuple[Split, ...] = ()  # and how they might,
     shared: Callable[[Split], Need] | None = field(default=None, compare=False)  # and what that would need
-    rates: Mapping[str, int] = field(default_factory=dict)  # bytes a second of the memory of each device
+    # Bytes a second of the memory of each device.
+    rates: Mapping[str, int] = field(default_factory=dict, compare=False)
     spare: int = 0  # bytes on each rank over what is planned
-    slowly: bool = False  # if need be, in ways that are slower than this one
 
     def fixed(self, devices: Sequence[str]) -> list[int]:
         """Bytes of each rank on its device, without pages and states."""
@@ -71,18 +70,27 @@ class Need:
         return min(self.kv_memory, self.most_pages * rank.caches.page_bytes)
 
     def ways(self, devices: Sequence[str]) -> Iterator[Need]:
-        """The same for ranks on `devices`, shared in the ways that are no slower than this one, the fastest
-        first; where it may be slower, in all others instead.
+        """The same for ranks on `devices`, shared in ways that are faster than this one, the fastest first;
+        then this one. A step is as slow as the slowest of its ranks, which reads all of its weights."""
+        faster = (split for split, seconds in self._others_on(devices) if seconds < 0)
+        yield from map(self._like, islice(faster, MOST_WAYS))
+        yield self
 
-        A step is as slow as the slowest of its ranks, which reads all of its weights.
-        """
-        others = self.others if len({*devices}) == len(devices) else ()
-        seconds = {split: self._seconds(split, devices) for split in others}
-        for split in sorted(seconds, key=seconds.get):
-            if (seconds[split] >= self._seconds(self.split, devices)) == self.slowly:
-                yield replace(self.shared(split), rates=self.rates, spare=self.spare)
-        if not self.slowly:
-            yield self
+    def slower_ways(self, devices: Sequence[str]) -> Iterator[Need]:
+        """The same in all other ways."""
+        yield from (self._like(split) for split, seconds in self._others_on(devices) if seconds >= 0)
+
+    def _like(self, split: Split) -> Need:
+        about = {"rates": self.rates, "spare": self.spare}
+        return replace(self.shared(split), **about)
+
+    def _others_on(self, devices: Sequence[str]) -> list[tuple[Split, float]]:
+        """How else ranks on them may share it, the fastest first, and how much longer a step takes then."""
+        if len({*devices}) < len(devices):
+            return []
+        usual = self._seconds(self.split, devices)
+        found = [(split, self._seconds(split, devices) - usual) for split in self.others]
+        return sorted(found, key=lambda other: other[1])
 
     def _seconds(self, split: Split, devices: Sequence[str]) -> float:
         """That a step takes, as far as devices differ."""
@@ -95,12 +103,3 @@ class Need:
 def rates_of(devices: Iterable[Device]) -> dict[str, int]:
     """`Need.rates`."""
     return {device.id: device.memory_rate for device in devices if device.memory_rate}
-
-
-def uneven(ranks: int) -> Iterator[Split]:
-    """All ways in which not all ranks have as much, each in as few parts as it takes."""
-    for parts in range(ranks + 1, MOST_PARTS + 1):
-        for ends in combinations(range(1, parts), ranks - 1):
-            counts = tuple(end - begin for begin, end in pairwise((0, *ends, parts)))
-            if gcd(*counts) == 1:
-                yield Split(counts)

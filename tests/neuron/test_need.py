@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from ipc.errors import CortexError
+from ipc.errors import Code, CortexError
 from neuron.config import ModelSettings
-from neuron.description import described
+from neuron.description import described, splits_of
 from neuron.memory.fit import find_fit
-from neuron.memory.need import Need, uneven
-from tests.workers.tiny_models import qwen3
+from neuron.memory.need import Need
+from tests.workers.tiny_models import qwen3, qwen3_moe
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.reading import read_card
-from workers.checkpoints.shares import Split
+from workers.checkpoints.shares import Split, uneven
 
 GIB = 1 << 30
 RATES = {"cuda:0": 1008 * 10**9, "cuda:1": 1792 * 10**9, "cuda:2": 360 * 10**9}  # 4090, 5090, 3060
@@ -102,17 +102,21 @@ def test_what_does_not_fit_in_the_fastest_way_is_shared_in_another(card):
     assert find_fit(need_of(card), room | {"cuda:1": smallest[1]}, [], "lru").split == Split((3, 5))
 
 
-def test_a_slower_way_is_better_than_none_and_worse_than_any_other(card):
-    even = need_of(card)
-    alike = dict.fromkeys(RATES, 10**12)
-    needed = even.fixed(("cuda:0", "cuda:1"))[0]
-    room = {"cuda:0": needed - 1, "cuda:1": 64 * GIB}
-    fit = find_fit(replace(even, rates=alike), room, [], "lru")
-    assert fit.split.counts[0] < fit.split.counts[1]
-    assert fit.rank_budgets[0] <= room["cuda:0"]
-    with pytest.raises(CortexError, match="needs at least"):
-        find_fit(replace(even, rates=alike, others=()), room, [], "lru")
-    assert find_fit(replace(even, rates=alike), dict.fromkeys(room, 64 * GIB), [], "lru").split.even
+def test_a_slower_way_is_taken_where_it_would_not_fit_else_whoever_left(card):
+    alike = replace(need_of(card), rates=dict.fromkeys(RATES, 10**12))
+    needed = alike.fixed(("cuda:0", "cuda:1"))[0]
+    small = {"cuda:0": needed - 1, "cuda:1": 64 * GIB}
+    for total in (None, small):
+        fit = find_fit(alike, small, [], "lru", total=total)
+        assert fit.split.counts[0] < fit.split.counts[1]
+        assert fit.rank_budgets[0] <= small["cuda:0"]
+    with pytest.raises(CortexError) as refused:
+        find_fit(replace(alike, others=()), small, [], "lru", total=small)
+    assert refused.value.code == Code.MODEL_TOO_LARGE
+    with pytest.raises(CortexError, match=r"needs at least .* with shares of 1:1") as refused:  # for a while
+        find_fit(alike, small, [], "lru", total=dict.fromkeys(small, 64 * GIB))
+    assert refused.value.code == Code.INSUFFICIENT_MEMORY
+    assert find_fit(alike, dict.fromkeys(small, 64 * GIB), [], "lru").split.even
 
 
 def test_what_a_load_lacked_counts_for_each_way(card):
@@ -124,10 +128,26 @@ def test_what_a_load_lacked_counts_for_each_way(card):
         assert [size - GIB for size in way.fixed(gpus)] == without.fixed(gpus)
 
 
-@pytest.mark.parametrize("quantization", [None, "q4", "int8"])
-def test_only_ways_that_suit_its_blocks_are_there(card, quantization):
-    splits = need_of(card, quantization=quantization).others
-    assert splits
-    for split in splits:
-        assert card.formats(split, quantization) is not None
-        assert 8 % split.parts == 0
+@pytest.mark.parametrize(
+    ("quantization", "inner", "parts"),
+    [(None, 1024, {2, 4, 8}), ("q4", 2048, {2, 4, 8}), ("q4", 1024, {2, 4}), ("int8", 512, {2, 4})],
+)
+def test_no_way_keeps_weights_otherwise_than_the_usual_one(tmp_path, quantization, inner, parts):
+    sizes = {"hidden_size": 256, "intermediate_size": inner, "num_attention_heads": 8, "head_dim": 256}
+    qwen3(**sizes, num_key_value_heads=8, vocab_size=512).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    card = read_card(tmp_path)
+    usual, *others = splits_of(card, 2, quantization)
+    assert usual.even
+    assert {split.parts for split in (usual, *others)} == parts
+    for split in others:
+        assert card.formats(split, quantization) == card.formats(usual, quantization)
+
+
+def test_no_way_has_whole_experts_where_the_usual_one_has_parts_of_each(tmp_path):
+    sizes = {"moe_intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8}
+    qwen3_moe(**sizes, hidden_size=256, head_dim=128).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    card = read_card(tmp_path)
+    assert {split.parts for split in splits_of(card, 2, None)} == {2, 4, 8}
+    assert {split.parts for split in splits_of(card, 2, "int8")} == {2}

@@ -31,7 +31,7 @@ from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.layers import Layer
 from workers.checkpoints.model_config import ModelConfig
-from workers.checkpoints.shares import Share, Split
+from workers.checkpoints.shares import Share, Split, uneven
 from workers.checkpoints.stored_tensors import StoredTensor, WeightFile
 from workers.checkpoints.vectors.modules import Embedder
 from workers.checkpoints.vectors.purpose import Purpose
@@ -184,6 +184,11 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
         return self._per_rank(split, quantization, size)
 
+    def has_whole_experts(self, split: Split, quantization: Quantization | None = None) -> bool:
+        """Whether each rank has some experts, and those whole."""
+        experts = self.kept_in(quantization).config.experts
+        return experts is not None and experts.whole_in(split.parts)
+
     def _per_rank(
         self,
         split: Split,
@@ -193,8 +198,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """On each rank, the sizes of all that it has: of a tensor's name, its format and its shape there."""
         self.check_split(split)
         model, formats = self.kept_in(quantization).config, self._formats(split, quantization)
-        experts = model.experts
-        are_whole = experts is not None and experts.whole_in(split.parts)
+        experts, are_whole = model.experts, self.has_whole_experts(split, quantization)
 
         def bytes_of(share: Share) -> int:
             total = 0
@@ -338,7 +342,11 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """
         model = self.config
         if not model.splits_into(split):
-            works = [str(n) for n in range(1, MOST_RANKS + 1) if model.splits_into(Split.evenly(n))]
+            works = [
+                str(n)
+                for n in range(1, MOST_RANKS + 1)
+                if any(map(model.splits_into, (Split.evenly(n), *uneven(n))))
+            ]
             heads = " or ".join(map(str, model.head_counts))
             raise CortexError(
                 Code.MODEL_LOAD_FAILED,

@@ -4,7 +4,11 @@ other. A rank whose card is faster or larger than the others' has more of them."
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations, pairwise
+from math import gcd
 from typing import NamedTuple
+
+MOST_PARTS = 8  # that ranks share unevenly: of one with most it is an eighth at least
 
 
 class Share(NamedTuple):
@@ -82,3 +86,12 @@ class Split(NamedTuple):
 
 WHOLE = Share()  # of a group of one
 ALONE = Split()
+
+
+def uneven(ranks: int) -> Iterator[Split]:
+    """All ways in which not all ranks have as much, each in as few parts as it takes."""
+    for parts in range(ranks + 1, MOST_PARTS + 1):
+        for ends in combinations(range(1, parts), ranks - 1):
+            counts = tuple(end - begin for begin, end in pairwise((0, *ends, parts)))
+            if gcd(*counts) == 1:
+                yield Split(counts)
