@@ -86,7 +86,7 @@ class Need:
 
     def _others_on(self, devices: Sequence[str]) -> list[tuple[Split, float]]:
         """How else ranks on them may share it, the fastest first, and how much longer a step takes then."""
-        if len({*devices}) < len(devices):
+        if not self.others or len({*devices}) < len(devices):
             return []
         usual = self._seconds(self.split, devices)
         found = [(split, self._seconds(split, devices) - usual) for split in self.others]

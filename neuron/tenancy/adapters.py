@@ -207,6 +207,7 @@ class Adapters:
             need = Need(
                 model=f"{settings.id}:{card.name}",
                 ranks=tuple(RankNeed(weights=size) for size in sizes),
+                split=fit.split,
                 context_length=1,
                 max_sequences=1,
                 devices=tuple(dict.fromkeys(fit.devices)),
