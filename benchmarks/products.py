@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from workers.checkpoints.blocks import FORMATS
+from workers.checkpoints.blocks import FORMATS, LINE
 from workers.kernels import experts_triton, grouped, products, skinny
 from workers.kernels.pairs import Pairs
 from workers.kernels.skinny import Shape
-from workers.weights.blocks import ALIGNED, Blocks, Weight
+from workers.weights.blocks import Blocks, Weight
 
 KINDS = ("Q4_K", "Q6_K", "Q8_0", "FP8_128", "INT8_128", "MXFP4", "INT4_128", "NVFP4")
 SHAPES = ((4096, 4096), (12_288, 4096), (4096, 12_288))  # rows, columns: an 8B's
@@ -117,7 +117,7 @@ def weights_of(kind: str, rows: int, columns: int, device: str) -> list[Blocks]:
     """As many as no cache holds, of random bits, in planes."""
     form = FORMATS[kind]
     size = form.row_bytes(columns)
-    stride = -(-size // ALIGNED) * ALIGNED
+    stride = -(-size // LINE) * LINE
     count = max(2, min(32, -(-NO_CACHE // (rows * size))))
     return [
         Blocks(
