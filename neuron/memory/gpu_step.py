@@ -241,16 +241,14 @@ class GpuStep:
         normed, compressed = self._normed(), self._rows(key + (latent.query_rank or 0))
         source = self._rows(latent.query_rank or 0)
         q = self._rows(heads * (latent.plain_dim + latent.rope_dim))
-        keys, plain = self._rows(key), self._rows(heads * latent.rank)
-        turned = self._rows(heads * latent.rope_dim, 3 * FLOAT)
-        queries = self._rows(heads * key)
-        self._free(plain, turned)
+        through = self._rows(heads * latent.rank)
+        queries, keys = self._rows(heads * key), self._rows(key)
+        self._free(through)
         attended = self._rows(heads * latent.rank)
         self._free(self._parts(heads, latent.rank))
         values = self._rows(heads * latent.value_dim)
-        self._free(attended)
         out = self._hidden()
-        self._free(normed, compressed, source, q, keys, queries, values)
+        self._free(normed, compressed, source, q, queries, keys, attended, values)
         return out
 
     def _parts(self, heads: int, value_dim: int) -> Block:
@@ -325,10 +323,10 @@ class GpuStep:
         routed = experts is not None and number in experts.layers
         if not routed:
             return self._gated(self.share.of(shapes.inner(number)), closes=shapes.closes(number))
+        beside = [self._gated(self.share.of(experts.shared_size))] if experts.shared_size else []
         self._free(self._scores(experts))
         found = self._of_experts(experts)
-        if experts.shared_size:
-            self._free(self._gated(self.share.of(experts.shared_size)))
+        self._free(*beside)
         if experts.beside_mlp:
             self._free(self._gated(self.share.of(shapes.intermediate_size)))
         return found

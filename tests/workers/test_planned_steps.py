@@ -6,6 +6,7 @@ import msgspec
 import pytest
 import torch
 from transformers import (
+    DeepseekV3Config,
     FalconH1Config,
     Gemma3nTextConfig,
     GraniteMoeHybridConfig,
@@ -13,6 +14,7 @@ from transformers import (
     Lfm2Config,
     NemotronHConfig,
     PretrainedConfig,
+    Qwen2MoeConfig,
     Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -132,6 +134,24 @@ SHAPES: dict[str, PretrainedConfig] = {  # with as few layers as there are kinds
         layer_types=["full_attention", "sliding_attention"],
         num_experts=64,
         num_hidden_layers=2,
+    ),
+    "DeepSeek V3, an eighth of its experts": DeepseekV3Config(
+        dtype="bfloat16",
+        n_routed_experts=32,
+        first_k_dense_replace=1,
+        num_hidden_layers=2,
+    ),
+    "Qwen2 MoE, experts beside one that all tokens see": Qwen2MoeConfig(
+        vocab_size=1000,
+        dtype="bfloat16",
+        hidden_size=2048,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        moe_intermediate_size=768,
+        shared_expert_intermediate_size=768,
+        num_experts=16,
+        num_experts_per_tok=8,
+        num_hidden_layers=1,
     ),
     "gemma-3n-E2B": Gemma3nTextConfig(
         dtype="bfloat16",
