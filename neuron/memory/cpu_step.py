@@ -268,8 +268,9 @@ class CpuStep:
         if self.shapes.activation == "xielu":
             made += self.tokens * WIDE_OF_XIELU * inner * FLOAT
         if experts is not None:
-            shared = hidden + self._gated(self.share.of(experts.shared_size))
-            made = max(made, self._routed(experts), shared if experts.shared_size else 0)
+            beside = self._gated(self.share.of(experts.shared_size)) if experts.shared_size else 0
+            held = hidden if experts.shared_size else 0  # what that made, while the others run
+            made = max(made, self._routed(experts) + held, beside)
             if experts.beside_mlp:
                 made += self.tokens * self.shapes.hidden_size * size
         return 3 * hidden + made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,11 +24,15 @@ from ipc.worker_messages import KERNEL_BYTES, PAGE_SIZE, SMALLEST_CONTEXT, Cache
 from neuron.catalogue.catalogue import DEMO_FOLDER
 from neuron.memory import cpu_step, gpu_step
 from neuron.memory import largest_step as largest
+from neuron.memory.cpu_step import CpuStep
 from neuron.memory.step_bytes import Overhead, kernels_of
 from neuron.processes.worker import Worker
 from tests.workers.engines import make_runner, make_spec
 from tests.workers.harness import Workers
+from tests.workers.live_bytes import Live
 from workers.attention import blockwise, states
+from workers.checkpoints.experts import Experts
+from workers.checkpoints.layers import Layer
 from workers.checkpoints.reading import read_card
 from workers.checkpoints.shares import WHOLE
 from workers.execution import memory
@@ -35,8 +40,11 @@ from workers.execution.memory import check_pages, largest_step, pool_pages, take
 from workers.kernels import dense, gated_delta, products, state_space
 from workers.layers.linear import has_kernels
 from workers.models import experts
+from workers.models.experts import MixtureOfExperts
+from workers.parallel import RankGroup
 from workers.sampling import logprobs, sampler
 from workers.step.pages import pages_for
+from workers.weights.blocks import Empty
 
 MIB = 1 << 20
 PIECES = 8 * MIB  # of free memory, too small for anything, that may gather until a rank trims it
@@ -171,6 +179,25 @@ def test_what_is_planned_is_near_what_is_measured(most, settings, runtime, tmp_p
     # products are planned as torch has them where it has instructions for their type
     near = 0.03 if has_kernels(torch.bfloat16, torch.device("cpu")) else 0.2
     assert planned == pytest.approx(report.memory.runtime + report.memory.activations, rel=near)
+
+
+@pytest.mark.parametrize("shared", [0, 64, 4096])
+def test_experts_are_planned_with_what_stands_beside_them(shared):
+    """In float32, which needs no copies, and tensor by tensor: what an allocator keeps is not seen. All tokens
+    choose the same experts, whose pairs are not taken together then."""
+    tokens, sizes = 1024, {"count": 8, "chosen": 4, "intermediate_size": 64, "layers": (0,)}
+    layers = (Layer("full", kv_heads=1, head_dim=64),)
+    config = msgspec.structs.replace(
+        read_card(DEMO_FOLDER).config, hidden_size=512, num_layers=1, layers=layers, intermediate_size=64
+    )
+    config = msgspec.structs.replace(config, experts=Experts(**sizes, shared_size=shared))
+    mixture = MixtureOfExperts("mlp", config, RankGroup(), Empty(torch.float32))
+    mixture.router.weight.zero_()
+    x = torch.randn(tokens, 512)
+    with torch.inference_mode(), Live([x]) as live:
+        mixture(x)
+    step = CpuStep(config, 4, WHOLE, tokens, 16, 2048, kernels_of("float32"))
+    assert step._mlp() - 3 * x.nbytes == pytest.approx(live.most, rel=0.03)
 
 
 def test_a_plan_cuts_a_step_where_ranks_do():
