@@ -91,26 +91,28 @@ class Lines(logging.StreamHandler):
         self._emit((record,))
 
     def together(self, records: Iterable[logging.LogRecord]) -> None:
-        """As `handle` of each of them, with few writes."""
+        """As `handle` of each of them, with few writes, which other threads wait for."""
         with self.lock:
             self._emit(filter(self.filter, records))
 
     def _emit(self, records: Iterable[logging.LogRecord]) -> None:
         held, size = "", 0
         last: logging.LogRecord | None = None
-        for record in records:
-            try:
-                text = _without_keys(self.format(record) + self.terminator)
-            except Exception:
-                self.handleError(record)
-                continue
-            its_size = _most_bytes(text)
-            if held and size + its_size > AT_ONCE:
+        try:
+            for record in records:
+                try:
+                    text = _without_keys(self.format(record) + self.terminator)
+                except Exception:
+                    self.handleError(record)
+                    continue
+                its_size = _most_bytes(text)
+                if held and size + its_size > AT_ONCE:
+                    self._write(held, last)
+                    held, size = "", 0
+                held, size, last = held + text, size + its_size, record
+        finally:  # a filter may raise
+            if last is not None:
                 self._write(held, last)
-                held, size = "", 0
-            held, size, last = held + text, size + its_size, record
-        if last is not None:
-            self._write(held, last)
 
     def _write(self, text: str, last: logging.LogRecord) -> None:
         try:

@@ -130,6 +130,15 @@ def test_lines_that_come_together_are_whole_in_each_write_and_in_order(filling: 
     assert [line[:2] for line in "".join(writes).splitlines()] == [*(f"{n} " for n in range(9)), "la"]
 
 
+def test_what_came_before_a_filter_failed_is_written() -> None:
+    stream = io.StringIO()
+    handler = Lines(stream)
+    handler.addFilter(lambda record: record.getMessage() != "three" or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        handler.together([event(each) for each in ("one", "two", "three", "four")])
+    assert stream.getvalue() == "one\ntwo\n"
+
+
 def test_a_log_that_nobody_reads_any_more_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, told = io.StringIO(), []
     stream.write = lambda text: (_ for _ in ()).throw(BrokenPipeError)
