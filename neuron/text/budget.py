@@ -52,7 +52,7 @@ class Budget:
         bounds: what is bounded beside time.
     """
 
-    __slots__ = ("bounds", "deadline", "given", "seconds", "work")
+    __slots__ = ("_outer", "bounds", "deadline", "given", "seconds", "work")
 
     def __init__(self, seconds: float, given: tuple[Any, ...] = (), bounds: Bounds = MOST) -> None:
         self.deadline, self.work = time.monotonic() + seconds, bounds.work
@@ -60,10 +60,10 @@ class Budget:
         self.given, self.bounds = given, bounds
 
     def __enter__(self) -> None:
-        here.budget = self
+        self._outer, here.budget = here.budget, self
 
     def __exit__(self, *error: object) -> None:
-        del here.budget
+        here.budget = self._outer
 
 
 class _Thread(threading.local):

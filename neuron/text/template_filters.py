@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
+from types import GeneratorType
 from typing import Any
 
 import jinja2
@@ -69,9 +70,17 @@ def metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
                     spend_on(each, times=len(each).bit_length() if name in COMPARING else 1)
             elif isinstance(each, (Namespace, *VIEWS)):
                 spend_on(each)
-        return function(*args, **kwargs)
+        made = function(*args, **kwargs)
+        return _ticking(made) if isinstance(made, GeneratorType) else made
 
     return filtered
+
+
+def _ticking(items: Iterator[Any]) -> Iterator[Any]:
+    """The same: what is made as it is taken takes its time then."""
+    for item in items:
+        tick(0)
+        yield item
 
 
 def spend_on_replacing(text: str, old: Any, new: Any) -> None:
@@ -125,7 +134,7 @@ def _int(value: Any, default: int = 0, base: int = 10) -> int:
 def _batch(value: Iterable[Any], linecount: int, fill_with: Any = None) -> Any:
     if linecount > here.budget.bounds.values:
         raise OverBudget(f"it makes a list of more than {here.budget.bounds.values:,} values")
-    return filters.do_batch(value, linecount, fill_with)
+    return _ticking(filters.do_batch(value, linecount, fill_with))
 
 
 @jinja2.pass_environment
@@ -181,7 +190,7 @@ def _to_json(
     weight, values = weigh(value)
     spend(weight)
     if indent is not None:
-        indent = indent[:MAX_INDENT] if isinstance(indent, str) else min(indent, MAX_INDENT)
+        indent = indent[:MAX_INDENT] if isinstance(indent, str) else max(0, min(indent, MAX_INDENT))
         spend(values * (len(indent) if isinstance(indent, str) else indent))
     encoder = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys

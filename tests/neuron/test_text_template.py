@@ -302,6 +302,8 @@ HOSTILE = {
     "a sum of many lists": "{{ ([[1] * 999] * 99999) | sum(start=[]) | length }}",
     "batches that are filled": "{{ [1] | batch(999999999, 0) | list | length }}",
     "letters": "{{ ('x' * 30000000) | list | length }}",
+    "letters that are changed as they are taken": "{% set b = 'ab' * 1500000 %}"
+    "{{ b | map('upper') | map('lower') | map('trim') | list | length }}",
     "words": "{{ ('a b ' * 8000000).split() | length }}",
     "words that are counted": "{{ ('a b ' * 8000000) | wordcount }}",
     "words in capitals": "{{ ('a b ' * 8000000) | title | length }}",
@@ -358,6 +360,24 @@ def test_what_is_made_of_lists_and_objects_counts_as_much_as_is_in_them(made):
     bounds = budget.Bounds(text=1 << 20, values=1 << 20)
     with pytest.raises(OverBudget, match=r"reads and writes more than 16,777,216"):
         sandbox.render(sandbox.load(sandbox.translate(source)), {}, 60.0, bounds)
+
+
+def test_nothing_gives_a_template_work_back():
+    source = "{{ [1] | tojson(indent=-10**15) }}{% set b = 'a' * 100000 ~ i %}"
+    source = "{% for i in range(200) %}" + source + "{% endfor %}"
+    bounds = budget.Bounds(text=1 << 20, values=1 << 20)
+    with pytest.raises(OverBudget, match=r"reads and writes more than 16,777,216"):
+        sandbox.render(sandbox.load(sandbox.translate(source)), {}, 60.0, bounds)
+    assert render("{{ [1] | tojson(indent=-2) }}") == "[\n1\n]"
+
+
+def test_a_budget_within_another_leaves_that_as_it_was():
+    with budget.Budget(60.0, (), budget.Bounds(text=8, values=8)):
+        with budget.Budget(60.0):
+            budget.spend(9)
+        with pytest.raises(OverBudget):
+            budget.spend(9)
+    budget.spend(9)
 
 
 def test_lists_and_objects_are_made_and_taken_apart_as_ever():
