@@ -76,6 +76,9 @@ def choices() -> None:
         assert 0 <= int(numbers.min()) <= int(numbers.max()) < 13
     _, numbers = fused.choice(torch.zeros(1, 6), None, Choosing(3, False, None, 1.0))
     assert numbers.tolist() == [[0, 1, 2]]
+    rest = torch.tensor([[-torch.inf, 1.0, -torch.inf, -torch.inf]])
+    _, numbers = fused.choice(rest, None, Choosing(3, True, None, 1.0, by_logits=True))
+    assert numbers.tolist() == [[1, 0, 2]]
 
 
 def choices_within_groups() -> None:

@@ -74,10 +74,11 @@ def best_of(
         ranking = within_best_groups(ranking, CORRECTED, GROUPS, GROUPS_CHOSEN)
     weight, number = tl.zeros((PLACES,), tl.float32), tl.zeros((PLACES,), tl.int32)
     for n in range(CHOSEN):
-        best = tl.min(tl.where(ranking == tl.max(ranking, 0), i, experts - 1), 0)
+        most = tl.max(tl.where(there, ranking, float("-inf")), 0)
+        best = tl.min(tl.where(there & (ranking == most), i, experts - 1), 0)
         weight = tl.where(place == n, tl.sum(tl.where(i == best, score, 0.0), 0), weight)
         number = tl.where(place == n, best, number)
-        ranking = tl.where(i == best, float("-inf"), ranking)
+        there &= i != best
     if NORMALISED:
         weight /= tl.sum(weight, 0) + least
     return weight * scale, number
