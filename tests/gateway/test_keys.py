@@ -298,6 +298,7 @@ def test_on_loopback_nobody_needs_a_key_but_one_of_ours_must_hold(
         ("Host", "localhost", 400),
         ("Host", "[::1]:31313", 400),
         ("Host", "box.internal", 403),
+        ("X-Forwarded-For", "", 403),
         *((name, "203.0.113.9", 403) for name in ("X-Forwarded-For", "forwarded", "X-Real-IP", "Via")),
     ],
 )
