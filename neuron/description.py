@@ -100,7 +100,7 @@ class ModelDescription:
         beside = {count: self._of_share(settings, runtime, share) for count, share in of_share.items()}
         sizes, filling = self.bytes_of_ranks(settings, split), self.filling
         if filling and split != usual:
-            filling = self.card.filling_per_rank(split, settings.quantization)
+            filling = self.card.filling_per_rank(split, self.dtype, settings.quantization)
         ranks = [
             replace(beside[count], weights=size, cuda_overhead=beside[count].cuda_overhead + more)
             for size, more, count in zip(sizes, filling or [0] * split.ranks, split.counts, strict=True)
@@ -192,7 +192,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
     notes += filter(None, (each.doubt(settings.id, card) for each in adapters))
     splits = splits_of(card, settings.ranks, settings.quantization) or [Split.evenly(settings.ranks)]
     weights = card.bytes_per_rank(splits[0], dtype, settings.quantization)
-    filling = tuple(card.filling_per_rank(splits[0], settings.quantization))
+    filling = tuple(card.filling_per_rank(splits[0], dtype, settings.quantization))
     formats = card.formats_of_kinds(splits[0], settings.quantization)
     context_length, cut = _context_length(settings, card)
     notes += cut

@@ -183,8 +183,8 @@ def test_what_is_planned_is_near_what_is_measured(most, settings, runtime, tmp_p
 
 @pytest.mark.parametrize("shared", [0, 64, 4096])
 def test_experts_are_planned_with_what_stands_beside_them(shared):
-    """In float32, which needs no copies, and tensor by tensor: what an allocator keeps is not seen. All tokens
-    choose the same experts, whose pairs are not taken together then."""
+    """In float32, which needs no copies, and tensor by tensor: what an allocator keeps is not seen. All
+    tokens choose the same experts, whose pairs are not taken together then."""
     tokens, sizes = 1024, {"count": 8, "chosen": 4, "intermediate_size": 64, "layers": (0,)}
     layers = (Layer("full", kv_heads=1, head_dim=64),)
     config = msgspec.structs.replace(

@@ -11,9 +11,10 @@ import torch
 
 from tests.workers.engines import GPU
 from tests.workers.random_blocks import weight_of
+from tests.workers.tiny_models import qwen3
 from workers.checkpoints.blocks import FORMATS, filled
 from workers.checkpoints.reading import read_card
-from workers.checkpoints.shares import Split
+from workers.checkpoints.shares import ALONE, Split
 from workers.kernels import products
 from workers.layers.embedding import Embedding, Head, VocabularySlice
 from workers.layers.grouped import GroupedLinear
@@ -128,7 +129,7 @@ def test_a_load_puts_experts_in_order_and_what_fills_their_rows_is_planned(tiny,
     monkeypatch.setattr("workers.layers.grouped.can_pack", lambda dtype, device: False)
     monkeypatch.setattr("workers.layers.grouped.wants_planes", lambda weight: True)
     card, split = read_card(tiny("gpt_oss_mxfp4").folder), Split(counts)
-    for rank, filling in enumerate(card.filling_per_rank(split)):
+    for rank, filling in enumerate(card.filling_per_rank(split, "bfloat16")):
         model = MODELS[card.family](
             card.config, RankGroup(rank, split.ranks), torch.bfloat16, card.formats(split)
         )
@@ -145,6 +146,29 @@ def test_a_load_puts_experts_in_order_and_what_fills_their_rows_is_planned(tiny,
         held = sum(stack.data.stride(0) * len(stack.data) for stack in stacks)
         stored = sum(len(stack.data) * stack.format.row_bytes(stack.shape[1]) for stack in stacks)
         assert held - stored == filling > 0
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_embedding_is_filled_where_a_head_multiplies_it_and_is_planned_so(tmp_path, monkeypatch, tied):
+    monkeypatch.setattr("workers.layers.linear.wants_planes", lambda weight: True)
+    qwen3(hidden_size=160, intermediate_size=192, tie_word_embeddings=tied).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    card = read_card(tmp_path)
+    model = MODELS[card.family](card.config, RankGroup(), torch.bfloat16, card.formats(ALONE, "q8"))
+    for part in [*model.parts()]:
+        part.finish()
+    linears = [
+        part for block in model.blocks for each in block.linears for part in getattr(each, "parts", [each])
+    ]
+    weights = {id(each.weight): each.weight for each in (*linears, model.head, model.embedding)}.values()
+    assert len(weights) == len(linears) + 2 - tied
+    more = sum(
+        len(weight.data) * (weight.data.stride(0) - weight.format.row_bytes(weight.shape[1]))
+        for weight in weights
+    )
+    assert card.filling_per_rank(ALONE, "bfloat16", "q8") == [more]
+    assert more > 0
+    assert card.filling_per_rank(ALONE, "float32", "q8") == [0]
 
 
 # --- the assembly, which no interpreter knows ---------------------------------------------------------------

@@ -176,11 +176,17 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
         return self._per_rank(split, quantization, size)
 
-    def filling_per_rank(self, split: Split, quantization: Quantization | None = None) -> list[int]:
+    def filling_per_rank(
+        self, split: Split, dtype: Dtype | None = None, quantization: Quantization | None = None
+    ) -> list[int]:
         """Bytes that a GPU takes besides, where rows in blocks are filled up to what its kernels read."""
+        if (dtype or self.dtype) == "float32":  # which have none for it
+            return [0] * split.ranks
+        multiplied = self.config.tied_head and self.config.writes  # and not only looked up
 
         def size(name: str, form: str | None, shape: tuple[int, ...]) -> int:
-            return 0 if form is None else shape[0] * FORMATS[form].filling(shape[1])
+            is_read = form is not None and (name != EMBEDDING or multiplied)
+            return shape[0] * FORMATS[form].filling(shape[1]) if is_read else 0
 
         return self._per_rank(split, quantization, size)
 

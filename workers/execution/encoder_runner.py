@@ -21,7 +21,7 @@ from ipc.worker_messages import (
 from workers.attention.whole import WholeAttention
 from workers.checkpoints.card import ModelCard
 from workers.execution.device import is_out_of_memory
-from workers.execution.loading import join, make_ready, read_weights, within_memory
+from workers.execution.loading import filling, join, make_ready, read_weights, within_memory
 from workers.execution.memory import held, taken, trim
 from workers.execution.outcome import NOT_FINITE
 from workers.models.registry import MODELS
@@ -71,6 +71,7 @@ class EncoderRunner:
             return parts
 
         woken = read_weights(spec, self.card, self.group, formats, parts, progress)
+        weights += filling(spec, self.card, self.group)
         make_ready(spec, self.model, weights, progress)
         windows = [layer.window or 0 for layer in config.layers]
         self.attention = WholeAttention(windows, device, config.attention_scale, spec.exact)

@@ -11,6 +11,7 @@ from ipc.worker_messages import WorkerSpec
 from workers.checkpoints.card import ModelCard
 from workers.execution.device import check_builds, check_type, is_out_of_memory, num_threads, tune_cpu
 from workers.execution.small_sums import small_sums
+from workers.kernels.products import reads_planes
 from workers.models.decoder import Decoder
 from workers.models.encoder import Encoder
 from workers.parallel import RankGroup, split_of
@@ -86,6 +87,13 @@ def read_weights(
         load_weights(card, formats, parts, reading, group, spec.weight_cache)
 
     return parking.load(spec.parking_fd, parts, reading, group, read)
+
+
+def filling(spec: WorkerSpec, card: ModelCard, group: RankGroup) -> int:
+    """Bytes that this rank's weights take, once they are there, over what is read for them."""
+    if not reads_planes(group.device, getattr(torch, spec.dtype)):
+        return 0
+    return card.filling_per_rank(group.split, spec.dtype, spec.quantization)[group.rank]
 
 
 def make_ready(spec: WorkerSpec, model: Decoder | Encoder, weights: int, progress: Progress) -> int:

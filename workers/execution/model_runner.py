@@ -43,7 +43,7 @@ from workers.execution.findings import find
 from workers.execution.graphs import CudaGraphs, GraphDevice, Graphs, Kind
 from workers.execution.head_drafts import INPUTS, HeadDrafts
 from workers.execution.input_buffers import InputBuffers, decode_sizes
-from workers.execution.loading import join, make_ready, read_weights, within_memory
+from workers.execution.loading import filling, join, make_ready, read_weights, within_memory
 from workers.execution.memory import (
     check_pages,
     held,
@@ -140,8 +140,7 @@ class ModelRunner:
         self.woken = read_weights(spec, self.card, self.group, formats, self._parts, progress)
         for block in (*self.model.blocks, *([] if self.mtp is None else [self.mtp.block])):
             block.put_in_order()
-        if device.type == "cuda":
-            weights += self.card.filling_per_rank(self.group.split, spec.quantization)[spec.rank]
+        weights += filling(spec, self.card, self.group)
         linears = [linear for block in self.model.blocks for linear in block.linears]
         self.adapters.stand_beside(linears, Empty(dtype, device), spec.exact)
         threads = make_ready(spec, self.model, weights, progress)

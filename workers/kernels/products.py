@@ -66,10 +66,14 @@ def steady_rows(weight: Blocks) -> range | None:
 
 def wants_planes(weight: Blocks) -> bool:
     """Whether the weight is multiplied faster in planes, where it is and with inputs of its type."""
-    if weight.device.type != "cuda" or weight.dtype not in (torch.bfloat16, torch.float16):
+    return reads_planes(weight.device, weight.dtype) and planes.takes(weight.format.name, weight.shape[1])
+
+
+def reads_planes(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there are kernels that multiply weights in planes with inputs of that type."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
-    enough = torch.cuda.get_device_capability(weight.device) >= (8, 0)  # what has products of bfloat16
-    return enough and planes.takes(weight.format.name, weight.shape[1])
+    return torch.cuda.get_device_capability(device) >= (8, 0)  # what has products of bfloat16
 
 
 def _in_planes(x: Tensor, weight: Blocks, bias: Tensor | None) -> Tensor:
