@@ -73,10 +73,7 @@ class Fit:
     @property
     def page_bytes(self) -> dict[str, int]:
         """Of one page, by device: each rank has one."""
-        total = Counter[str]()
-        for name, size in zip(self.devices, self.rank_page_bytes, strict=True):
-            total[name] += size
-        return dict(total)
+        return _by_device(self.devices, self.rank_page_bytes)
 
     def resized(self, pages: int, measured: Sequence[int]) -> Fit:
         """The same once the pool has that many pages.

@@ -10,7 +10,7 @@ from ipc.messages.state import Device
 from neuron.memory.cache_plan import CachePlan
 from workers.checkpoints.shares import ALONE, Split
 
-MOST_WAYS = 6  # that are tried before the usual one
+MOST_WAYS = 6  # that are faster, and tried before the usual one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +81,7 @@ class Need:
         yield from (self._like(split) for split, seconds in self._others_on(devices) if seconds >= 0)
 
     def _like(self, split: Split) -> Need:
-        about = {"rates": self.rates, "spare": self.spare}
-        return replace(self.shared(split), **about)
+        return replace(self.shared(split), rates=self.rates, spare=self.spare)
 
     def _others_on(self, devices: Sequence[str]) -> list[tuple[Split, float]]:
         """How else ranks on them may share it, the fastest first, and how much longer a step takes then."""
