@@ -42,7 +42,7 @@ from workers.kernels import (
 from workers.kernels.attention_triton import WINDOWS
 from workers.kernels.eight_bits_triton import FP8, INT8, WHOLE
 from workers.kernels.gated_triton import NONE
-from workers.kernels.launch import DEPENDENT
+from workers.kernels.launch import DEPENDENT, without_spills
 from workers.kernels.pairs import Pairs
 from workers.weights.blocks import Blocks
 
@@ -111,17 +111,10 @@ class Compiled:
     kernel: CompiledKernel
     aligned: bool
 
-    @cached_property
-    def _usage(self) -> tuple[int, int]:
-        """Registers and bytes spilt, of a thread."""
-        usage = _tool(self.kernel, "cuobjdump", "-res-usage")
-        registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage).groups())
-        return registers, stack + local
-
     @property
     def registers(self) -> int:
         """Of a thread."""
-        return self._usage[0]
+        return self.kernel.n_regs
 
     @property
     def shared(self) -> int:
@@ -131,7 +124,7 @@ class Compiled:
     @property
     def spilt(self) -> int:
         """Bytes of a thread."""
-        return self._usage[1]
+        return 4 * self.kernel.n_spills
 
     @property
     def load(self) -> int:
@@ -205,7 +198,7 @@ def compile_for(
     aligned: Iterable[str],
     **options: int | None,
 ) -> CompiledKernel:
-    """A kernel for cards of that capability; needs no device.
+    """A kernel for cards of that capability, as `workers.kernels.launch.Launcher` has it; needs no device.
 
     Args:
         kinds: of its arguments, by name.
@@ -219,8 +212,18 @@ def compile_for(
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options["launch_pdl"] = capability >= DEPENDENT  # as `workers.kernels.launch.Launcher` has it
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    registers = options.pop("maxnreg", None)
+    options["launch_pdl"] = capability >= DEPENDENT
+
+    def build(registers: int | None) -> CompiledKernel:
+        given = options | {"maxnreg": registers}
+        kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=given)
+        usage = _tool(kernel, "cuobjdump", "-res-usage")
+        kernel.n_regs, *spilt = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage).groups())
+        kernel.n_spills = sum(spilt) // 4  # as a device tells it
+        return kernel
+
+    return without_spills(build, registers)
 
 
 def compile_product(capability: int, kind: str, tokens: int, dtype: str = "bf16") -> Compiled:
@@ -251,7 +254,7 @@ def compile_skinny(
     numbers = dict.fromkeys(("tokens", "num_rows", "columns", "row_stride", "split_steps"), "i32")
     constants = {"KIND": kind, "HAS_BIAS": False, "SPLIT": True, "BLOCK_N": shape.rows, "N": shape.tokens}
     constants |= {"ACTIVATION": activation, "INTERLEAVED": False}
-    constants["FILLED"], constants["ASKS"] = filled, asks and skinny.asks(kind, shape, activation != NONE)
+    constants["FILLED"], constants["ASKS"] = filled, asks and activation == NONE
     aligned = [*pointers, "columns", "num_rows", "row_stride"]
     return _few(capability, skinny.product_kernel, pointers | numbers, constants, aligned, shape)
 

@@ -76,8 +76,6 @@ def compile_kernel(
     constants = {each: value for each, value in shared.items() if each in kinds}
     aligned = [each for each, kind in kinds.items() if kind[0] == "*" or each in ("stride", "channels")]
     options = {"num_warps": chunks.WARPS, "num_stages": 1} if in_chunks else {"num_warps": kernels.WARPS}
-    if name == "pass_kernel":
-        options["maxnreg"] = chunks.registers_of(capability)
     return compile_for(capability, kernel, kinds, constants, aligned, **options)
 
 

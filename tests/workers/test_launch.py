@@ -35,16 +35,15 @@ class Kernel:
         _, specialization, _ = self.binder(*arguments)
         return str(specialization), str(options)
 
-    def __getitem__(self, grid):
-        def launch(*arguments, **options):
-            self.asked += 1
-            self.dependent.append(options["launch_pdl"])
-            return Compiled(self, self.wanted(arguments, options), options)
-
-        return launch
+    def warmup(self, *arguments, grid, **options):
+        self.asked += 1
+        self.dependent.append(options["launch_pdl"])
+        return Compiled(self, self.wanted(arguments, options), options)
 
 
 class Compiled:
+    n_spills = 0
+
     def __init__(self, kernel, wanted, options):
         self.kernel, self.wanted, self.options = kernel, wanted, options
         self.launched = []
@@ -111,27 +110,104 @@ def test_launches_are_dependent_where_a_card_has_that_and_nobody_compares(monkey
     assert kernel.dependent == [capability >= 90, False]
 
 
-def test_what_triton_compiled_for_dependent_launches_is_launched_so(monkeypatch):
-    """Also when it is called by itself, as a launcher does it from the second time on."""
+@pytest.fixture
+def card(monkeypatch):
+    """Stands for a device: `launched` has the options of what was, and `spills` numbers of what is loaded."""
+    from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from benchmarks.small_kernels import compile_norm
-
-    launches = []
-
     def launcher_of(source, metadata):
-        return lambda *given: launches.append(metadata.launch_pdl)
+        return lambda *given: card.launched.append(metadata)
 
-    utils = SimpleNamespace(load_binary=lambda *given: (1, 1, 32, 0, 1024))
+    utils = SimpleNamespace(load_binary=lambda *given: (1, 1, 40, card.spills.pop(0), 1024))
     utils.get_device_properties = lambda device: {"max_shared_mem": 1 << 20}
     card = SimpleNamespace(utils=utils, launcher_cls=launcher_of, get_current_stream=lambda device: 0)
-    card.get_current_device, card.get_current_target = (lambda: 0), (lambda: SimpleNamespace(warp_size=32))
-    found = {capability: compile_norm(capability).kernel for capability in (89, 90)}
+    card.get_current_device, card.get_current_target = (lambda: 0), (lambda: GPUTarget("cuda", 120, 32))
+    card.launched, card.spills = [], []
     monkeypatch.setattr(type(driver), "active", card)
-    for capability in (89, 90):
+    return card
+
+
+def test_what_triton_compiled_for_dependent_launches_is_launched_so(card):
+    """Also when it is called by itself, as a launcher does it."""
+    from benchmarks.small_kernels import compile_norm
+
+    card.spills = [0, 0]
+    for found in [compile_norm(capability).kernel for capability in (89, 90)]:
         for _ in range(2):
-            found[capability][(1, 1, 1)]("x")
-    assert launches == [False, False, True, True]
+            found[(1, 1, 1)]("x")
+    assert [each.launch_pdl for each in card.launched] == [False, False, True, True]
+
+
+def test_what_a_device_tells_of_spills_triton_is_asked_to_mend(card):
+    from triton.runtime.jit import JITFunction
+
+    from workers.kernels.launch import Launcher
+    from workers.kernels.norm_triton import norm_kernel
+
+    launcher = Launcher(JITFunction(norm_kernel.fn))  # another keeps what it has for true devices
+    card.spills = [2, 4, 0]
+    for _ in range(2):
+        launcher((3, 1, 1), *next(variants()), num_warps=4)
+    assert card.spills == []
+    assert [each.maxnreg for each in card.launched] == [48, 48]
+
+
+class Spilling:
+    """A kernel of which an assembler spills some unless it may have one of some numbers of registers."""
+
+    def __init__(self, enough):
+        from workers.kernels.norm_triton import norm_kernel
+
+        self.params, self.enough = norm_kernel.params, enough
+        self.built, self.launched = [], []
+
+    def warmup(self, *arguments, maxnreg, **options):
+        self.built.append(maxnreg)
+        return Built(self, maxnreg)
+
+
+class Built:
+    def __init__(self, kernel, limit):
+        self.kernel, self.limit, self.n_regs = kernel, limit, limit or 128
+        self.n_spills = None  # not known before it is on a device
+
+    def __getitem__(self, grid):
+        self.n_spills = 0 if self.limit in self.kernel.enough else 2
+        return lambda *arguments: self.kernel.launched.append(self.limit)
+
+
+@pytest.mark.parametrize(
+    ("first", "enough", "built"),
+    [
+        (None, {None, 136}, [None]),
+        (96, {96}, [96]),
+        (None, {120, 136}, [None, 120]),
+        (None, {144, 160}, [None, 120, 136, 144]),
+        (96, {128}, [96, 88, 104, 112, 128]),
+        (None, {255}, [None, 120, 136, 144, 160, 192, 255]),  # there are no more
+    ],
+)
+def test_a_kernel_that_spills_is_built_with_other_registers_until_none_is_spilt(first, enough, built):
+    from workers.kernels.launch import Launcher
+
+    kernel = Spilling(enough)
+    launcher = Launcher(kernel)
+    for _ in range(3):
+        launcher((3, 1, 1), *next(variants()), num_warps=4, registers=first)
+    assert kernel.built == built
+    assert kernel.launched == built[-1:] * 3
+
+
+def test_a_kernel_that_spills_whatever_it_may_have_is_launched_as_the_assembler_has_it():
+    from workers.kernels.launch import Launcher
+
+    kernel = Spilling(())
+    launcher = Launcher(kernel)
+    for _ in range(3):
+        launcher((3, 1, 1), *next(variants()), num_warps=4, registers=200)
+    assert kernel.built == [200, 192, 208, 216, 232, 255]
+    assert kernel.launched == [200] * 3
 
 
 def kinds_of_edges(graph):
@@ -185,12 +261,9 @@ class Unbuilt:
 
         self.params, self.error, self.asked = norm_kernel.params, error, 0
 
-    def __getitem__(self, grid):
-        def launch(*arguments, **options):
-            self.asked += 1
-            raise self.error
-
-        return launch
+    def warmup(self, *arguments, **options):
+        self.asked += 1
+        raise self.error
 
 
 def compilation_error():

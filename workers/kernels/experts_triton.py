@@ -123,24 +123,6 @@ def takes(weight: Weight, dtype: torch.dtype) -> bool:
     return weight.dtype == dtype and weight.shape[1] % GROUP == 0
 
 
-# As in `workers.kernels.skinny`, beside what a program keeps of its expert.
-REGISTERS = {
-    ("Q4_1", 8): 168,
-    ("Q4_K", 8): 128,
-    ("Q5_0", 8): 136,
-    ("Q5_1", 8): 144,
-    ("Q5_K", 8): 192,
-    ("INT4_32", 8): 144,
-    ("Q5_1", 16): 184,
-    ("Q5_K", 16): 192,
-    ("MXFP4", 16): 136,
-    ("INT4_128", 16): 136,
-    ("NF4_64", 16): 144,
-    ("FP4_64", 16): 152,
-    ("FP8_128", 16): 136,
-}
-
-
 def shape_of(pairs: int, kind: str) -> Shape:
     """What a program has, of an expert with so many pairs. Rows of Q6_K take more registers than others.
 
@@ -152,7 +134,7 @@ def shape_of(pairs: int, kind: str) -> Shape:
     if most <= 8 and kind in (PLAIN, *EIGHT_BITS):
         return Shape(most, 16, 24)
     rows = 16 if (kind, most) == ("Q6_K", 16) else 32
-    return Shape(most, rows, 16, registers=REGISTERS.get((kind, most)))
+    return Shape(most, rows, 16)
 
 
 def product(

@@ -26,7 +26,7 @@ from workers.checkpoints.model_config import DeltaNet
 from workers.kernels.dependent_triton import wait_for_previous
 from workers.kernels.gated_delta import EPS
 from workers.kernels.gated_delta_triton import Places
-from workers.kernels.launch import Launcher, capability_of
+from workers.kernels.launch import Launcher
 
 CHUNK = 32  # tokens: half of the reference's, so that operands of float32 fit into registers
 CHUNKS = 64  # whose systems are in memory at once
@@ -246,11 +246,6 @@ def pass_kernel(
     tl.store(at, s3, mask=mask)
 
 
-def registers_of(capability: int) -> int | None:
-    """Of a thread of `pass_kernel`, at most: of itself Triton 3.6 spills four on sm_90; none do elsewhere."""
-    return 184 if capability // 10 == 9 else None
-
-
 SOLVE, PASS = Launcher(solve_kernel), Launcher(pass_kernel)
 
 
@@ -298,5 +293,4 @@ def chunked(
             *(*sizes, delta.value_dim, EPS, CHUNK, slice_of_keys, COLUMNS),
             num_warps=WARPS,
             num_stages=1,
-            registers=registers_of(capability_of(y.device)),
         )

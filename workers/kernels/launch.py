@@ -6,11 +6,16 @@ longer than the device needs. What it compiled can be called by itself; here it 
 arguments as Triton compiles for.
 
 Where the card has it, a kernel is launched before the one before it has ended: see `dependent_triton`.
+
+The assembler gives threads as many registers as leave room for one more program, and then some kernels have a
+few too little and keep them in memory. Which do, no rule says: it changes with card, format and the
+assembler's version. So a kernel that spills is built once more with room (`without_spills`).
 """
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,6 +26,8 @@ from ipc.errors import Code, CortexError
 ALIGNED = 16  # bytes, or a number's divisor, for which Triton compiles a kernel of its own
 INT32 = 1 << 31
 DEPENDENT = 90  # capability of cards, from which on launches may be dependent
+MOST_REGISTERS = 255  # that an instruction can name
+MORE = (-8, 8, 16, 32, 64, 128)  # registers than were spilt, to be tried one after the other
 MOST_WORDS = 500  # characters of what a compiler says
 
 dependent = True  # whether they are where they may be; a benchmark compares
@@ -51,13 +58,12 @@ class Launcher:
         """Launch it.
 
         Args:
-            registers: of a thread, at most. None: as few as the assembler sees fit, which spills some where
-                a multiprocessor then has room for one more program.
+            registers: of a thread, at most, unless some are spilt then. None: as the assembler sees fit.
 
         Raises:
             CortexError: MODEL_LOAD_FAILED, it cannot be built for this card.
         """
-        options = {"num_warps": num_warps, "num_stages": num_stages, "maxnreg": registers}
+        options = {"num_warps": num_warps, "num_stages": num_stages}
         if not self._parameters:  # it is interpreted
             self._kernel[grid](*arguments, **options)
             return
@@ -66,18 +72,40 @@ class Launcher:
         if compiled is None:
             device = next(each.device for each in arguments if isinstance(each, Tensor))
             options["launch_pdl"] = dependent and capability_of(device) >= DEPENDENT
-            self._compiled[key] = self._built(grid, arguments, options)
-        else:
-            compiled[grid](*arguments)
+            build = partial(self._built, grid, arguments, options)
+            compiled = self._compiled[key] = without_spills(build, registers)
+        compiled[grid](*arguments)
 
-    def _built(self, grid: tuple[int, int, int], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _built(
+        self,
+        grid: tuple[int, int, int],
+        arguments: tuple[Any, ...],
+        options: dict[str, Any],
+        registers: int | None,
+    ) -> Any:
         try:
-            return self._kernel[grid](*arguments, **options)
+            built = self._kernel.warmup(*arguments, grid=grid, **options, maxnreg=registers)
+            built[grid]  # loads it onto the device: only then it knows what it spills
+            return built
         except RuntimeError:  # of the device, which may have no memory for it
             raise
         except Exception as error:  # Triton's own, which show the source, or only where it was called
             name, reason = self._kernel.__name__, _reason(error)
             raise CortexError(Code.MODEL_LOAD_FAILED, f"{name} cannot be built here: {reason}") from error
+
+
+def without_spills(build: Callable[[int | None], Any], registers: int | None) -> Any:
+    """A kernel as Triton compiled and loaded it, of which no register is spilt; if there is none, the first.
+
+    Args:
+        build: it, with so many registers a thread at most.
+        registers: to begin with. None: as many as the assembler sees fit.
+    """
+    first = build(registers)
+    if not first.n_spills:
+        return first
+    limits = dict.fromkeys(min(first.n_regs + more, MOST_REGISTERS) for more in MORE)
+    return next((built for built in map(build, limits) if not built.n_spills), first)
 
 
 @cache

@@ -508,28 +508,9 @@ LAUNCH, DEQUANTISE = Launcher(product_kernel), Launcher(dequantise_kernel)
 
 # --- on the host ----------------------------------------------------------------------------------------
 
-# Of a format and the tokens of a program: the fewest with which none is spilt on any card, where the
-# assembler by itself spills some (`benchmarks.kernels`). For one token of Q4_K and of FP8 it spills none, but
-# has registers by loading behind products of the same step, which then waits for memory twice or three times.
-REGISTERS = {
-    ("Q4_K", 2): 96,
-    ("FP8_128", 8): 80,
-    ("Q5_1", 8): 136,
-    ("Q5_K", 8): 136,
-    ("Q4_1", 16): 208,
-    ("Q5_1", 16): 176,
-    ("Q4_K", 16): 184,
-    ("Q5_K", 16): 184,
-    ("MXFP4", 16): 152,
-    ("INT4_128", 16): 144,
-    ("Q6_K", 64): 136,
-}
-
-# Formats and tokens of programs that ask for no weights: to ask would cost a spill, or one program of 16.
-SILENT = (("Q5_K", 8), ("MXFP4", 16))
-
-# Those whose programs have half the rows where some are gates, far from what they open: else some are spilt.
-FAR = (("Q5_K", 8), ("Q6_K", 16))
+# Of a format and the tokens of a program. The assembler by itself has registers there by loading behind
+# products of the same step, which then waits for memory twice or three times.
+REGISTERS = {("Q4_K", 2): 96, ("FP8_128", 8): 80}
 
 # With so many bytes a number up to 8 tokens have smaller programs, and more of them: on an H200 12288 x 4096
 # take 22 us and not 26 to 28. More tokens do not, so that splits, and with them sums, are others there.
@@ -560,14 +541,8 @@ def shape_of(tokens: int, kind: str, gated: bool = False) -> Shape:
     most = alone(kind) if tokens <= alone(kind) else 8 if tokens <= 8 else 16
     if most <= 8 and kind in EIGHT_BITS:
         return Shape(most, 16, 24, registers=REGISTERS.get((kind, most)))
-    if gated and (kind, most) in FAR:
-        return Shape(most, 16, 16, registers=168)
-    return Shape(most, 32, 16, registers=REGISTERS.get((kind, most)))
-
-
-def asks(kind: str, shape: Shape, gated: bool) -> bool:
-    """Whether its programs ask for weights before they wait: not yet where some rows are gates of others."""
-    return launch.asks and not gated and (kind, shape.tokens) not in SILENT
+    rows = 16 if gated and (kind, most) == ("Q6_K", 16) else 32  # else too few registers for it
+    return Shape(most, rows, 16, registers=REGISTERS.get((kind, most)))
 
 
 def splits_of(rows: int, columns: int, warps: int, processors: int) -> tuple[int, int]:
@@ -627,7 +602,7 @@ def product(
         shape.rows,
         shape.tokens,
         filled(columns),
-        asks(kind, shape, gates is not None),
+        launch.asks and gates is None,  # not yet where some rows are gates of others
         num_warps=1 if shape.tokens <= FEW.value else WARPS,
         num_stages=shape.stages,
         registers=shape.registers,
