@@ -431,9 +431,9 @@ def tile(
 ) -> Tile:
     """The shape for `few` tokens of a sequence, or many, on a card of that capability.
 
-    None spills a register or takes more shared memory than there is (`benchmarks.kernels` shows both). Cards
-    with instructions for 64 rows and more (Hopper) have registers left for wider blocks. float32 is
-    multiplied without tensor cores.
+    None takes more registers or shared memory than there are (`benchmarks.kernels` shows both). Cards with
+    instructions for 64 rows and more (Hopper) have registers left for wider blocks. float32 is multiplied
+    without tensor cores.
 
     Args:
         coded: keys and values are in 8 bits, and take registers until they are numbers.
@@ -443,18 +443,13 @@ def tile(
     if itemsize == 4:
         return Tile(16, 16, 4 if head_dim <= 128 and not coded else 8, 2)
     if head_dim > 256:
-        return Tile(16, 16, 8, 2, 192) if few and (coded or (wide and windowed)) else Tile(16, 16, 4, 2)
+        return Tile(16, 16, 8 if few and (coded or (wide and windowed)) else 4, 2)
     if few and head_dim > 128:
         return Tile(16, 32, 8, 2, 208 if capped or coded else 144 if padded or windowed else 128)
-    # as many warps in smaller programs, or more
-    if few and head_dim <= 64 and capped and (coded != windowed if wide else coded and capability >= 120):
-        return Tile(16, 32, 4, 2, 120 if wide else 124)
     if few:
-        masked = windowed if wide else (capped or (windowed and capability == 80)) and not coded
-        most = 168 if head_dim <= 64 else 248 if capability == 80 else None
-        return Tile(16, 64, 8 if coded else 4, 2, most if masked else None)
+        return Tile(16, 64, 8 if coded else 4, 2)
     if head_dim > 128:
-        return Tile(32, 32, 8, 2, 208) if coded or (capped and padded) else Tile(64, 32, 8, 2)
+        return Tile(32 if coded or (capped and padded) else 64, 32, 8, 2)
     if head_dim <= 64:
         return Tile(64, 64, 8, 2) if coded else Tile(128, 64, 8, 3)
     if wide:  # on an H200 prompts of 2,048 and 8,192 tokens take 8 % less than with 128 rows and 8 warps
