@@ -212,7 +212,7 @@ def compile_for(
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    registers = options.pop("maxnreg", None)
+    registers, num_warps = options.pop("maxnreg", None), options.setdefault("num_warps", 4)
     options["launch_pdl"] = capability >= DEPENDENT
 
     def build(registers: int | None) -> CompiledKernel:
@@ -223,7 +223,7 @@ def compile_for(
         kernel.n_spills = sum(spilt) // 4  # as a device tells it
         return kernel
 
-    return without_spills(build, registers)
+    return without_spills(build, registers, num_warps)
 
 
 def compile_product(capability: int, kind: str, tokens: int, dtype: str = "bf16") -> Compiled:

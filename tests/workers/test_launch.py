@@ -178,23 +178,26 @@ class Built:
 
 
 @pytest.mark.parametrize(
-    ("first", "enough", "built"),
+    ("num_warps", "first", "enough", "built"),
     [
-        (None, {None, 136}, [None]),
-        (96, {96}, [96]),
-        (None, {120, 136}, [None, 120]),
-        (None, {144, 160}, [None, 120, 136, 144]),
-        (96, {128}, [96, 88, 104, 112, 128]),
-        (None, {255}, [None, 120, 136, 144, 160, 192, 255]),  # there are no more
+        (4, None, {None, 136}, [None]),
+        (4, 96, {96}, [96]),
+        (4, None, {120, 136}, [None, 120]),
+        (4, None, {144, 160}, [None, 120, 136, 144]),
+        (4, 96, {128}, [96, 88, 104, 112, 128]),
+        (8, None, {255}, [None, 120, 136, 144, 160, 192, 255]),  # there are no more
+        (16, 112, {128}, [112, 104, 120, 128]),  # nor for so many threads
     ],
 )
-def test_a_kernel_that_spills_is_built_with_other_registers_until_none_is_spilt(first, enough, built):
+def test_a_kernel_that_spills_is_built_with_other_registers_until_none_is_spilt(
+    num_warps, first, enough, built
+):
     from workers.kernels.launch import Launcher
 
     kernel = Spilling(enough)
     launcher = Launcher(kernel)
     for _ in range(3):
-        launcher((3, 1, 1), *next(variants()), num_warps=4, registers=first)
+        launcher((3, 1, 1), *next(variants()), num_warps=num_warps, registers=first)
     assert kernel.built == built
     assert kernel.launched == built[-1:] * 3
 

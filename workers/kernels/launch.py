@@ -26,7 +26,8 @@ from ipc.errors import Code, CortexError
 ALIGNED = 16  # bytes, or a number's divisor, for which Triton compiles a kernel of its own
 INT32 = 1 << 31
 DEPENDENT = 90  # capability of cards, from which on launches may be dependent
-MOST_REGISTERS = 255  # that an instruction can name
+MOST_REGISTERS = 255  # that an instruction can name, and
+WARPS_REGISTERS = 2048  # that a multiprocessor has for a thread of each warp
 MORE = (-8, 8, 16, 32, 64, 128)  # registers than were spilt, to be tried one after the other
 MOST_WORDS = 500  # characters of what a compiler says
 
@@ -73,7 +74,7 @@ class Launcher:
             device = next(each.device for each in arguments if isinstance(each, Tensor))
             options["launch_pdl"] = dependent and capability_of(device) >= DEPENDENT
             build = partial(self._built, grid, arguments, options)
-            compiled = self._compiled[key] = without_spills(build, registers)
+            compiled = self._compiled[key] = without_spills(build, registers, num_warps)
         compiled[grid](*arguments)
 
     def _built(
@@ -94,7 +95,7 @@ class Launcher:
             raise CortexError(Code.MODEL_LOAD_FAILED, f"{name} cannot be built here: {reason}") from error
 
 
-def without_spills(build: Callable[[int | None], Any], registers: int | None) -> Any:
+def without_spills(build: Callable[[int | None], Any], registers: int | None, num_warps: int) -> Any:
     """A kernel as Triton compiled and loaded it, of which no register is spilt; if there is none, the first.
 
     Args:
@@ -104,7 +105,8 @@ def without_spills(build: Callable[[int | None], Any], registers: int | None) ->
     first = build(registers)
     if not first.n_spills:
         return first
-    limits = dict.fromkeys(min(first.n_regs + more, MOST_REGISTERS) for more in MORE)
+    most = min(MOST_REGISTERS, WARPS_REGISTERS // num_warps)
+    limits = dict.fromkeys(min(first.n_regs + more, most) for more in MORE)
     return next((built for built in map(build, limits) if not built.n_spills), first)
 
 
