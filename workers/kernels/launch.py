@@ -14,7 +14,7 @@ assembler's version. So a kernel that spills is built once more with room (`with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -26,9 +26,9 @@ from ipc.errors import Code, CortexError
 ALIGNED = 16  # bytes, or a number's divisor, for which Triton compiles a kernel of its own
 INT32 = 1 << 31
 DEPENDENT = 90  # capability of cards, from which on launches may be dependent
-MOST_REGISTERS = 255  # that an instruction can name, and
-WARPS_REGISTERS = 2048  # that a multiprocessor has for a thread of each warp
-MORE = (-8, 8, 16, 32, 64, 128)  # registers than were spilt, to be tried one after the other
+MOST_REGISTERS = 255  # of a thread, that an instruction can name
+WARPS_REGISTERS = 2048  # that a multiprocessor has for a thread of each of its warps, which take them by
+REGISTER_UNIT = 8
 MOST_WORDS = 500  # characters of what a compiler says
 
 dependent = True  # whether they are where they may be; a benchmark compares
@@ -105,9 +105,15 @@ def without_spills(build: Callable[[int | None], Any], registers: int | None, nu
     first = build(registers)
     if not first.n_spills:
         return first
-    most = min(MOST_REGISTERS, WARPS_REGISTERS // num_warps)
-    limits = dict.fromkeys(min(first.n_regs + more, most) for more in MORE)
+    limits = dict.fromkeys((*_limits(first.n_regs, num_warps), first.n_regs - REGISTER_UNIT))
     return next((built for built in map(build, limits) if not built.n_spills), first)
+
+
+def _limits(registers: int, num_warps: int) -> Iterator[int]:
+    """Of registers of a thread: as many as leave room for as many programs, then for one less, and so on."""
+    units = WARPS_REGISTERS // num_warps // REGISTER_UNIT
+    for programs in range(units // -(-registers // REGISTER_UNIT), 0, -1):
+        yield min(units // programs * REGISTER_UNIT, MOST_REGISTERS)
 
 
 @cache
