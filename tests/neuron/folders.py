@@ -75,6 +75,10 @@ def header(tensors: dict[str, list[int]], dtype: str = "BF16") -> dict[str, Any]
     return entries
 
 
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value))
+
+
 def write_safetensors(path: Path, entries: dict[str, Any], *, size: int | None = None) -> None:
     """A file with this header and zeros for data; `size` bytes of data, or what the header says."""
     text = json.dumps(entries).encode()
@@ -89,11 +93,11 @@ def write_checkpoint(folder: Path, *, shards: int = 1, weights: str = "BF16", **
     config = {**CONFIG, **changes}
     tensors = shapes(config)
     config = {key: value for key, value in config.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(config))
+    write_json(folder / "config.json", config)
     byte_level().save(str(folder / "tokenizer.json"))
     pad = {"content": "<|start|>", "special": True}
     tokens = {"bos_token": None, "eos_token": "<|end|>", "pad_token": pad}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**tokens, "chat_template": TEMPLATE}))
+    write_json(folder / "tokenizer_config.json", {**tokens, "chat_template": TEMPLATE})
     if shards == 1:
         write_safetensors(folder / "model.safetensors", header(tensors, weights))
         return folder
@@ -103,7 +107,7 @@ def write_checkpoint(folder: Path, *, shards: int = 1, weights: str = "BF16", **
         part = dict(list(tensors.items())[i::shards])
         write_safetensors(folder / name, header(part, weights))
         weight_map |= dict.fromkeys(part, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
     return folder
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from ipc.errors import CortexError
+from ipc.errors import Code, CortexError
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.family import TensorSpec
 from workers.checkpoints.reading import read_card
@@ -71,5 +71,7 @@ def refusal(path: Path) -> str | None:
     try:
         read_card(path)
     except CortexError as error:
+        if error.code != Code.MODEL_LOAD_FAILED:
+            raise
         return error.message
     return None

@@ -1,40 +1,27 @@
-import io
+"""A folder becomes a card that says what the model is, or is refused by the file and the reason."""
+
 import json
 import math
 import os
-import struct
 from contextlib import suppress
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, processors
 
-from ipc.errors import Code, CortexError
-from tests.neuron.folders import CONFIG, TEMPLATE, header, shapes, write_checkpoint, write_safetensors
-from tests.workers.cards import refusal as why_not
-from workers.checkpoints import text
+from ipc.errors import CortexError
+from tests.neuron.folders import CONFIG, header, shapes, write_checkpoint, write_json, write_safetensors
+from tests.workers.cards import refusal
 from workers.checkpoints.card import ModelCard
-from workers.checkpoints.files import read_json, those_known
+from workers.checkpoints.files import those_known
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.presence import is_checkpoint
 from workers.checkpoints.reading import read_card
-from workers.checkpoints.safetensors import HEADER_LIMIT, read_header
+from workers.checkpoints.safetensors import read_header
 from workers.checkpoints.shares import ALONE, Split
 
 NAMES = list(shapes(CONFIG))
-
-
-def refusal(folder):
-    with pytest.raises(CortexError) as raised:
-        read_card(folder)
-    assert raised.value.code == Code.MODEL_LOAD_FAILED
-    return raised.value.message
-
-
-def write_json(path, value):
-    path.write_text(json.dumps(value))
 
 
 def elements(config, split=lambda name, shape: shape):
@@ -64,15 +51,6 @@ def test_a_checkpoint_is_known_from_its_headers(tmp_path, shards):
     assert (tensor.shape, tensor.nbytes, tensor.dtype) == ((48,), 96, "BF16")
     assert {tensor.file for tensor in checkpoint.tensors.values()} == set(range(shards))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(checkpoint), type=ModelCard) == checkpoint
-
-
-def test_a_tensor_is_where_its_entry_says(tmp_path):
-    checkpoint = read_card(write_checkpoint(tmp_path))
-    path = tmp_path / "model.safetensors"
-    end = max(tensor.offset + tensor.nbytes for tensor in checkpoint.tensors.values())
-    start = min(tensor.offset for tensor in checkpoint.tensors.values())
-    assert end == path.stat().st_size
-    assert start == 8 + int.from_bytes(path.read_bytes()[:8], "little")
 
 
 @pytest.mark.parametrize(
@@ -174,42 +152,6 @@ def test_sampling_defaults_are_the_checkpoint_s(tmp_path, generation, defaults):
     assert read_card(tmp_path).defaults == defaults
 
 
-# --- templates ------------------------------------------------------------------------------------------
-
-
-def test_a_template_is_found_in_each_of_its_three_places_in_order(tmp_path):
-    write_checkpoint(tmp_path)
-    assert read_card(tmp_path).chat_template == TEMPLATE
-    write_json(tmp_path / "chat_template.json", {"chat_template": "from json"})
-    assert read_card(tmp_path).chat_template == "from json"
-    (tmp_path / "chat_template.jinja").write_text("from jinja")
-    assert read_card(tmp_path).chat_template == "from jinja"
-
-
-def test_named_templates_are_kept_with_the_default_first(tmp_path):
-    write_checkpoint(tmp_path)
-    named = [{"name": "tool_use", "template": "with {{ tools }}"}, {"name": "default", "template": "plain"}]
-    write_json(tmp_path / "tokenizer_config.json", {"chat_template": named})
-    checkpoint = read_card(tmp_path)
-    assert checkpoint.chat_template == "plain"
-    assert list(checkpoint.chat_templates) == ["default", "tool_use"]
-    assert (checkpoint.chat, checkpoint.tools, checkpoint.reasoning) == (True, True, False)
-
-
-def test_a_model_without_a_template_does_not_chat(tmp_path):
-    write_checkpoint(tmp_path)
-    (tmp_path / "tokenizer_config.json").unlink()
-    checkpoint = read_card(tmp_path)
-    assert (checkpoint.chat, checkpoint.tools, checkpoint.reasoning) == (False, False, False)
-
-
-def test_a_template_tells_what_the_model_can_do(tmp_path):
-    write_checkpoint(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text("{% if enable_thinking %}<think>{% endif %}")
-    checkpoint = read_card(tmp_path)
-    assert (checkpoint.tools, checkpoint.reasoning) == (False, True)
-
-
 # --- what is refused ------------------------------------------------------------------------------------
 
 
@@ -225,120 +167,6 @@ def test_a_missing_file_is_named(tmp_path, name):
     write_checkpoint(tmp_path)
     (tmp_path / name).unlink()
     assert name in refusal(tmp_path)
-
-
-@pytest.mark.parametrize("indent", [None, 2])
-def test_a_tokenizer_that_is_still_copied_makes_no_model(tmp_path, indent):
-    path = write_checkpoint(tmp_path) / "tokenizer.json"
-    whole = json.dumps(json.loads(path.read_text()), indent=indent, ensure_ascii=False).encode()
-    for size in [0, *range(1, len(whole), 97), len(whole) - 1]:
-        path.write_bytes(whole[:size])
-        assert str(path) in refusal(tmp_path), size
-    for end in (b"", b"\n"):
-        path.write_bytes(whole + end)
-        assert read_card(tmp_path).eos_ids == [5, 0]
-
-
-def test_no_more_of_a_tokenizer_is_searched_than_one_may_have(tmp_path, monkeypatch):
-    path = write_checkpoint(tmp_path) / "tokenizer.json"
-    path.write_text(json.dumps({"x": {"y": "a" * (8 << 20)}}, separators=(",", ":")))
-    monkeypatch.setattr(text, "FILE_LIMIT", 1 << 20)
-    read = 0
-
-    class Counted(io.FileIO):
-        def read(self, size):
-            nonlocal read
-            read += len(data := super().read(size))
-            return data
-
-    monkeypatch.setattr(text, "open_file", Counted)
-    read_card(tmp_path)
-    assert 1 << 20 <= read < 4 << 20
-
-
-@pytest.mark.parametrize("kind", ["BPE", "WordPiece", "WordLevel", "Unigram"])
-@pytest.mark.parametrize("more", [0, 300])
-def test_a_compact_tokenizer_ends_at_no_other_pair_of_braces_than_its_last(tmp_path, monkeypatch, kind, more):
-    """Tokens have braces, too, and so has what stands before the model."""
-    path = write_checkpoint(tmp_path) / "tokenizer.json"
-    tokens = ["a", "}", "a}", "}}", '"}}', "]}}", "1}}}", '\\"]}}', *(f"w{number}" for number in range(more))]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    makers = {
-        "BPE": lambda: models.BPE(vocabulary, [("a", "}"), ("}", "}")]),
-        "WordPiece": lambda: models.WordPiece(vocabulary, unk_token="a"),
-        "WordLevel": lambda: models.WordLevel(vocabulary, unk_token="a"),
-        "Unigram": lambda: models.Unigram([(token, -1.0) for token in tokens], 0),
-    }
-    tokenizer = Tokenizer(makers[kind]())
-    tokenizer.post_processor = processors.TemplateProcessing("a $A", special_tokens=[("a", 0)])
-    whole = tokenizer.to_str()
-    cuts = [end for end in range(2, len(whole)) if whole[end - 2 : end] == "}}"]
-    assert len(cuts) >= 8
-    for end in cuts:
-        path.write_text(whole[:end])
-        assert "tokenizer.json: has bad JSON" in refusal(tmp_path), whole[:end][-80:]
-    path.write_text(whole)
-    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    write_json(tmp_path / "tokenizer_config.json", config | {"eos_token": None})
-    read = []
-
-    def counted(file, *more):
-        read.append(file.name)
-        return read_json(file, *more)
-
-    monkeypatch.setattr(text, "read_json", counted)
-    read_card(tmp_path)
-    assert "tokenizer.json" not in read
-
-
-@pytest.mark.parametrize(
-    ("changes", "whole"),
-    [({}, False), ({"normalizer": "before them"}, True), ({"added_tokens": "thousands"}, False)],
-)
-def test_of_a_tokenizer_no_more_is_read_than_where_its_added_tokens_stand(
-    tmp_path, monkeypatch, changes, whole
-):
-    path = write_checkpoint(tmp_path) / "tokenizer.json"
-    said = json.loads(path.read_text())
-    if "normalizer" in changes:
-        said = {"normalizer": said.pop("normalizer"), **said}
-    if "added_tokens" in changes:
-        said["added_tokens"] += [{"id": 400 + n, "content": f"<{n}>" + "x" * 100} for n in range(1000)]
-    write_json(path, said)
-    read = []
-
-    def counted(file, *more):
-        read.append(file.name)
-        return read_json(file, *more)
-
-    monkeypatch.setattr(text, "read_json", counted)
-    assert read_card(tmp_path).eos_ids == [5, 0]
-    assert ("tokenizer.json" in read) is whole
-
-
-def test_a_missing_shard_is_named(tmp_path):
-    write_checkpoint(tmp_path, shards=3)
-    (tmp_path / "model-00002-of-00003.safetensors").unlink()
-    assert "model-00002-of-00003.safetensors: is missing" in refusal(tmp_path)
-
-
-def test_a_shard_without_the_tensor_that_the_index_promises_is_named(tmp_path):
-    write_checkpoint(tmp_path, shards=3)
-    path = tmp_path / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    name = NAMES[1]
-    index["weight_map"][name] = "model-00001-of-00003.safetensors"
-    write_json(path, index)
-    message = refusal(tmp_path)
-    assert "model-00001-of-00003.safetensors" in message
-    assert name in message
-
-
-@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "a/b"])
-def test_an_index_cannot_point_out_of_its_folder(tmp_path, shard):
-    write_checkpoint(tmp_path / "in", shards=2)
-    write_json(tmp_path / "in" / "model.safetensors.index.json", {"weight_map": {NAMES[0]: shard}})
-    assert "outside its folder" in refusal(tmp_path / "in")
 
 
 @pytest.mark.parametrize(
@@ -442,69 +270,6 @@ def test_an_architecture_whatever_its_name_is_told_in_a_line(tmp_path, architect
     assert f"the architecture {told} is not supported (unknown); docs/configuration.md" in refusal(tmp_path)
 
 
-def test_a_tensor_named_twice_is_refused_by_its_name(tmp_path):
-    path = write_checkpoint(tmp_path) / "model.safetensors"
-    entries = header(shapes(CONFIG))
-    last = NAMES[-1]
-    twice = json.dumps({last: entries[last]})[1:-1]
-    text = f"{json.dumps(entries)[:-1]}, {twice}}}".encode()
-    size = max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
-    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
-    assert f"names '{last}' twice in its header" in refusal(tmp_path)
-
-
-def test_a_tensor_in_two_shards_is_refused_with_both(tmp_path):
-    write_checkpoint(tmp_path, shards=2)
-    names = list(shapes(CONFIG).items())
-    entries = header(dict(names[1::2]) | dict(names[:1]))
-    write_safetensors(tmp_path / "model-00002-of-00002.safetensors", entries)
-    message = refusal(tmp_path)
-    assert "model-00002-of-00002.safetensors: holds" in message
-    assert "and so does model-00001-of-00002.safetensors" in message
-
-
-def test_a_stale_index_beside_a_whole_file_is_not_read(tmp_path):
-    write_checkpoint(tmp_path)
-    write_json(tmp_path / "model.safetensors.index.json", {"weight_map": {"w": "gone.safetensors"}})
-    assert len(read_card(tmp_path).files) == 1
-
-
-def test_tensors_that_are_not_used_are_named(tmp_path):
-    write_checkpoint(tmp_path)
-    write_safetensors(tmp_path / "model.safetensors", header(shapes(CONFIG) | {"model.mtp.weight": [4]}))
-    assert read_card(tmp_path).notes == ["1 tensors are not used, among them model.mtp.weight"]
-
-
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        ("model.layers.0.self_attn.q_proj.bias", [64]),
-        ("model.layers.1.mlp.gate.weight", [4, 32]),
-        ("model.layers.1.mlp.down_proj.scale", [1]),
-        ("model.layers.0.pre_feedforward_layernorm.weight", [32]),
-        ("model.norm.bias", [32]),
-        ("lm_head.bias", [40]),
-    ],
-)
-def test_a_tensor_of_what_is_computed_that_nobody_reads_is_refused(tmp_path, name, shape):
-    write_checkpoint(tmp_path)
-    path = tmp_path / "model.safetensors"
-    write_safetensors(path, header(shapes(CONFIG) | {name: shape}))
-    with path.open("r+b") as file:  # the last byte of it
-        file.seek(-1, os.SEEK_END)
-        file.write(b"x")
-    assert f"{path}: {name!r} is not used, and config.json says of no such tensor" in refusal(tmp_path)
-
-
-def test_a_bias_of_zeros_and_a_layer_that_is_none_of_the_model_are_left_alone(tmp_path):
-    """Which some write beside each quantised weight."""
-    write_checkpoint(tmp_path)
-    behind = f"model.layers.{CONFIG['num_hidden_layers']}.self_attn.q_proj.weight"
-    more = {"model.layers.0.self_attn.q_proj.bias": [64], behind: [4]}
-    write_safetensors(tmp_path / "model.safetensors", header(shapes(CONFIG) | more))
-    assert read_card(tmp_path).notes == [f"2 tensors are not used, among them {min(more)}"]
-
-
 def test_a_dtype_that_is_none_is_that_of_the_weights_and_named(tmp_path):
     card = read_card(write_checkpoint(tmp_path, torch_dtype="float8_e4m3fn"))
     assert card.dtype == "bfloat16"
@@ -536,88 +301,6 @@ def test_a_tied_head_that_is_stored_and_the_same_is_the_embedding(tmp_path):
     assert card.config.tied_head
     assert "lm_head.weight" not in card.tensors
     assert card.notes == []
-
-
-def damaged(tmp_path, change):
-    """A checkpoint whose safetensors header went through `change`; the data stays as long as it was."""
-    write_checkpoint(tmp_path)
-    entries = header(shapes(CONFIG))
-    size = max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
-    change(entries)
-    write_safetensors(tmp_path / "model.safetensors", entries, size=size)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "words"),
-    [
-        ("dtype", "F12", ["unknown dtype", "F12"]),
-        ("dtype", "F32", ["its shape needs"]),
-        ("dtype", 3, ["bad JSON"]),
-        ("shape", [130, 48], ["its shape needs"]),
-        ("shape", [-131, -48], ["bad JSON", ">= 0"]),
-        ("shape", [131.0, 48.5], ["bad JSON"]),
-        ("shape", [1] * 17, ["bad JSON", "<= 16"]),
-        ("shape", [float("nan"), 48], ["bad JSON", "shape[0] is NaN"]),
-        ("shape", [float("inf"), 48], ["bad JSON"]),
-        ("data_offsets", [0, 1 << 40], ["bytes"]),
-        ("data_offsets", [12576, 0], ["a hole"]),
-        ("data_offsets", [2, 12578], ["a hole"]),
-        ("data_offsets", [0], ["bad JSON"]),
-    ],
-)
-def test_a_header_that_lies_is_refused(tmp_path, field, value, words):
-    def change(entries):
-        entries[NAMES[0]][field] = value
-
-    message = refusal(damaged(tmp_path, change))
-    assert "model.safetensors" in message
-    assert all(word in message for word in words), message
-
-
-def test_tensors_that_overlap_are_refused(tmp_path):
-    def change(entries):
-        start, end = entries[NAMES[1]]["data_offsets"]
-        entries[NAMES[1]]["data_offsets"] = [start - 2, end - 2]
-
-    assert "overlap" in refusal(damaged(tmp_path, change))
-
-
-@pytest.mark.parametrize("lost", [1, 100, 10_000])
-def test_a_file_that_was_cut_short_is_refused(tmp_path, lost):
-    path = write_checkpoint(tmp_path) / "model.safetensors"
-    os.truncate(path, path.stat().st_size - lost)
-    assert "cut short" in refusal(tmp_path)
-
-
-@pytest.mark.parametrize("length", [0, 4, 8, 40])
-def test_a_file_without_its_header_is_refused(tmp_path, length):
-    path = write_checkpoint(tmp_path) / "model.safetensors"
-    os.truncate(path, length)
-    assert "cut short" in refusal(tmp_path)
-
-
-def test_bytes_that_no_tensor_claims_are_refused(tmp_path):
-    path = write_checkpoint(tmp_path) / "model.safetensors"
-    os.truncate(path, path.stat().st_size + 3)
-    assert "3 bytes that its header does not describe" in refusal(tmp_path)
-
-
-def test_a_header_over_the_limit_is_refused_before_it_is_read(tmp_path):
-    path = tmp_path / "huge.safetensors"
-    path.write_bytes(struct.pack("<Q", HEADER_LIMIT + 1))
-    os.truncate(path, HEADER_LIMIT + 100)  # a hole in the file: it takes no space
-    with pytest.raises(CortexError, match="100,000,000 is the limit"):
-        read_header(path)
-
-
-@given(st.binary(max_size=200))
-def test_any_bytes_are_tensors_or_a_typed_error(tmp_path_factory, data):
-    path = tmp_path_factory.getbasetemp() / "any.safetensors"
-    for content in (data, struct.pack("<Q", len(data)) + data):
-        path.write_bytes(content)
-        with suppress(CortexError):
-            read_header(path)
 
 
 @given(
@@ -658,13 +341,13 @@ def test_of_architectures_that_are_known_the_near_ones_are_named(unknown, near):
 
 
 def test_what_is_in_a_folder_can_be_loaded_or_there_is_a_reason(tmp_path):
-    assert why_not(write_checkpoint(tmp_path / "one")) is None
-    assert why_not(write_checkpoint(tmp_path / "many", shards=2)) is None
-    assert "config.json: is missing" in why_not(tmp_path)
+    assert refusal(write_checkpoint(tmp_path / "one")) is None
+    assert refusal(write_checkpoint(tmp_path / "many", shards=2)) is None
+    assert "config.json: is missing" in refusal(tmp_path)
     assert not is_checkpoint(tmp_path)
     bert = write_checkpoint(tmp_path / "other", architectures=["ElectraModel"], model_type="electra")
-    assert "ElectraModel is not supported (electra, 2 layers of 48, a context of 512, 0.0M" in why_not(bert)
-    assert len(why_not(bert)) < 300 + len(str(tmp_path))  # whatever is supported instead
+    assert "ElectraModel is not supported (electra, 2 layers of 48, a context of 512, 0.0M" in refusal(bert)
+    assert len(refusal(bert)) < 300 + len(str(tmp_path))  # whatever is supported instead
     assert is_checkpoint(bert)
     (tmp_path / "one" / "config.json").write_text("{")
-    assert "bad JSON" in why_not(tmp_path / "one")
+    assert "bad JSON" in refusal(tmp_path / "one")

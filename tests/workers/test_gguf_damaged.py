@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from ipc.errors import Code, CortexError
 from tests.workers import gguf_files
-from tests.workers.cards import refusal as why_not
+from tests.workers.cards import refusal
 from tests.workers.gguf_files import file
 from workers.checkpoints.gguf.architectures import ARCHITECTURES
 from workers.checkpoints.gguf.header import Gguf, read_header
@@ -20,13 +19,6 @@ from workers.checkpoints.reading import read_card
 
 SIZES = {"context_length": 512, "embedding_length": 32, "block_count": 1, "feed_forward_length": 32}
 SIZES |= {"attention.head_count": 2, "rope.freq_base": 1e4, "attention.layer_norm_rms_epsilon": 1e-5}
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(CortexError) as raised:
-        read_card(path)
-    assert raised.value.code == Code.MODEL_LOAD_FAILED
-    return raised.value.message
 
 
 def llama(**changes: Any) -> dict[str, Any]:
@@ -225,7 +217,7 @@ def test_damage_is_a_refusal_and_nothing_else(tiny, tmp_path):
             else:
                 changed[place : place + 8] = rng.choice((b"\xff" * 8, bytes(8), rng.randbytes(8)))
         path.write_bytes(changed[: rng.randrange(len(data))] if rng.random() < 0.2 else changed)
-        reason = why_not(path)
+        reason = refusal(path)
         refused += reason is not None
         assert reason is None or str(path) in reason
     assert refused > 50
@@ -249,7 +241,7 @@ def test_no_value_of_any_key_is_more_than_a_refusal(tmp_path, architecture):
     path = tmp_path / "model.gguf"
     for key in whole:
         for value in ("x", 0, 1 << 31, [1, 2], 1e30, True):
-            reason = why_not(file(path, whole | {key: value}, [EMBEDDING]))
+            reason = refusal(file(path, whole | {key: value}, [EMBEDDING]))
             assert reason is not None, (key, value)
             assert str(path) in reason
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from ipc.errors import CortexError
 from tests.neuron.folders import write_checkpoint
+from tests.workers.cards import refusal
 from workers.checkpoints import missing
 from workers.checkpoints.reading import read_card
 
@@ -49,12 +49,6 @@ TOKENIZERS = {
     "vocab.json": "`save_pretrained` writes tokenizer.json",
     "tokenizer.json.incomplete": "is a download that is not finished",
 }
-
-
-def refusal(path) -> str:
-    with pytest.raises(CortexError) as refused:
-        read_card(path)
-    return refused.value.message
 
 
 @pytest.mark.parametrize("name", IN_PLACE)

@@ -18,6 +18,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 import workers.weights.loader
 from ipc.errors import CortexError
 from tests.workers import quantised
+from tests.workers.cards import refusal
 from tests.workers.conftest import Tiny
 from tests.workers.engines import make_runner, prompt_of, request, serve, some_requests
 from tests.workers.oracle import greedy
@@ -195,12 +196,6 @@ def test_two_ranks_answer_as_one_does(made):
 
 
 # --- what is refused ------------------------------------------------------------------------------------
-
-
-def refusal(folder: Path) -> str:
-    with pytest.raises(CortexError) as caught:
-        read_card(folder)
-    return caught.value.message
 
 
 def without(folder: Path, *names: str) -> Path:
