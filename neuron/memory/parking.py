@@ -170,9 +170,13 @@ class Parking:
         return sum(loan.nbytes for loan in self._loans.values())
 
     def bytes_of(self, model: str) -> int:
-        """Bytes that a load of `model` would come back from; 0: it would not."""
+        """Bytes that a load of `model` can come back from; 0: it cannot."""
         loan = self._loans.get(model)
         return loan.nbytes if loan is not None and loan.whole else 0
+
+    def wakes(self, model: str, identity: object) -> bool:
+        """Whether a load of `model` that comes to the weights of that identity would come back from there."""
+        return self.bytes_of(model) > 0 and self._loans[model].identity == identity
 
     def booked(self, device: str) -> int:
         """Bytes on `device` that a model may have, because what is parked makes way."""

@@ -231,7 +231,8 @@ class ModelManager:
         if prospect.fit is None:
             error = prospect.refusal
             return quoted(verdict="refused", code=error.code, message=error.message)
-        load = self._load_seconds(model, prospect.fit)
+        wakes = model.tenant.wakes(prospect.fit)
+        load = self._load_seconds(model, prospect.fit, wakes)
         return quoted(
             verdict=prospect.verdict,
             seconds=prospect.seconds + load if load is not None else None,
@@ -239,13 +240,13 @@ class ModelManager:
             bytes=sum(prospect.fit.reservations.values()),
             ahead=prospect.ahead,
             loss=prospect.loss,
-            parked=model.tenant.bytes_parked > 0,
+            parked=wakes,
         )
 
-    def _load_seconds(self, model: ManagedModel, fit: Fit) -> float | None:
+    def _load_seconds(self, model: ManagedModel, fit: Fit, wakes: bool) -> float | None:
         """How long a load of `model` should take; None where nothing like it was loaded yet."""
-        if model.tenant.reload_seconds:
-            return model.tenant.reload_seconds
+        if seconds := model.tenant.seconds_of_load(wakes=wakes):
+            return seconds
         kind = fit.devices[0].partition(":")[0]
         like = [
             other

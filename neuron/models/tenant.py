@@ -9,6 +9,7 @@ from ipc.errors import CortexError
 from ipc.messages.state import ModelStatus
 from neuron.admission.request_queue import RequestQueue
 from neuron.memory.eviction import Holder, RecentUse, residency
+from neuron.memory.fit import Fit
 from neuron.memory.need import Need
 from neuron.models.load_news import LoadNews
 from neuron.tenancy.renewal import Renewal
@@ -76,11 +77,6 @@ class ModelTenant:
         self._use.add(self.last_used)
 
     @property
-    def bytes_parked(self) -> int:
-        """Of its weights, in the host's memory."""
-        return self._tenancy.bytes_parked
-
-    @property
     def worth_parked(self) -> float:
         """Seconds that its return from there saves, for each who may want it, by its priority; who waits for
         it now is one of them."""
@@ -93,6 +89,14 @@ class ModelTenant:
     def reload_seconds(self) -> float:
         """That its next load should take, from files or from the host's memory; 0: not known."""
         return self._tenancy.reload_seconds
+
+    def wakes(self, fit: Fit) -> bool:
+        """Whether a load with that fit brings its weights back from the host's memory."""
+        return self._tenancy.wakes(fit)
+
+    def seconds_of_load(self, *, wakes: bool) -> float:
+        """That such a load should take; 0: not known."""
+        return self._tenancy.seconds_of_load(wakes=wakes)
 
     def need(self, runtime: Mapping[str, int]) -> Need:
         return self._renewal.description.need(self._renewal.settings, runtime)

@@ -98,6 +98,12 @@ class Launcher:
         identity = parked_identity(settings, description, fit)
         return self.parking.lend(description.id, identity, sizes, new=not settings.pin)
 
+    def wakes(self, settings: ModelSettings, description: ModelDescription, fit: Fit) -> bool:
+        """Whether such a load finds its weights in that memory."""
+        if self.parking is None or description.engine != "transformer":
+            return False
+        return self.parking.wakes(description.id, parked_identity(settings, description, fit))
+
     def _threads(self, fit: Fit) -> int:
         """CPU threads of each rank."""
         share = max(1, self.cores // len(fit.devices))

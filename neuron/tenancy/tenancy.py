@@ -74,6 +74,7 @@ class Tenancy:
         self.pool = Pool(self._on_resized)
         self._renewal = renewal
         self._room = room
+        self._launcher = launcher
         self._parking = launcher.parking
         self._changed = changed
 
@@ -102,12 +103,8 @@ class Tenancy:
 
     @property
     def reload_seconds(self) -> float:
-        """That its next load should take, from files or from the host's memory; 0: not known. One that never
-        came from there is thought to do so as quickly as the last that did."""
-        load = self.epochs.load_seconds or 0.0
-        if not self.bytes_parked:
-            return load
-        return self.epochs.wake_seconds or self._parking.wake_share * load
+        """That its next load should take, from files or from the host's memory; 0: not known."""
+        return self.seconds_of_load(wakes=self.bytes_parked > 0)
 
     @property
     def seconds_saved(self) -> float:
@@ -115,6 +112,19 @@ class Tenancy:
         if self.epochs.load_seconds is None:
             return inf
         return max(0.0, self.epochs.load_seconds - (self.epochs.wake_seconds or 0.0))
+
+    def wakes(self, fit: Fit) -> bool:
+        """Whether a load with that fit brings its weights back from the host's memory: ranks that share them
+        otherwise than those that parked them do not."""
+        return self._launcher.wakes(self._renewal.settings, self._renewal.description, fit)
+
+    def seconds_of_load(self, *, wakes: bool) -> float:
+        """That such a load should take; 0: not known. A model that never came back from there is thought to
+        do so as quickly as the last that did."""
+        load = self.epochs.load_seconds or 0.0
+        if not wakes:
+            return load
+        return self.epochs.wake_seconds or self._parking.wake_share * load
 
     # --- from a booking to its end ----------------------------------------------------------------------
 

@@ -13,17 +13,20 @@ from ipc.messages.state import Device
 from ipc.worker_messages import MemoryUse, Ready
 from neuron.admission.request_queue import RequestQueue
 from neuron.config import Memory, ModelSettings, NeuronConfig, Queue
+from neuron.description import describe
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
 from neuron.memory.parking import SPARE_SHARE, Parking, automatic_budget
 from neuron.memory.room import Room
 from neuron.processes.backoff import Backoff
 from neuron.processes.group import WorkerGroup
-from neuron.tenancy.launcher import Launcher
+from neuron.tenancy.launcher import Launcher, parked_identity
 from neuron.tenancy.renewal import Renewal
 from neuron.tenancy.tenancy import Tenancy
 from tests.doubles import stands_for
 from tests.neuron.doubles import described
+from tests.neuron.folders import write_checkpoint
+from workers.checkpoints.shares import Split
 
 TOTAL = 1 << 20  # bytes of the host
 HEAD = parked.HEAD
@@ -299,6 +302,23 @@ def test_a_return_is_thought_to_take_as_long_as_the_last_one_did_of_it_or_of_ano
         assert one.reload_seconds == one.epochs.load_seconds
 
     asyncio.run(scenario())
+
+
+def test_a_load_whose_ranks_share_it_otherwise_is_not_thought_to_come_back(place, tmp_path):
+    settings = ModelSettings(id="a", ranks=2)
+    description = describe(settings, write_checkpoint(tmp_path, num_attention_heads=8, num_key_value_heads=4))
+    launcher = Launcher(NeuronConfig(), 1, parking=place.parking)
+    told = dict.fromkeys(("on_loading", "on_steps", "on_death", "changed"), print)
+    renewal = Renewal(settings, description, print)
+    room = Room(Memory(), place.ledger, None, None, print)
+    tenancy = Tenancy(renewal, room, launcher, Backoff(), RequestQueue(Queue(), 1), **told)
+    even, uneven = (Fit(("cpu", "cpu"), {}, (0, 0), 1, 1, 1000, split=Split(way)) for way in ((1, 1), (1, 3)))
+    tenancy.epochs.load_seconds, tenancy.epochs.wake_seconds = 9.0, 1.0
+    assert not tenancy.wakes(even)  # nothing is there
+    place.park("a", identity=parked_identity(settings, description, even), ranks=2)
+    assert [tenancy.wakes(fit) for fit in (even, uneven)] == [True, False]
+    assert [tenancy.seconds_of_load(wakes=wakes) for wakes in (True, False)] == [1.0, 9.0]
+    assert [launcher.lend(settings, description, fit).whole for fit in (even, uneven)] == [True, False]
 
 
 def test_what_is_parked_is_named_where_a_booking_is_refused(place):
