@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -92,12 +92,12 @@ class ModelDescription:
         Args:
             runtime: bytes of a process without a model, by kind of device.
         """
-        return self._need(settings, runtime, self.splits[0])
+        of_share = cache(partial(self._of_share, settings, runtime))  # dozens of ways have a few shares
+        return self._need(settings, of_share, self.splits[0])
 
-    def _need(self, settings: ModelSettings, runtime: Mapping[str, int], split: Split) -> Need:
+    def _need(self, settings: ModelSettings, of_share: Callable[[Share], RankNeed], split: Split) -> Need:
         usual, *others = self.splits
-        of_share = {share.count: share for share in split.shares()}
-        beside = {count: self._of_share(settings, runtime, share) for count, share in of_share.items()}
+        beside = {count: of_share(Share(0, count, split.parts)) for count in split.counts}
         sizes, filling = self.bytes_of_ranks(settings, split), self.filling
         if filling and split != usual:
             filling = self.card.filling_per_rank(split, self.dtype, settings.quantization)
@@ -116,7 +116,7 @@ class ModelDescription:
             host_state_memory=settings.host_state_memory,
             split=split,
             others=tuple(others) if split == usual else (),
-            shared=cache(partial(self._need, settings, runtime)) if split == usual else None,
+            shared=cache(partial(self._need, settings, of_share)) if split == usual else None,
         )
 
     def _of_share(self, settings: ModelSettings, runtime: Mapping[str, int], share: Share) -> RankNeed:

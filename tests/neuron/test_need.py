@@ -6,7 +6,7 @@ import pytest
 
 from ipc.errors import Code, CortexError
 from neuron.config import ModelSettings
-from neuron.description import described, splits_of
+from neuron.description import ModelDescription, described, splits_of
 from neuron.memory.fit import find_fit
 from neuron.memory.need import Need
 from tests.workers.tiny_models import qwen3, qwen3_moe
@@ -117,6 +117,20 @@ def test_a_slower_way_is_taken_where_it_would_not_fit_else_whoever_left(card):
         find_fit(alike, small, [], "lru", total=dict.fromkeys(small, 64 * GIB))
     assert refused.value.code == Code.INSUFFICIENT_MEMORY
     assert find_fit(alike, dict.fromkeys(small, 64 * GIB), [], "lru").split.even
+
+
+def test_what_is_too_large_in_all_ways_is_planned_once_for_each_share(card, monkeypatch):
+    planned, of_share = [], ModelDescription._of_share
+    monkeypatch.setattr(
+        ModelDescription, "_of_share", lambda *given: (planned.append(given[-1]), of_share(*given))[1]
+    )
+    small = dict.fromkeys((*RATES, "cuda:3"), 1)
+    need = replace(need_of(card, 4), rates={**RATES, "cuda:3": 1792 * 10**9})
+    with pytest.raises(CortexError) as refused:
+        find_fit(need, small, [], "lru", total=small)
+    assert refused.value.code == Code.MODEL_TOO_LARGE
+    shares = {(count, split.parts) for split in (need.split, *need.others) for count in split.counts}
+    assert sorted((share.count, share.parts) for share in planned) == sorted(shares)
 
 
 def test_what_a_load_lacked_counts_for_each_way(card):
