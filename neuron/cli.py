@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from neuron.inspection import Choice
+
 DEFAULT_PATHS = ("neuron.yaml", "neuron.toml", "/etc/neuron/neuron.yaml", "/etc/neuron/neuron.toml")
 
 PLAIN_WIDTH = 200  # of tables for files and pipes, where nothing has to fit a screen
@@ -212,7 +214,7 @@ def _check_path(given: str, config: Path | None) -> NoReturn:
     for about, fact in found.facts.items():
         _add_row(facts, about, fact)
     ranks = list(found.choices[0].rank_bytes)
-    table = Table("weights", *("1 rank" if count == 1 else f"{count} ranks, each" for count in ranks))
+    table = Table("weights", *("1 rank" if count == 1 else f"{count} ranks, at most" for count in ranks))
     free = {
         device.id: f"context on {device.id}\n{gib(device.memory_free, 1)} free"
         for device in inventory.devices
@@ -225,7 +227,7 @@ def _check_path(given: str, config: Path | None) -> NoReturn:
             table,
             choice.quantization or "as stored",
             *("-" if size is None else size_of(size) for size in sizes),
-            *(_context(tokens, choice.kept_in_8_bits.get(at)) for at, tokens in choice.contexts.items()),
+            *(_context(choice, place) for place in choice.contexts),
         )
     _console().print(facts, table)
     for line in (*found.notes, *found.problems):
@@ -252,10 +254,14 @@ def _named(path: Path, settings: NeuronConfig) -> Path:
         raise
 
 
-def _context(tokens: int, kept_in_8_bits: int | None) -> str:
-    """How many fit, and how many with keys and values in 8 bits, where that is more."""
+def _context(choice: Choice, place: str) -> str:
+    """How many tokens fit, how many with keys and values in 8 bits, where that is more, and by which parts
+    GPUs share the model."""
+    tokens, more = choice.contexts[place], choice.kept_in_8_bits.get(place)
     fits = f"{tokens:,}" if tokens else "does not fit"
-    return fits if kept_in_8_bits is None else f"{fits}; {kept_in_8_bits:,} with kv_cache_dtype"
+    if more is not None:
+        fits += f"; {more:,} in 8 bits"
+    return f"{fits} ({':'.join(map(str, split.counts))})" if (split := choice.splits.get(place)) else fits
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from workers.checkpoints.shares import WHOLE, Split
 from workers.checkpoints.stored_tensors import StoredTensor, nbytes
 from workers.checkpoints.vision import Vision
 
-RANKS = (1, 2, 4, 8)
+RANKS = (1, 2, 4, 8)  # for which sizes are told, where there are not several GPUs
 NAMED = 3  # tokens that the model does not have
 
 
@@ -42,16 +41,18 @@ class Choice:
 
     Args:
         quantization: None: as they are stored.
-        rank_bytes: of weights, by number of ranks; of those numbers that work.
-        contexts: tokens that fit in what is free now, by device, and on as many GPUs together as can share
-            it; 0: none.
+        rank_bytes: of weights, on the rank that has most, by number of ranks; of those numbers that work.
+        contexts: tokens that fit in what is free now, by device, and on each number of GPUs together that can
+            share it; 0: none.
         kept_in_8_bits: the same with `kv_cache_dtype`, where that makes more of them.
+        splits: in which parts those GPUs share it then, where they do so unevenly.
     """
 
     quantization: Quantization | None
     rank_bytes: dict[int, int]
     contexts: dict[str, int]
     kept_in_8_bits: dict[str, int]
+    splits: dict[str, Split]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +216,13 @@ def _choice(name: str, card: ModelCard, quantization: Quantization | None, devic
     free = {device: ledger.free(device) for device in ledger.devices}
     gpus = [device for device in free if device != "cpu"]
     places = {device: ([device], 1) for device in free}
-    if together := next((n for n in range(len(gpus), 1, -1) if splits_of(card, n, quantization)), 0):
-        places[f"{together} GPUs"] = gpus, together
+    counts = range(1, len(gpus) + 1) if len(gpus) > 1 else RANKS
+    usual = {ranks: ways[0] for ranks in counts if (ways := splits_of(card, ranks, quantization))}
+    places |= {f"{ranks} GPUs": (gpus, ranks) for ranks in usual if 1 < ranks <= len(gpus)}
+    splits = {}
 
-    def context_at(chosen: list[str], ranks: int, kv_cache_dtype: KVCacheDtype | None) -> int:
+    def context_at(place: str, kv_cache_dtype: KVCacheDtype | None) -> int:
+        chosen, ranks = places[place]
         settings = ModelSettings(
             id=name,
             quantization=quantization,
@@ -228,26 +232,21 @@ def _choice(name: str, card: ModelCard, quantization: Quantization | None, devic
         )
         try:
             need = replace(described(settings, card).need(settings), rates=rates_of(devices))
-            return find_fit(need, free, [], "lru").context_length
+            fit = find_fit(need, free, [], "lru")
         except CortexError:
             return 0
+        if not fit.split.even:
+            splits[place] = fit.split
+        return fit.context_length
 
-    contexts = {place: context_at(*chosen, None) for place, chosen in places.items()}
+    contexts = {place: context_at(place, None) for place in places}
     more = {}
     for place, tokens in contexts.items():
         if tokens < card.context_length and card.kept_whole is None:
-            found = context_at(*places[place], "int8")
+            found = context_at(place, "int8")
             more |= {place: found} if found > tokens else {}
-    return Choice(quantization, _shares(card, quantization, RANKS), contexts, more)
-
-
-def _shares(card: ModelCard, quantization: Quantization | None, counts: Iterable[int]) -> dict[int, int]:
-    """Bytes of weights on the rank that has most of them, by number of ranks; of those that can share it."""
-    found = {}
-    for ranks in counts:
-        with suppress(CortexError):
-            found[ranks] = max(card.bytes_per_rank(Split.evenly(ranks), None, quantization))
-    return found
+    sizes = {ranks: max(card.bytes_per_rank(split, None, quantization)) for ranks, split in usual.items()}
+    return Choice(quantization, sizes, contexts, more, splits)
 
 
 def _count(parameters: int) -> str:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -19,6 +20,7 @@ from neuron.catalogue.appraisal import place
 from neuron.cli import app
 from neuron.config import ModelSettings
 from neuron.inspection import inspect, size_of
+from neuron.memory.devices import Inventory
 from neuron.memory.step_bytes import UNMEASURED_BYTES
 from neuron.processes.worker import Worker
 from neuron.text.frontend import TextFrontEnd
@@ -285,11 +287,37 @@ def test_figures_are_those_that_a_load_plans_with(tmp_path, family):
                 assert fit.context_length == context
 
 
-@pytest.mark.parametrize(("gpus", "together"), [(1, None), (2, "2 GPUs"), (3, "2 GPUs"), (5, "4 GPUs")])
-def test_as_many_gpus_are_taken_together_as_can_share_a_model(tmp_path, gpus, together):
-    [stored, *_] = inspect(write_checkpoint(tmp_path), devices(gpus)).choices
-    assert [place for place in stored.contexts if place.endswith("GPUs")] == ([together] if together else [])
+@pytest.mark.parametrize(
+    ("gpus", "heads", "numbers"),
+    [(1, 2, []), (3, 2, [2]), (3, 8, [2, 3]), (5, 2, [2, 4]), (5, 8, [2, 3, 4, 5])],
+)
+def test_each_number_of_gpus_that_can_share_a_model_has_its_place(tmp_path, gpus, heads, numbers):
+    folder = write_checkpoint(tmp_path, num_attention_heads=8, num_key_value_heads=heads)
+    [stored, *_] = inspect(folder, devices(gpus)).choices
+    together = [place for place in stored.contexts if place.endswith("GPUs")]
+    assert together == [f"{number} GPUs" for number in numbers]
     assert all(stored.contexts.values())
+    assert list(stored.rank_bytes) == ([1, *numbers] if gpus > 1 else [1, 2, 4, 8])
+
+
+def test_gpus_that_share_a_model_unevenly_say_by_which_parts(tmp_path, monkeypatch):
+    folder = write_checkpoint(tmp_path, num_attention_heads=8, num_key_value_heads=8)
+    read_faster = dict(zip(("cuda:0", "cuda:1", "cuda:2"), (1008, 1792, 1792), strict=True))
+    here = [msgspec.structs.replace(each, memory_rate=read_faster.get(each.id)) for each in devices(3)]
+    [stored, *_] = inspect(folder, here).choices
+    assert {place: split.counts for place, split in stored.splits.items()} == {
+        "2 GPUs": (3, 5),
+        "3 GPUs": (2, 3, 3),
+    }
+    sizes = read_card(folder).bytes_per_rank
+    assert stored.rank_bytes == {
+        1: sizes(ALONE)[0],
+        2: sizes(Split((1, 1)))[0],
+        3: sizes(Split((2, 3, 3)))[1],
+    }
+    monkeypatch.setattr(Inventory, "_find_gpus", lambda self: here[1:])
+    code, said = look(folder)
+    assert (code, "(3:5) │" in said, "(2:3:3) │" in said) == (0, True, True), said
 
 
 def test_what_does_not_fit_on_a_device_says_so(tmp_path):
