@@ -17,14 +17,15 @@ _held: list[int] = []  # descriptors with the locks, closed by the end of the la
 
 def make(kind: str) -> Path:
     """Make a folder `cortex-KIND-of-...` where temporary files go. Who ends in order removes it."""
-    _remove_left(kind)
+    remove_left(kind)
     new = Path(tempfile.mkdtemp(prefix=f"cortex-{kind}-"))  # no name that is looked for, until it is locked
     _held.append(os.open(new, os.O_RDONLY | os.O_DIRECTORY))
     fcntl.flock(_held[-1], fcntl.LOCK_EX)
     return new.rename(new.with_name(new.name.replace(f"cortex-{kind}-", f"cortex-{kind}-of-{os.getpid()}-")))
 
 
-def _remove_left(kind: str) -> None:
+def remove_left(kind: str) -> None:
+    """Remove those folders of a kind whose processes are gone."""
     for path in Path(tempfile.gettempdir()).glob(f"cortex-{kind}-of-*"):
         with suppress(OSError):  # another user's, locked, or gone by now
             folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -238,6 +238,9 @@ async def _run(plan: Plan, console: Console) -> None:
     enough = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, enough.set)
+    held_folder.remove_left(
+        "metrics"
+    )  # of a gateway without us; ours looks for them in the next folder alone
     folder = held_folder.make("up")
     try:
         await Up(plan, Narrator(console), folder).run(enough)

@@ -65,6 +65,7 @@ def test_port_in_use_is_one_line_that_names_it(tmp_path: Path, which: str) -> No
 
 
 def test_gateway_leaves_no_file_behind(neuron: NeuronThread, tmp_path: Path) -> None:
+    (tmp_path / "cortex-metrics-of-1-left").mkdir()  # by one that was killed
     process = GatewayProcess(tmp_path, neuron.endpoint)
     process.wait_ready()
     assert len(list(tmp_path.glob("cortex-metrics-*"))) == 1
