@@ -238,9 +238,7 @@ async def _run(plan: Plan, console: Console) -> None:
     enough = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, enough.set)
-    held_folder.remove_left(
-        "metrics"
-    )  # of a gateway without us; ours looks for them in the next folder alone
+    held_folder.remove_left("metrics")  # of a gateway alone: the one below looks in `folder`
     folder = held_folder.make("up")
     try:
         await Up(plan, Narrator(console), folder).run(enough)

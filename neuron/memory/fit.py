@@ -254,54 +254,35 @@ def _place_on(
     devices: tuple[str, ...], need: Need, free: Mapping[str, int], context_length: int, shared: bool
 ) -> Fit | None:
     """The same for ranks that share the model in this way, each on one of `devices`."""
-    fixed = need.fixed(devices)
-    sharing = Counter(devices)
-    free = dict(free)  # what the pool may take
-    for rank, name in zip(need.ranks, devices, strict=True):
-        free[name] -= rank.beside
+    caches = [rank.caches for rank in need.ranks]
+    fixed, sharing = need.fixed(devices), Counter(devices)
+    free = Counter(free)  # what the pool may take
+    free.subtract(_by_device(devices, [rank.beside for rank in need.ranks]))
     taken = _by_device(devices, fixed)
-    if any(size > free[name] for name, size in taken.items()):
+    room = [(free[name] - taken[name]) // sharing[name] for name in devices]  # of each rank, for its cache
+    if min(room) < 0:
         return None
-    room = [(free[name] - taken[name]) // sharing[name] for name in devices]  # of each rank
     states = min(
         rank.caches.states_in(size - (need.chosen_pool(rank) or 0), need.max_sequences)
         for rank, size in zip(need.ranks, room, strict=True)
     )
-    of_states = [states * rank.caches.state_bytes for rank in need.ranks]
-    if any(size < of for size, of in zip(room, of_states, strict=True)):
+    room = [size - states * each.state_bytes for size, each in zip(room, caches, strict=True)]
+    pages, most, wanted = _pages_in(room, devices, need, context_length, shared)
+    if min(room) < 0 or pages < need.caches.pages_for(context_length):
         return None
-    places = [*zip(need.ranks, devices, room, of_states, strict=True)]
-    most = wanted = need.most_pages
-    pages = most
-    for rank, name, size, of in places:
-        if not (page_bytes := rank.caches.page_bytes):
-            continue
-        if need.kv_memory is not None:
-            most = min(most, need.kv_memory // page_bytes)
-        pool = _pool(need, rank, name, size - of)
-        wanted = min(wanted, pool // page_bytes)
-        if shared and need.kv_memory is None:
-            one_context = need.caches.pages_for(context_length) * page_bytes
-            pool = min(pool, max(int(ONE_CONTEXT * one_context), pool // 2))
-        pages = min(pages, pool // page_bytes)
-    pages = min(pages, most)
-    if pages < need.caches.pages_for(context_length):
-        return None
-    kept = [pages * rank.caches.page_bytes + of for rank, of in zip(need.ranks, of_states, strict=True)]
-    left = [size - of for size, of in zip(room, kept, strict=True)]
+    left = [size - pages * each.page_bytes for size, each in zip(room, caches, strict=True)]
     host_states = min(
         _host_states(need, rank, devices, free, size) for rank, size in zip(need.ranks, left, strict=True)
     )
-    in_host = [host_states * rank.caches.state_bytes for rank in need.ranks]
     if HOST in devices:  # whose memory is the host's: there they are states like the others
         states, host_states = states + host_states, 0
-        kept = [size + of for size, of in zip(kept, in_host, strict=True)]
-    budgets = [size + of for size, of in zip(fixed, kept, strict=True)]
+    cached = [pages * each.page_bytes + states * each.state_bytes for each in caches]
+    budgets = [size + of_cache for size, of_cache in zip(fixed, cached, strict=True)]
     reservations = _by_device(devices, budgets)
     if need.kv_memory is not None:  # it is kept to, though all else should take more than planned
         budgets = [free[name] // sharing[name] for name in devices]
     if host_states and HOST in free:
-        reservations[HOST] = sum(in_host)
+        reservations[HOST] = host_states * sum(each.state_bytes for each in caches)
     return Fit(
         devices=devices,
         reservations=reservations,
@@ -311,10 +292,29 @@ def _place_on(
         context_length=need.caches.longest(pages, need.context_length),
         states=states,
         host_states=host_states,
-        rank_caches=tuple(rank.caches for rank in need.ranks),
+        rank_caches=tuple(caches),
         split=need.split,
-        wanted_pages=min(most, wanted) if shared and need.caches.page_bytes else 0,
+        wanted_pages=wanted if shared and need.caches.page_bytes else 0,
     )
+
+
+def _pages_in(
+    room: Sequence[int], devices: Sequence[str], need: Need, context_length: int, shared: bool
+) -> tuple[int, int, int]:
+    """Pages that each rank has `room` for, those that it may have at most, and would have with no others."""
+    pages = most = wanted = need.most_pages
+    for rank, name, size in zip(need.ranks, devices, room, strict=True):
+        if not (page_bytes := rank.caches.page_bytes):
+            continue
+        pool = _pool(need, rank, name, size)
+        wanted = min(wanted, pool // page_bytes)
+        if need.kv_memory is not None:
+            most = min(most, need.kv_memory // page_bytes)
+        elif shared:
+            one_context = need.caches.pages_for(context_length) * page_bytes
+            pool = min(pool, max(int(ONE_CONTEXT * one_context), pool // 2))
+        pages = min(pages, pool // page_bytes)
+    return min(pages, most), most, min(wanted, most)
 
 
 def _by_device(devices: Sequence[str], sizes: Sequence[int]) -> dict[str, int]:
