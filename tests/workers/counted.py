@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import workers.kernels.planes_triton  # noqa: F401, whose tables are made as it is imported: of real tensors
-from ipc.worker_messages import CacheGroup
 from neuron.memory.allocator import Allocator, Block
 from tests.workers.engines import make_spec
 from workers.cache.paged import KVCache
@@ -30,7 +29,7 @@ from workers.checkpoints.card import ModelCard
 from workers.checkpoints.shares import ALONE, WHOLE
 from workers.checkpoints.vision import Vision
 from workers.execution import head_drafts, model_runner
-from workers.execution.memory import largest_step
+from workers.execution.memory import groups_of_few, largest_step
 from workers.execution.model_runner import ModelRunner
 from workers.kernels.launch import Launcher
 from workers.models.mtp import MtpHead
@@ -231,15 +230,9 @@ def on_a_gpu(card: ModelCard, **limits: Any) -> Iterator[ModelRunner]:
             shard.finish()
         runner.sampler = Sampler(config.vocab_size, runner.group.device)
         runner.blocks = config.unlike_layers()
-        layers = [number for number in runner.blocks if config.layers[number].keeps]
-        layers += range(config.num_layers, len(config.layers))
-        stateful = [number for number in layers if config.layers[number].state_size]
-        paged = [number for number in layers if config.layers[number].kind != "state"]
-        groups = [CacheGroup(kind="full", layers=paged)]
+        groups = groups_of_few(config, runner.blocks)
         shapes = dict(enumerate(layer.shape_on_rank(WHOLE) for layer in config.layers))
-        cache = KVCache(groups, shapes, pages=1, dtype=dtype, device=runner.group.device)
-        if stateful:
-            groups.append(CacheGroup(kind="state", layers=stateful))
+        cache = KVCache(groups[:1], shapes, pages=1, dtype=dtype, device=runner.group.device)
         runner._attend_over(groups, cache, 1)
         runner.most_bytes = 1 << 60
         yield runner

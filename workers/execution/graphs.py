@@ -182,6 +182,11 @@ class Graphs(Generic[T]):
         self._device.release()
 
 
+def graph_device(device: torch.device) -> GraphDevice | None:
+    """What records decode steps there; None: a CPU has nothing to gain by that."""
+    return CudaGraphs(device) if device.type == "cuda" else None
+
+
 def sizes(most: int) -> list[int]:
     """1, 2, 4, 8, 16, 24 and so on up to `most`: no more than an eighth is padding in a large step."""
     found, size = [], 1

@@ -24,6 +24,7 @@ from ipc.worker_messages import (
     WorkerSpec,
 )
 from workers.checkpoints.caches import most_pages
+from workers.checkpoints.model_config import ModelConfig
 from workers.step.pages import pages_for
 from workers.step.plan import NewSequence, Scheduled, StepPlan
 
@@ -154,6 +155,20 @@ def largest_step(spec: WorkerSpec, sorted_rows: int, adapter: bool = False, grou
         feed(tokens, greedy if len(added) < spec.max_sequences else uncounted, longest)
         left -= tokens
     return StepPlan(0, [], added, scheduled)
+
+
+def groups_of_few(config: ModelConfig, blocks: Sequence[int]) -> list[CacheGroup]:
+    """Of the layers that such a step is measured with, so that a page or a state of each is little.
+
+    Args:
+        blocks: that run; what a head for drafts keeps comes behind them.
+    """
+    layers = config.layers
+    keeping = [number for number in blocks if layers[number].keeps] + [*range(config.num_layers, len(layers))]
+    few = [CacheGroup(kind="full", layers=[number for number in keeping if layers[number].kind != "state"])]
+    if stateful := [number for number in keeping if layers[number].state_size]:
+        few.append(CacheGroup(kind="state", layers=stateful))
+    return few
 
 
 def pool_pages(spec: WorkerSpec, page_bytes: int, used: MemoryUse) -> int:

@@ -1,4 +1,4 @@
-"""The engine with a model in it: executes step plans on one rank."""
+"""The engine with a model in it: loads one rank, makes a pool of the rest of its memory, executes plans."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ from workers.checkpoints.vision import REMEMBERED_BYTES
 from workers.execution.adapters import Adapters
 from workers.execution.device import is_out_of_memory
 from workers.execution.findings import find
-from workers.execution.graphs import CudaGraphs, GraphDevice, Graphs, Kind
+from workers.execution.graphs import GraphDevice, Graphs, Kind, graph_device
 from workers.execution.head_drafts import INPUTS, HeadDrafts
 from workers.execution.input_buffers import InputBuffers, decode_sizes
 from workers.execution.loading import filling, join, make_ready, read_weights, within_memory
 from workers.execution.memory import (
     check_pages,
+    groups_of_few,
     held,
     largest_step,
     pool_pages,
@@ -213,13 +214,7 @@ class ModelRunner:
             weights: bytes.
         """
         self.blocks = config.unlike_layers()
-        keeping = [number for number in self.blocks if config.layers[number].keeps]
-        keeping += range(config.num_layers, len(config.layers))
-        stateful = [number for number in keeping if config.layers[number].state_size]
-        paged = [number for number in keeping if config.layers[number].kind != "state"]
-        few = [CacheGroup(kind="full", layers=paged)]
-        if stateful:
-            few.append(CacheGroup(kind="state", layers=stateful))
+        few = groups_of_few(config, self.blocks)
         self._attend_over(few, pool(few[:1], pages=1), 1)
         with self.adapters.largest() as beside:
             used = self._measure(weights + beside)
@@ -663,8 +658,3 @@ class ModelRunner:
         if self.slots[number].sampling:
             self.sampler.remove(number)
             self.slots[number].sampling = False
-
-
-def graph_device(device: torch.device) -> GraphDevice | None:
-    """What records decode steps there; None: a CPU has nothing to gain by that."""
-    return CudaGraphs(device) if device.type == "cuda" else None
