@@ -24,7 +24,7 @@ from workers.checkpoints.card import DTYPE_BYTES, ModelCard
 from workers.checkpoints.families.llama import EMBEDDING
 from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.reading import read_card
-from workers.checkpoints.shares import ALONE, WHOLE, Share, Split, uneven
+from workers.checkpoints.shares import ALONE, WHOLE, Share, Split, ways
 from workers.checkpoints.vectors.modules import Embedder
 from workers.checkpoints.vectors.rerankers import Reranker
 
@@ -190,7 +190,9 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
     notes = list(card.notes)
     adapters = tuple(read_adapter(name, path, card) for name, path in settings.adapters.items())
     notes += filter(None, (each.doubt(settings.id, card) for each in adapters))
-    splits = splits_of(card, settings.ranks, settings.quantization) or [Split.evenly(settings.ranks)]
+    splits = splits_of(card, settings.ranks, settings.quantization)
+    if not splits:  # which is refused for what is in the way of the first that heads would allow
+        splits = [next(filter(card.config.splits_into, ways(settings.ranks)), Split.evenly(settings.ranks))]
     weights = card.bytes_per_rank(splits[0], dtype, settings.quantization)
     filling = tuple(card.filling_per_rank(splits[0], dtype, settings.quantization))
     formats = card.formats_of_kinds(splits[0], settings.quantization)
@@ -256,8 +258,7 @@ def splits_of(card: ModelCard, ranks: int, quantization: Quantization | None) ->
         whole = card.has_whole_experts(split, quantization)
         return card.formats_of_kinds(split, quantization), whole
 
-    ways = (Split.evenly(ranks), *uneven(ranks))
-    found = [split for split in ways if card.splits_into(split, quantization)]
+    found = [split for split in ways(ranks) if card.splits_into(split, quantization)]
     found.sort(key=lambda split: max(split.counts) / split.parts)
     return [split for split in found if kept(split.parts) == kept(found[0].parts)]
 

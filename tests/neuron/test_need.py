@@ -9,6 +9,7 @@ from neuron.config import ModelSettings
 from neuron.description import ModelDescription, described, splits_of
 from neuron.memory.fit import find_fit
 from neuron.memory.need import Need
+from tests.workers import gguf_files
 from tests.workers.tiny_models import qwen3, qwen3_moe
 from workers.checkpoints.card import ModelCard
 from workers.checkpoints.reading import read_card
@@ -156,6 +157,17 @@ def test_no_way_keeps_weights_otherwise_than_the_usual_one(tmp_path, quantizatio
     assert {split.parts for split in (usual, *others)} == parts
     for split in others:
         assert card.formats(split, quantization) == card.formats(usual, quantization)
+
+
+def test_ranks_that_cannot_share_blocks_are_refused_for_these_and_not_for_heads(tmp_path):
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+    qwen3(**sizes).save_pretrained(tmp_path / "checkpoint")
+    card = read_card(gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint", "Q8_0"))
+    assert need_of(card, 2).split.even
+    with pytest.raises(CortexError, match=r"3 ranks with 1:1:2 .* each part would have 16 .* Fewer ranks"):
+        need_of(card, 3)
+    with pytest.raises(CortexError, match=r"into 5 ranks: it has 4 attention heads.* What works: 1, 2$"):
+        need_of(card, 5)
 
 
 def test_no_way_has_whole_experts_where_the_usual_one_has_parts_of_each(tmp_path):

@@ -31,7 +31,7 @@ from workers.checkpoints.generation import GenerationDefaults
 from workers.checkpoints.gguf.header import SUFFIX
 from workers.checkpoints.layers import Layer
 from workers.checkpoints.model_config import ModelConfig
-from workers.checkpoints.shares import Share, Split, uneven
+from workers.checkpoints.shares import Share, Split, ways
 from workers.checkpoints.stored_tensors import StoredTensor, WeightFile
 from workers.checkpoints.vectors.modules import Embedder
 from workers.checkpoints.vectors.purpose import Purpose
@@ -313,8 +313,9 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         if columns % form.elements:
             raise CortexError(
                 Code.MODEL_LOAD_FAILED,
-                f"{self.folder} cannot be split into {split}: {name!r} is {form.name}, in blocks "
-                f"of {form.elements}, and each rank would have {columns} of its columns. Fewer ranks work",
+                f"{self.folder} cannot be split into {split}: {name!r} is {form.name}, in blocks of "
+                f"{form.elements}, and each {'rank' if split.even else 'part'} would have {columns} of its "
+                "columns. Fewer ranks work",
             )
 
     def _check_order(self, name: str, columns: int, split: Split) -> None:
@@ -351,7 +352,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             works = [
                 str(n)
                 for n in range(1, MOST_RANKS + 1)
-                if any(map(model.splits_into, (Split.evenly(n), *uneven(n))))
+                if any(map(self.splits_into, filter(model.splits_into, ways(n))))
             ]
             heads = " or ".join(map(str, model.head_counts))
             raise CortexError(

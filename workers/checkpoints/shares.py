@@ -95,3 +95,9 @@ def uneven(ranks: int) -> Iterator[Split]:
             counts = tuple(end - begin for begin, end in pairwise((0, *ends, parts)))
             if gcd(*counts) == 1:
                 yield Split(counts)
+
+
+def ways(ranks: int) -> Iterator[Split]:
+    """All in which so many ranks could share a model: evenly, and then unevenly."""
+    yield Split.evenly(ranks)
+    yield from uneven(ranks)
