@@ -5,7 +5,7 @@ bytes spilt, and the widest load of a weight. From these follow how many blocks 
 many bytes each of their threads waits for, and what share of memory's rate that many allow where a grid fills
 a card. It fails where a kernel spills, does not fit, or is launched before the one before it has ended and
 does not wait for that first. Tests compile the worst of each sort; all others are left to this, which takes a
-core more than an hour.
+core some two hours.
 
 With a device they also run, over the shapes of an 8B model's MLP; figures are shares of the rate at which the
 same device copies memory.
