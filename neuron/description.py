@@ -95,9 +95,12 @@ class ModelDescription:
         of_share = cache(partial(self._of_share, settings, runtime))  # dozens of ways have a few shares
         return self._need(settings, of_share, self.splits[0])
 
-    def _need(self, settings: ModelSettings, of_share: Callable[[Share], RankNeed], split: Split) -> Need:
+    def _need(
+        self, settings: ModelSettings, of_share: Callable[[Share, Share], RankNeed], split: Split
+    ) -> Need:
         usual, *others = self.splits
-        beside = {count: of_share(Share(0, count, split.parts)) for count in split.counts}
+        shares = {count: Share(0, count, split.parts) for count in split.counts}
+        beside = {count: of_share(share, shares[max(shares)]) for count, share in shares.items()}
         sizes, filling = self.bytes_of_ranks(settings, split), self.filling
         if filling and split != usual:
             filling = self.card.filling_per_rank(split, self.dtype, settings.quantization)
@@ -119,13 +122,15 @@ class ModelDescription:
             shared=cache(partial(self._need, settings, of_share)) if split == usual else None,
         )
 
-    def _of_share(self, settings: ModelSettings, runtime: Mapping[str, int], share: Share) -> RankNeed:
-        """What a rank with that share needs beside weights."""
+    def _of_share(
+        self, settings: ModelSettings, runtime: Mapping[str, int], share: Share, widest: Share
+    ) -> RankNeed:
+        """What a rank with that share needs beside weights, where the one that has most has `widest`."""
         overhead = {"cpu": 0, "cuda": 0}
         guessed = FREE_ROWS if settings.speculation is not None else 0
         sampled = settings.max_sequences, max(0, guessed - 1)
         if self.overhead is not None:
-            of_rank = replace(self.overhead, share=share)
+            of_rank = replace(self.overhead, share=share, widest=widest)
             of_guesses = guessed * self.overhead.shapes.guess_bytes(share)
             for kind in overhead:
                 tokens = self.step_tokens(settings, kind)
@@ -214,6 +219,7 @@ def described(settings: ModelSettings, card: ModelCard) -> ModelDescription:
             card.config,
             DTYPE_BYTES[dtype],
             splits[0].part,
+            ranks=settings.ranks,
             packs_head=packs_head(dtype) and EMBEDDING not in formats,
             vision=card.vision,
             context_length=context_length,

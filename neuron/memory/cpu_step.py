@@ -13,7 +13,7 @@ from typing import NamedTuple
 from neuron.memory.largest_step import FLOAT, LONG, LONG_CONTEXT, WIDE_OF_XIELU, padded_bytes, prompts_of
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.model_config import Latent, Mamba, ModelConfig
-from workers.checkpoints.shares import Share
+from workers.checkpoints.shares import WHOLE, Share
 
 KEYS_AT_ONCE = 2048  # tokens of context whose keys attention over a prompt gathers in one piece
 FEW_QUERIES, FEW_BYTES = 32, 8 << 20  # of each key, and keys and values that so few read at once
@@ -63,6 +63,8 @@ class CpuStep:
         tokens: of the step.
         sequences: in it.
         context_length: of each, at most.
+        ranks: that share the model.
+        widest: the share of the one of them that has most.
     """
 
     shapes: ModelConfig
@@ -72,6 +74,8 @@ class CpuStep:
     sequences: int
     context_length: int
     kernels: CpuKernels = TORCH_ALONE
+    ranks: int = 1
+    widest: Share = WHOLE
 
     def most(self) -> int:
         """Bytes at one moment."""
@@ -307,9 +311,13 @@ class CpuStep:
     # --- tokens -----------------------------------------------------------------------------------------
 
     def _logits(self, rows: int) -> int:
-        """While they are made."""
-        each = (2 if self.share.parts > 1 else 1) * self.itemsize + FLOAT
-        return rows * self.shapes.vocab_size * each
+        """While they are made: in the type of the model and in float32. Before that a rank's own are padded,
+        and gloo has those of all ranks in one piece, and a copy of each."""
+        made = self.shapes.vocab_size * (self.itemsize + FLOAT)
+        if self.ranks > 1:
+            gathered = (1 + 2 * self.ranks) * self.widest.of(self.shapes.vocab_size) * self.itemsize
+            made = max(made, gathered)
+        return rows * made
 
     def _told(self) -> int:
         rows = self._prompts[0] - 1 if self._prompts else 0  # what follows the last one is not known

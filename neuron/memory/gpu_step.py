@@ -18,7 +18,7 @@ from neuron.memory.largest_step import (
 )
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.model_config import ModelConfig
-from workers.checkpoints.shares import Share
+from workers.checkpoints.shares import WHOLE, Share
 
 CUBLAS_BYTES = 32 << 20  # its workspace, on the cards that have the largest
 SORT_BYTES = 36  # of each element that is sorted: its value and its place, three times
@@ -43,6 +43,8 @@ class GpuStep:
         sequences: in it.
         context_length: of each, at most.
         in_blocks: weights are kept quantised.
+        ranks: that share the model.
+        widest: the share of the one of them that has most.
     """
 
     def __init__(
@@ -54,10 +56,12 @@ class GpuStep:
         sequences: int,
         context_length: int,
         in_blocks: bool = False,
+        ranks: int = 1,
+        widest: Share = WHOLE,
     ) -> None:
         self.shapes, self.itemsize, self.share = shapes, itemsize, share
         self.tokens, self.sequences, self.context_length = tokens, sequences, context_length
-        self.in_blocks = in_blocks
+        self.in_blocks, self.ranks, self.widest = in_blocks, ranks, widest
         self.memory = Allocator()
         self._stream: list[Block] = []  # the residual one, and what is to be added to it
 
@@ -416,14 +420,25 @@ class GpuStep:
     # --- tokens -----------------------------------------------------------------------------------------
 
     def _logits(self, rows: int) -> Block:
-        vocabulary = rows * self.shapes.vocab_size
-        narrow = self._product(self.shapes.hidden_size, self.shapes.vocab_size, rows)
-        if self.share.parts > 1:  # the parts of the ranks, and all of them
-            narrow, parts = self._new(vocabulary * self.itemsize), narrow
-            self._free(parts)
-        logits = self._new(vocabulary * FLOAT)
+        vocabulary = self.shapes.vocab_size
+        narrow = self._product(self.shapes.hidden_size, self.share.of(vocabulary), rows)
+        if self.ranks > 1:
+            narrow = self._gathered(narrow, rows)
+        logits = self._new(rows * vocabulary * FLOAT)
         self._free(narrow)
         return logits
+
+    def _gathered(self, own: Block, rows: int) -> Block:
+        """The logits of all ranks, which come as wide as those of the rank that has most."""
+        mine, widest = (share.of(self.shapes.vocab_size) for share in (self.share, self.widest))
+        if mine < widest:
+            padded = self._new(rows * widest * self.itemsize)
+            self._free(own)
+            own = padded
+        parts = [self._new(rows * widest * self.itemsize) for _ in range(self.ranks)]
+        whole = self._new(rows * self.shapes.vocab_size * self.itemsize)
+        self._free(own, *parts)
+        return whole
 
     def _measured(self, rows: int) -> None:
         """Log-probabilities."""

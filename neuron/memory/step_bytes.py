@@ -20,7 +20,7 @@ from workers import checkpoints
 from workers.checkpoints.caches import SPARE_STATES
 from workers.checkpoints.card import DTYPE_BYTES
 from workers.checkpoints.model_config import ModelConfig
-from workers.checkpoints.shares import Share
+from workers.checkpoints.shares import WHOLE, Share
 from workers.checkpoints.vision import REMEMBERED_BYTES, Vision
 
 # A process with torch imported and a device's context made, by kind of device, until one was measured. Builds
@@ -100,6 +100,8 @@ class Overhead:
         context_length: of a sequence, which an image has to fit into; 0: that of the model.
         in_blocks: weights are kept quantised.
         kernels: what a CPU computes with (`kernels_of`).
+        ranks: that share the model.
+        widest: the share of the one of them that has most.
     """
 
     shapes: ModelConfig
@@ -110,6 +112,8 @@ class Overhead:
     context_length: int = 0
     in_blocks: bool = False
     kernels: CpuKernels = TORCH_ALONE
+    ranks: int = 1
+    widest: Share = WHOLE
 
     def of_step(self, kind: str, tokens: int, sequences: int, guesses: int = 0) -> int:
         """Bytes that a rank takes for steps of `tokens` that sample for `sequences`, on a CPU or a GPU.
@@ -121,12 +125,12 @@ class Overhead:
         sequences += 0 if kind == "cpu" else guesses
         sizes = self.shapes, self.itemsize, self.share, tokens, sequences, context_length
         if kind == "cpu":
-            step, kept = CpuStep(*sizes, self.kernels).most(), KERNEL_BYTES
+            step, kept = CpuStep(*sizes, self.kernels, self.ranks, self.widest).most(), KERNEL_BYTES
             step += guesses * self.shapes.vocab_size * (2 * FLOAT + self.itemsize)  # as it is measured
             if not self.shapes.bidirectional:
                 kept += self._packed_head() + self._penalties(sequences)
         else:
-            step, kept = GpuStep(*sizes, self.in_blocks).run().reserved, 0
+            step, kept = GpuStep(*sizes, self.in_blocks, self.ranks, self.widest).run().reserved, 0
             if not self.shapes.bidirectional:
                 kept = GRAPH_BYTES + sequences * self.shapes.vocab_size * FLOAT
             kept += SPARE_STATES[kind] * self._state_bytes

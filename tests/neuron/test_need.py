@@ -120,18 +120,19 @@ def test_a_slower_way_is_taken_where_it_would_not_fit_else_whoever_left(card):
     assert find_fit(alike, dict.fromkeys(small, 64 * GIB), [], "lru").split.even
 
 
-def test_what_is_too_large_in_all_ways_is_planned_once_for_each_share(card, monkeypatch):
+def test_what_is_too_large_in_all_ways_is_planned_once_for_each_share_beside_the_widest(card, monkeypatch):
     planned, of_share = [], ModelDescription._of_share
     monkeypatch.setattr(
-        ModelDescription, "_of_share", lambda *given: (planned.append(given[-1]), of_share(*given))[1]
+        ModelDescription, "_of_share", lambda *given: (planned.append(given[-2:]), of_share(*given))[1]
     )
     small = dict.fromkeys((*RATES, "cuda:3"), 1)
     need = replace(need_of(card, 4), rates={**RATES, "cuda:3": 1792 * 10**9})
     with pytest.raises(CortexError) as refused:
         find_fit(need, small, [], "lru", total=small)
     assert refused.value.code == Code.MODEL_TOO_LARGE
-    shares = {(count, split.parts) for split in (need.split, *need.others) for count in split.counts}
-    assert sorted((share.count, share.parts) for share in planned) == sorted(shares)
+    ways = (need.split, *need.others)
+    shares = {(count, max(split.counts), split.parts) for split in ways for count in split.counts}
+    assert sorted((share.count, widest.count, share.parts) for share, widest in planned) == sorted(shares)
 
 
 def test_what_a_load_lacked_counts_for_each_way(card):

@@ -26,7 +26,6 @@ from neuron.memory.allocator import Allocator, Block
 from tests.workers.engines import make_spec
 from workers.cache.paged import KVCache
 from workers.checkpoints.card import ModelCard
-from workers.checkpoints.shares import ALONE, WHOLE
 from workers.checkpoints.vision import Vision
 from workers.execution import head_drafts, model_runner
 from workers.execution.memory import groups_of_few, largest_step
@@ -35,7 +34,7 @@ from workers.kernels.launch import Launcher
 from workers.models.mtp import MtpHead
 from workers.models.registry import MODELS
 from workers.models.stages import Stages
-from workers.parallel import RankGroup
+from workers.parallel import RankGroup, split_of
 from workers.sampling.sampler import Sampler
 from workers.vision.sight import tower
 from workers.vision.tower import seen
@@ -211,16 +210,24 @@ def most_of_a_look(vision: Vision, rows: int, columns: int) -> Counted:
         return counting.most_of(lambda: seen(eye.look(image)))
 
 
+class _Deaf(RankGroup):
+    """The first of some ranks, that hears nothing of the others."""
+
+    def _run(self, *collective: object) -> None:
+        self.collectives += 1
+
+
 @contextmanager
 def on_a_gpu(card: ModelCard, **limits: Any) -> Iterator[ModelRunner]:
     """An engine on a GPU that computes nothing, within `limits`: as many layers as there are kinds of them,
-    and a page and a state that all sequences have."""
+    and a page and a state that all sequences have. Of several ranks it is the first."""
     spec = make_spec(device="cuda:0", **{"dtype": "bfloat16"} | limits)
     with _a_gpu(), FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         runner = ModelRunner(spec, card)
-        runner.group = RankGroup(device="cuda:0")
+        split = split_of(spec)
+        runner.group = _Deaf(0, split.ranks, "cuda:0", split=split)
         config, dtype = card.config.at_context(spec.context_length), getattr(torch, spec.dtype)
-        formats = card.formats(ALONE, spec.quantization)
+        formats = card.formats(split, spec.quantization)
         runner.model = MODELS[card.family](config, runner.group, dtype, formats)
         empty = Empty(dtype, runner.group.device, formats)
         runner.stages = Stages(card.stages, config.norm_eps, empty)
@@ -231,7 +238,7 @@ def on_a_gpu(card: ModelCard, **limits: Any) -> Iterator[ModelRunner]:
         runner.sampler = Sampler(config.vocab_size, runner.group.device)
         runner.blocks = config.unlike_layers()
         groups = groups_of_few(config, runner.blocks)
-        shapes = dict(enumerate(layer.shape_on_rank(WHOLE) for layer in config.layers))
+        shapes = dict(enumerate(layer.shape_on_rank(runner.group.mine) for layer in config.layers))
         cache = KVCache(groups[:1], shapes, pages=1, dtype=dtype, device=runner.group.device)
         runner._attend_over(groups, cache, 1)
         runner.most_bytes = 1 << 60

@@ -34,7 +34,7 @@ from workers.attention import blockwise, states
 from workers.checkpoints.experts import Experts
 from workers.checkpoints.layers import Layer
 from workers.checkpoints.reading import read_card
-from workers.checkpoints.shares import WHOLE
+from workers.checkpoints.shares import WHOLE, Split
 from workers.execution import memory
 from workers.execution.memory import check_pages, largest_step, pool_pages, taken
 from workers.kernels import dense, gated_delta, products, state_space
@@ -179,6 +179,21 @@ def test_what_is_planned_is_near_what_is_measured(most, settings, runtime, tmp_p
     # products are planned as torch has them where it has instructions for their type
     near = 0.03 if has_kernels(torch.bfloat16, torch.device("cpu")) else 0.2
     assert planned == pytest.approx(report.memory.runtime + report.memory.activations, rel=near)
+
+
+def test_the_first_of_unlike_ranks_takes_what_is_planned_for_all_their_logits(runtime, tmp_path):
+    """They come padded to what the rank has that has most, and gloo has them twice."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 8, "head_dim": 8}
+    config = Qwen3Config(**sizes, num_key_value_heads=8, num_hidden_layers=1, vocab_size=151_936)
+    card, tokens = read_card(write_hollow(tmp_path, config)), 1024
+    first, widest = Split((1, 7)).shares()
+    changes = {"dtype": "float32", "parts": (first.count, widest.count), "max_step_tokens": tokens}
+    with workers(2, card=card, kv_pages=300, **changes, max_sequences=4) as group:
+        report = group.ready()[0]
+    overhead = Overhead(card.config, 4, first, kernels=kernels_of("float32"), ranks=2, widest=widest)
+    assert overhead.of_step("cpu", tokens, 4) == pytest.approx(
+        report.memory.runtime + report.memory.activations - runtime, rel=0.03
+    )
 
 
 @pytest.mark.parametrize("shared", [0, 64, 4096])

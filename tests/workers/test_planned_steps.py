@@ -35,7 +35,7 @@ from tests.workers.counted import most_of_a_look, most_of_a_step
 from tests.workers.towers import TOWERS
 from workers.cache.state import StateCache
 from workers.checkpoints.caches import SPARE_STATES, state_bytes
-from workers.checkpoints.shares import WHOLE
+from workers.checkpoints.shares import WHOLE, Split
 from workers.checkpoints.vision import SEGMENT_BYTES
 from workers.kernels.fused import INTERPRETED
 
@@ -212,6 +212,19 @@ def test_so_it_is_where_weights_are_made_plain_for_each_product(card, monkeypatc
         monkeypatch.setattr(gpu_step, name, 0)
     _, memory = taken(card, SMALL_STEP, "q8")
     assert memory.reserved == pytest.approx(counted.reserved, rel=0.12)
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (1, 7), (6, 1, 1)])
+@pytest.mark.parametrize("card", ["Qwen3-0.6B"], indirect=True)
+def test_the_first_of_some_ranks_takes_what_is_planned_for_all_their_logits(card, counts, monkeypatch):
+    """In float32, where nothing else takes as much; they come padded to what the rank has that has most."""
+    for name in ("CUBLAS_BYTES", "SORT_BYTES"):
+        monkeypatch.setattr(gpu_step, name, 0)
+    split, limits = Split(counts), SMALL_STEP
+    counted = most_of_a_step(card, dtype="float32", world_size=split.ranks, parts=counts, **limits)
+    mine, widest = split.share(0), max(split.shares(), key=lambda share: share.count)
+    planned = GpuStep(card.config, 4, mine, *limits.values(), ranks=split.ranks, widest=widest).run()
+    assert planned.most == pytest.approx(counted.alive, rel=0.01)
 
 
 @pytest.mark.parametrize("card", ["Qwen3.5-27B"], indirect=True)
