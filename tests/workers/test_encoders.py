@@ -180,10 +180,11 @@ def test_a_nomic_bert_that_is_another_is_refused_by_its_key(tmp_path, key, value
         read_card(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["modernbert_biased", "nomic_bert"])
-def test_two_ranks_make_the_vectors_of_one(tmp_path, name):
+@pytest.mark.parametrize(("name", "parts"), [("modernbert_biased", (1, 3)), ("nomic_bert", (1, 1))])
+def test_two_ranks_make_the_vectors_of_one(tmp_path, name, parts):
     oracle = write(name, tmp_path)
     model = {"engine": "transformer", "card": read_card(tmp_path), "dtype": "float32", "simulated": None}
+    model["parts"] = parts
     inputs = texts(9)
     with Workers(world_size=2, context_length=128, max_step_tokens=256, max_sequences=8, **model) as workers:
         assert [ready.all_reduce for ready in workers.ready()] == [2, 2]

@@ -265,28 +265,26 @@ FOUR = {  # and what matrices a rank has of a layer
         lambda: falcon_h1(mamba_d_ssm=96, mamba_n_heads=8, mamba_rms_norm=True),
         (1, 20, 24),
     ),
+    "qwen3_5 unevenly": (lambda: qwen3_5(**WIDE, num_key_value_heads=4), (2, 8, 12), (1, 2, 1)),
 }
 
 
-@pytest.mark.parametrize(("make", "matrices"), FOUR.values(), ids=FOUR)
-def test_four_ranks_say_what_one_does_and_go_on_from_states_on_the_host(
-    make, matrices, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("kind", FOUR.values(), ids=FOUR)
+def test_four_parts_say_what_one_rank_does_and_go_on_from_states_on_the_host(kind, tmp_path, monkeypatch):
     """Two conversations that take turns, with states for one of them on the ranks' devices."""
+    make, (heads, *of_head), *parts = kind
+    split = Split(*parts) if parts else Split.evenly(4)
     torch.manual_seed(13)
     oracle = make()
     fill(oracle)
     oracle.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     limits = SMALL | {"states": 2, "host_states": 8}
-    ranks = Ranks(tmp_path, 4, monkeypatch, **limits)
-    [group] = [
-        each
-        for each in read_card(tmp_path).cache_groups(Split.evenly(4).part, "float32")
-        if each.kind == "state"
-    ]
-    for rank in ranks.ranks:
-        assert rank.state_cache.shape.matrices == matrices
+    ranks = Ranks(tmp_path, split.ranks, monkeypatch, parts=split.counts, **limits)
+    card = read_card(tmp_path)
+    for rank, share in zip(ranks.ranks, split.shares(), strict=True):
+        [group] = [each for each in card.cache_groups(share, "float32") if each.kind == "state"]
+        assert rank.state_cache.shape.matrices == (share.count * heads, *of_head)
         assert rank.state_cache.nbytes == (limits["states"] + 1) * group.bytes_per_sequence
     session = Session(ranks, **limits)
     for number, (prompt, answer) in enumerate(talk(session, conversations=2, turns=2)):

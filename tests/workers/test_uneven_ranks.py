@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.workers import tiny_models
+from tests.workers import gguf_files, tiny_models
 from tests.workers.cards import assert_asks_for_what_is_declared
 from tests.workers.checkpoints import write
 from tests.workers.engines import make_runner, request, serve
@@ -100,6 +100,26 @@ def test_weights_in_blocks_are_shared_so_too(tmp_path, monkeypatch, quantization
     held = [rank.model.nbytes for rank in ranks.ranks]
     assert held == card.bytes_per_rank(split, "float32", quantization)
     requests = [request(number, [(i * 7 + number) % 131 for i in range(40)], 4) for number in range(3)]
+    mine, theirs = (serve(engine, requests, **SMALL) for engine in (ranks, alone))
+    assert mine == theirs
+    ranks.close()
+    alone.close()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_5"])
+def test_so_are_those_of_gguf_files_whose_rows_and_columns_have_another_order(tmp_path, monkeypatch, name):
+    torch.manual_seed(3)
+    wide = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "vocab_size": 132}
+    states = {"linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_value_head_dim": 32}
+    wide |= states if name == "qwen3_5" else {}
+    oracle, split = getattr(tiny_models, name)(**wide, num_key_value_heads=4), Split((1, 2, 1))
+    fill(oracle)
+    oracle.save_pretrained(tmp_path / "checkpoint")
+    path = gguf_files.write(tmp_path / "model.gguf", tmp_path / "checkpoint", "Q8_0")
+    alone = make_runner(path, **SMALL)
+    alone.load(lambda fraction, message: None)
+    ranks = Ranks(path, 3, monkeypatch, parts=split.counts, **SMALL)
+    requests = [request(number, [(i * 7 + number) % 131 for i in range(40)], 6) for number in range(3)]
     mine, theirs = (serve(engine, requests, **SMALL) for engine in (ranks, alone))
     assert mine == theirs
     ranks.close()
