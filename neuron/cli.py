@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from neuron.inspection import Choice
+    from neuron.inspection import Choice, Context
 
 DEFAULT_PATHS = ("neuron.yaml", "neuron.toml", "/etc/neuron/neuron.yaml", "/etc/neuron/neuron.toml")
 
@@ -255,13 +255,17 @@ def _named(path: Path, settings: NeuronConfig) -> Path:
 
 
 def _context(choice: Choice, place: str) -> str:
-    """How many tokens fit, how many with keys and values in 8 bits, where that is more, and by which parts
-    GPUs share the model."""
-    tokens, more = choice.contexts[place], choice.kept_in_8_bits.get(place)
-    fits = f"{tokens:,}" if tokens else "does not fit"
-    if more is not None:
-        fits += f"; {more:,} in 8 bits"
-    return f"{fits} ({':'.join(map(str, split.counts))})" if (split := choice.splits.get(place)) else fits
+    """How many tokens fit, and how many with keys and values in 8 bits, where that is more."""
+    context, more = choice.contexts[place], choice.kept_in_8_bits.get(place)
+    fits = _tokens(context) if context.tokens else "does not fit"
+    return fits if more is None else f"{fits}; {_tokens(more)} in 8 bits"
+
+
+def _tokens(context: Context) -> str:
+    """How many, and by which parts GPUs share the model, where they do so unevenly."""
+    if context.split is None:
+        return f"{context.tokens:,}"
+    return f"{context.tokens:,} ({':'.join(map(str, context.split.counts))})"
 
 
 def main() -> None:

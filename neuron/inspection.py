@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ipc.errors import CortexError
 from ipc.messages.state import Device
@@ -35,24 +36,34 @@ RANKS = (1, 2, 4, 8)  # for which sizes are told, where there are not several GP
 NAMED = 3  # tokens that the model does not have
 
 
+class Context(NamedTuple):
+    """What fits in what is free now.
+
+    Args:
+        tokens: 0: not even the weights do.
+        split: in which parts GPUs share the model then, where they do so unevenly.
+    """
+
+    tokens: int
+    split: Split | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One way to keep the weights.
 
     Args:
         quantization: None: as they are stored.
-        rank_bytes: of weights, on the rank that has most, by number of ranks; of those numbers that work.
-        contexts: tokens that fit in what is free now, by device, and on each number of GPUs together that can
-            share it; 0: none.
-        kept_in_8_bits: the same with `kv_cache_dtype`, where that makes more of them.
-        splits: in which parts those GPUs share it then, where they do so unevenly.
+        rank_bytes: of weights, on the rank that has most, by number of ranks, as this host's GPUs would share
+            them; of those numbers that work.
+        contexts: by device, and of each number of GPUs together that can share it.
+        kept_in_8_bits: the same with `kv_cache_dtype`, where that makes more tokens of it.
     """
 
     quantization: Quantization | None
     rank_bytes: dict[int, int]
-    contexts: dict[str, int]
-    kept_in_8_bits: dict[str, int]
-    splits: dict[str, Split]
+    contexts: dict[str, Context]
+    kept_in_8_bits: dict[str, Context]
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +230,8 @@ def _choice(name: str, card: ModelCard, quantization: Quantization | None, devic
     counts = range(1, len(gpus) + 1) if len(gpus) > 1 else RANKS
     usual = {ranks: ways[0] for ranks in counts if (ways := splits_of(card, ranks, quantization))}
     places |= {f"{ranks} GPUs": (gpus, ranks) for ranks in usual if 1 < ranks <= len(gpus)}
-    splits = {}
 
-    def context_at(place: str, kv_cache_dtype: KVCacheDtype | None) -> int:
+    def context_at(place: str, kv_cache_dtype: KVCacheDtype | None) -> Context:
         chosen, ranks = places[place]
         settings = ModelSettings(
             id=name,
@@ -234,19 +244,19 @@ def _choice(name: str, card: ModelCard, quantization: Quantization | None, devic
             need = replace(described(settings, card).need(settings), rates=rates_of(devices))
             fit = find_fit(need, free, [], "lru")
         except CortexError:
-            return 0
-        if not fit.split.even:
-            splits[place] = fit.split
-        return fit.context_length
+            return Context(0)
+        return Context(fit.context_length, None if fit.split.even else fit.split)
 
     contexts = {place: context_at(place, None) for place in places}
     more = {}
-    for place, tokens in contexts.items():
-        if tokens < card.context_length and card.kept_whole is None:
+    for place, context in contexts.items():
+        if context.tokens < card.context_length and card.kept_whole is None:
             found = context_at(place, "int8")
-            more |= {place: found} if found > tokens else {}
-    sizes = {ranks: max(card.bytes_per_rank(split, None, quantization)) for ranks, split in usual.items()}
-    return Choice(quantization, sizes, contexts, more, splits)
+            more |= {place: found} if found.tokens > context.tokens else {}
+    here = {ranks: contexts[place].split for place, (_, ranks) in places.items()}
+    taken = {ranks: here.get(ranks) or split for ranks, split in usual.items()}
+    sizes = {ranks: max(card.bytes_per_rank(split, None, quantization)) for ranks, split in taken.items()}
+    return Choice(quantization, sizes, contexts, more)
 
 
 def _count(parameters: int) -> str:

@@ -284,7 +284,7 @@ def test_figures_are_those_that_a_load_plans_with(tmp_path, family):
                 )
                 description, fit = place(settings, folder, free, {}, UNMEASURED_BYTES)
                 assert max(description.rank_bytes) == choice.rank_bytes[len(chosen)]
-                assert fit.context_length == context
+                assert (fit.context_length, None) == context
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_each_number_of_gpus_that_can_share_a_model_has_its_place(tmp_path, gpus
     [stored, *_] = inspect(folder, devices(gpus)).choices
     together = [place for place in stored.contexts if place.endswith("GPUs")]
     assert together == [f"{number} GPUs" for number in numbers]
-    assert all(stored.contexts.values())
+    assert all(context.tokens for context in stored.contexts.values())
     assert list(stored.rank_bytes) == ([1, *numbers] if gpus > 1 else [1, 2, 4, 8])
 
 
@@ -305,19 +305,37 @@ def test_gpus_that_share_a_model_unevenly_say_by_which_parts(tmp_path, monkeypat
     read_faster = dict(zip(("cuda:0", "cuda:1", "cuda:2"), (1008, 1792, 1792), strict=True))
     here = [msgspec.structs.replace(each, memory_rate=read_faster.get(each.id)) for each in devices(3)]
     [stored, *_] = inspect(folder, here).choices
-    assert {place: split.counts for place, split in stored.splits.items()} == {
+    assert {place: split.counts for place, (_, split) in stored.contexts.items() if split} == {
         "2 GPUs": (3, 5),
         "3 GPUs": (2, 3, 3),
     }
     sizes = read_card(folder).bytes_per_rank
     assert stored.rank_bytes == {
         1: sizes(ALONE)[0],
-        2: sizes(Split((1, 1)))[0],
+        2: sizes(Split((3, 5)))[1],
         3: sizes(Split((2, 3, 3)))[1],
     }
     monkeypatch.setattr(Inventory, "_find_gpus", lambda self: here[1:])
     code, said = look(folder)
     assert (code, "(3:5) │" in said, "(2:3:3) │" in said) == (0, True, True), said
+
+
+def test_with_keys_in_8_bits_gpus_may_share_a_model_by_other_parts(tmp_path, monkeypatch):
+    sizes = {"num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 4}
+    folder = write_checkpoint(tmp_path, **sizes, max_position_embeddings=131_072)
+    cpu, *gpus = devices(2)
+    memory = {"cuda:0": (1_008_582_248, 1000), "cuda:1": (2_179_364_600, 1800)}
+    here = [
+        msgspec.structs.replace(each, memory_free=memory[each.id][0], memory_rate=memory[each.id][1])
+        for each in gpus
+    ]
+    [stored, *_] = inspect(folder, [cpu, *here]).choices
+    few, more = stored.contexts["2 GPUs"], stored.kept_in_8_bits["2 GPUs"]
+    assert few.split == Split((3, 5))
+    assert more == (131_072, Split((1, 7)))
+    monkeypatch.setattr(Inventory, "_find_gpus", lambda self: here)
+    code, said = look(folder)
+    assert (code, f"│ {few.tokens:,} (3:5); 131,072 (1:7) in 8 bits │" in said) == (0, True), said
 
 
 def test_what_does_not_fit_on_a_device_says_so(tmp_path):

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import mmap
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,8 +17,10 @@ from neuron.config import Memory, ModelSettings, NeuronConfig, Queue
 from neuron.description import describe
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
+from neuron.memory.outlook import Prospect
 from neuron.memory.parking import SPARE_SHARE, Parking, automatic_budget
 from neuron.memory.room import Room
+from neuron.models.manager import ModelManager
 from neuron.processes.backoff import Backoff
 from neuron.processes.group import WorkerGroup
 from neuron.tenancy.launcher import Launcher, parked_identity
@@ -319,6 +322,21 @@ def test_a_load_whose_ranks_share_it_otherwise_is_not_thought_to_come_back(place
     assert [tenancy.wakes(fit) for fit in (even, uneven)] == [True, False]
     assert [tenancy.seconds_of_load(wakes=wakes) for wakes in (True, False)] == [1.0, 9.0]
     assert [launcher.lend(settings, description, fit).whole for fit in (even, uneven)] == [True, False]
+
+
+def test_a_quote_promises_what_is_parked_only_to_the_fit_that_takes_it():
+    async def prospect(tenant):
+        return Prospect(planned.pop(), seconds=2.0)
+
+    manager = ModelManager.__new__(ModelManager)
+    manager.room = SimpleNamespace(prospect=prospect)
+    even, uneven = (Fit(("cpu", "cpu"), {}, (0, 0), 1, 1, 1000, split=Split(way)) for way in ((1, 1), (1, 3)))
+    tenant = SimpleNamespace(wakes=even.__eq__, seconds_of_load=lambda *, wakes: 1.0 if wakes else 9.0)
+    requests = SimpleNamespace(waiting=0)
+    model = SimpleNamespace(status="unloaded", bytes_parked=1000, tenant=tenant, requests=requests)
+    planned = [uneven, even]
+    quotes = [asyncio.run(manager.quote(model, 7)) for _ in range(2)]
+    assert [(each.parked, each.seconds) for each in quotes] == [(True, 3.0), (False, 11.0)]
 
 
 def test_what_is_parked_is_named_where_a_booking_is_refused(place):

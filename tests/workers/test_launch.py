@@ -204,6 +204,18 @@ def test_a_kernel_that_spills_is_built_with_other_registers_until_none_is_spilt(
     assert kernel.launched == built[-1:] * 3
 
 
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), CortexError(Code.MODEL_LOAD_FAILED, "no")])
+def test_a_kernel_that_spills_is_launched_so_where_another_cannot_be_built(error):
+    from workers.kernels.launch import without_spills
+
+    def build(limit):
+        if limit == 144:
+            raise error
+        return SimpleNamespace(limit=limit, n_regs=128, n_spills=2)
+
+    assert without_spills(build, None, 1).limit is None
+
+
 def test_a_kernel_that_spills_whatever_it_may_have_is_launched_as_the_assembler_has_it():
     from workers.kernels.launch import Launcher
 
@@ -257,17 +269,22 @@ def test_launches_that_are_recorded_stay_dependent_and_right(device, monkeypatch
 
 
 class Unbuilt:
-    """A kernel that Triton does not build for this card, or whose device says something."""
+    """A kernel that Triton does not build for this card, or that a device does not load."""
 
     __name__ = "norm_kernel"
 
-    def __init__(self, error):
+    def __init__(self, error, is_built=False):
         from workers.kernels.norm_triton import norm_kernel
 
-        self.params, self.error, self.asked = norm_kernel.params, error, 0
+        self.params, self.error, self.is_built, self.asked = norm_kernel.params, error, is_built, 0
 
     def warmup(self, *arguments, **options):
         self.asked += 1
+        if not self.is_built:
+            raise self.error
+        return self
+
+    def __getitem__(self, grid):
         raise self.error
 
 
@@ -288,16 +305,16 @@ def out_of_resources():
 
 
 @pytest.mark.parametrize(
-    ("make", "reason"),
+    ("make", "is_built", "reason"),
     [
-        (compilation_error, "CompilationError: ValueError('no such product')"),
-        (out_of_resources, "OutOfResources: out of resource: shared memory, Required: 240000"),
+        (compilation_error, False, "CompilationError: ValueError('no such product')"),
+        (out_of_resources, True, "OutOfResources: out of resource: shared memory, Required: 240000"),
     ],
 )
-def test_a_kernel_that_cannot_be_built_says_which_and_why_on_one_line_each_time(make, reason):
+def test_a_kernel_that_cannot_be_built_says_which_and_why_on_one_line_each_time(make, is_built, reason):
     from workers.kernels.launch import Launcher
 
-    kernel = Unbuilt(make())
+    kernel = Unbuilt(make(), is_built)
     launcher = Launcher(kernel)
     for _ in range(2):
         with pytest.raises(CortexError) as caught:
@@ -309,9 +326,9 @@ def test_a_kernel_that_cannot_be_built_says_which_and_why_on_one_line_each_time(
     assert kernel.asked == 2
 
 
-def test_what_a_device_says_of_a_launch_stays_what_it_is():
+def test_what_a_device_says_of_a_kernel_stays_what_it_is():
     from workers.kernels.launch import Launcher
 
-    launcher = Launcher(Unbuilt(RuntimeError("Triton Error [CUDA]: out of memory")))
+    launcher = Launcher(Unbuilt(RuntimeError("Triton Error [CUDA]: out of memory"), is_built=True))
     with pytest.raises(RuntimeError, match="out of memory"):
         launcher((3, 1, 1), *next(variants()), num_warps=4)

@@ -335,8 +335,9 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def splits_into(self, split: Split, quantization: Quantization | None = None) -> bool:
         """Whether ranks can share the model so, as its weights are kept."""
+        if not self.config.splits_into(split):
+            return False
         with suppress(CortexError):
-            self.check_split(split)
             self._formats(split, quantization)
             return True
         return False
@@ -349,11 +350,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """
         model = self.config
         if not model.splits_into(split):
-            works = [
-                str(n)
-                for n in range(1, MOST_RANKS + 1)
-                if any(map(self.splits_into, filter(model.splits_into, ways(n))))
-            ]
+            works = [str(n) for n in range(1, MOST_RANKS + 1) if any(map(self.splits_into, ways(n)))]
             heads = " or ".join(map(str, model.head_counts))
             raise CortexError(
                 Code.MODEL_LOAD_FAILED,

@@ -9,12 +9,13 @@ Where the card has it, a kernel is launched before the one before it has ended: 
 
 The assembler gives threads as many registers as leave room for one more program, and then some kernels have a
 few too little and keep them in memory. Which do, no rule says: it changes with card, format and the
-assembler's version. So a kernel that spills is built once more with room (`without_spills`).
+assembler's version. So a kernel that spills is built with other limits, until none is (`without_spills`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any
 
@@ -96,7 +97,8 @@ class Launcher:
 
 
 def without_spills(build: Callable[[int | None], Any], registers: int | None, num_warps: int) -> Any:
-    """A kernel as Triton compiled and loaded it, of which no register is spilt; if there is none, the first.
+    """A kernel as Triton compiled and loaded it, of which no register is spilt; the first one, though it
+    spills some, where there is none, or where another cannot be built.
 
     Args:
         build: it, with so many registers a thread at most.
@@ -106,7 +108,9 @@ def without_spills(build: Callable[[int | None], Any], registers: int | None, nu
     if not first.n_spills:
         return first
     limits = dict.fromkeys((*_limits(first.n_regs, num_warps), first.n_regs - REGISTER_UNIT))
-    return next((built for built in map(build, limits) if not built.n_spills), first)
+    with suppress(CortexError, RuntimeError):
+        return next((built for built in map(build, limits) if not built.n_spills), first)
+    return first
 
 
 def _limits(registers: int, num_warps: int) -> Iterator[int]:
