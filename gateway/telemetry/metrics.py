@@ -14,6 +14,7 @@ from typing import Protocol
 import prometheus_client
 from prometheus_client import Counter, Gauge, values
 
+from gateway.telemetry import counts_file
 from gateway.telemetry.metrics_directory import VARIABLE
 
 UNKNOWN = "unknown"  # label of a model that no neuron has: clients cannot make labels up
@@ -57,6 +58,7 @@ def _forget_places() -> None:
 
 os.register_at_fork(after_in_child=_forget_places)
 if VARIABLE in os.environ:
+    counts_file.use()
     values.ValueClass = _Value
 
 
