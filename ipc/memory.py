@@ -56,11 +56,12 @@ class SharedMemory:
     def create(cls, name: str, size: int) -> SharedMemory:
         """Allocate `size` bytes of zeros (a multiple of 8). `name` only shows in /proc/PID/maps.
 
-        The size is sealed: a peer that shrank the file would kill us with SIGBUS.
+        The size is sealed: a peer that shrank the file would kill us with SIGBUS. So would memory that is not
+        there once it is written: OSError where the kernel has not so much.
         """
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(fd, size)
+            os.posix_fallocate(fd, 0, size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
             return cls(fd)
         except BaseException:

@@ -395,3 +395,10 @@ def test_several_records_may_wake_their_reader_once(ring):
     ring.ring()
     assert select.select([ring.fileno()], [], [], 0)[0] == [ring.fileno()]
     assert ring.read_all() == [b"a", b"b"]
+
+
+@pytest.mark.usefixtures("no_descriptors_left")
+def test_a_ring_has_its_memory_before_it_is_written():
+    ring = Ring.create(1 << 20)
+    assert os.fstat(ring.handle.memory_fd).st_blocks * 512 > 1 << 20
+    ring.close()
