@@ -25,6 +25,7 @@ from ipc.errors import CortexError
 from ipc.farewell import leave_modules_alone
 from ipc.logs import hide_keys
 from ipc.settings import ConfigError
+from ipc.socket_file import check_free
 
 try:
     _config.in_force = _config.load()
@@ -188,14 +189,19 @@ def _address_of(fd: int) -> Any:
 
 
 def _check_free(address: Any) -> None:
-    """Exit with one line where a port is in use, instead of gunicorn's five seconds of tries."""
-    if not isinstance(address, tuple):
+    """Exit with one line where somebody listens, instead of gunicorn's five seconds of tries at a port, and
+    before it takes a path from who has it."""
+    if isinstance(address, int):
         return
-    host, port = address[:2]
     try:
+        if isinstance(address, str):
+            check_free(address)
+            return
+        host, port = address[:2]
         family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(target)
     except OSError as error:
-        sys.exit(f"cortex: cannot listen on {host}:{port}: {error.strerror or error}")
+        where = address if isinstance(address, str) else f"{host}:{port}"
+        sys.exit(f"cortex: cannot listen on {where}: {error.strerror or error}")

@@ -28,6 +28,7 @@ from ipc.messages.requests import (
     Watch,
     misread,
 )
+from ipc.socket_file import SocketFile
 from ipc.sockets import LARGE_FRAME, LINGER_MS, MAX_MESSAGE, NOBLOCK, NOBLOCK_MORE, Pump, configure
 from ipc.unread import UNREAD_VERBS, Unread, first_fields
 from ipc.zap import Gatekeeper
@@ -170,7 +171,7 @@ class Server:
         self._started = False
 
     def start(self) -> None:
-        """Listen, in the running loop. OSError when the endpoint cannot be had (a port in use)."""
+        """Listen, in the running loop. OSError when the endpoint cannot be had (somebody listens there)."""
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()  # of its own: a context has one gatekeeper
         self._socket = self._context.socket(zmq.ROUTER)
@@ -181,12 +182,18 @@ class Server:
             self._gatekeeper = Gatekeeper(self._context, self._allowed)
             self._socket.setsockopt(zmq.CURVE_SERVER, 1)
             self._socket.setsockopt_string(zmq.CURVE_SECRETKEY, self._secret)
+        self._file = SocketFile(self.endpoint)
         try:
+            self._file.check_free()
             self._socket.bind(self.endpoint)
-        except zmq.ZMQError as error:
+            self._file.own()
+        except (zmq.ZMQError, OSError) as error:
             self._socket.close()
             self._close_context()
-            raise OSError(error.errno, f"cannot listen on {self.endpoint}: {error.strerror}") from error
+            text = f"cannot listen on {self.endpoint}: {error.strerror or error}"
+            if error.errno == errno.EADDRINUSE:
+                text += "; end what listens there, or choose another address"
+            raise OSError(error.errno, text) from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._pump = Pump(self._socket, self._on_message, views=True)
         self._send = self._socket.send
@@ -204,6 +211,7 @@ class Server:
         for handle in (self._beat, self._retry, self._flushing):
             if handle is not None:
                 handle.cancel()
+        self._file.remove()
         self._pump.close()
         self._close_context()
 

@@ -64,6 +64,18 @@ def test_port_in_use_is_one_line_that_names_it(tmp_path: Path, which: str) -> No
     assert ended.stderr.splitlines()[-1].startswith(f"cortex: cannot listen on 127.0.0.1:{port}: ")
 
 
+def test_path_in_use_is_one_line_that_names_it_and_stays_whose_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "gateway"
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(path))
+        taken.listen()
+        ended = start(tmp_path, "-c", "python:gateway.gunicorn_conf", "--bind", f"unix:{path}")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+    assert ended.returncode != 0
+    assert ended.stderr.splitlines()[-1] == f"cortex: cannot listen on {path}: Address already in use"
+
+
 def test_gateway_leaves_no_file_behind(neuron: NeuronThread, tmp_path: Path) -> None:
     (tmp_path / "cortex-metrics-of-1-left").mkdir()  # by one that was killed
     process = GatewayProcess(tmp_path, neuron.endpoint)

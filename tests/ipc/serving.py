@@ -79,10 +79,10 @@ class Desk:
 
 
 @contextlib.asynccontextmanager
-async def serving(handler=None, clients=1, **options):
+async def serving(handler=None, clients=1, endpoint="tcp://127.0.0.1:0", **options):
     """(server, desk, *raw clients)"""
     desk = Desk()
-    server = Server("tcp://127.0.0.1:0", handler or desk.handle, desk.on_gone, **options)
+    server = Server(endpoint, handler or desk.handle, desk.on_gone, **options)
     server.start()
     raw = [RawClient(server.endpoint) for _ in range(clients)]
     try:
