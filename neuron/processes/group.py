@@ -163,9 +163,16 @@ class WorkerGroup:
         """Wait for every rank's `Ready`, one report a rank.
 
         Raises:
-            CortexError: a rank died, or was not ready within `deadline` seconds; then the group ends.
+            CortexError: a rank died, hangs, or was not ready within `deadline` seconds; then the group ends.
         """
-        await asyncio.wait([self._ready], timeout=deadline)
+        timers = [
+            self._loop.call_later(rank.worker.patience, self._expect_beat, rank) for rank in self._ranks
+        ]
+        try:
+            await asyncio.wait([self._ready], timeout=deadline)
+        finally:
+            for timer in timers:
+                timer.cancel()
         if not self._ready.done():
             late = "; ".join(f"{rank}: {rank.loading}" for rank in self._ranks if rank.ready is None)
             self._end(
@@ -178,6 +185,16 @@ class WorkerGroup:
         if self._death is not None:  # in the moment between the last report and this line
             raise self._death
         return ready
+
+    def _expect_beat(self, rank: Rank) -> None:
+        """End the group where `rank` has not read its orders by now: no fault of the model."""
+        if self._ended or self._heartbeat.read(rank.index).time:
+            return
+        self.was_killed, self.died_waiting = True, rank.worker.waited
+        text = (
+            f"{rank} of {self.spec.model} hung for {rank.worker.patience:g} seconds before it read its orders"
+        )
+        self._end(CortexError(Code.MODEL_LOAD_FAILED, text))
 
     # --- work -------------------------------------------------------------------------------------------
 

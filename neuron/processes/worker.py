@@ -14,7 +14,8 @@ from ipc.control import Control, ControlBroken
 from ipc.worker_messages import KERNELS, Waiting, WarmUp, WorkerSpec
 
 PROGRAM = (sys.executable, "-m", "workers")
-READY_SECONDS = 300.0  # from the start of a process that is measured until it is ready
+READY_SECONDS = 300.0  # from the start of a process until it is ready for a model
+ANSWER_SECONDS = 5.0  # from an order to a process that is, until it shows that it has read it
 FAREWELL_SECONDS = 1.0  # for one that has hung up to end by itself
 
 # A process that waits does not know how many CPU threads its next model wants: the engine sets that number.
@@ -43,6 +44,7 @@ class Worker:
     control: Control
     orders: int = 0
     loads: int = 0  # orders to be a rank
+    warm: bool = False  # it has said that it waits
 
     @classmethod
     def start(cls) -> Worker:
@@ -109,11 +111,17 @@ class Worker:
         """Whether it was there before its last order was given."""
         return self.orders > 1
 
+    @property
+    def patience(self) -> float:
+        """Seconds from an order to be a rank until its first heartbeat: longer, and it hangs."""
+        return ANSWER_SECONDS if self.warm else READY_SECONDS
+
     def report(self) -> Waiting | None:
         """What it said since its last order, once it said something; None: not yet, or never again."""
         try:
             while isinstance(report := self.control.receive(wait=False), Waiting):
                 if report.loads == self.loads:
+                    self.warm = True
                     return report
         except (BlockingIOError, ControlBroken):
             pass

@@ -335,6 +335,43 @@ def test_a_process_killed_while_it_takes_its_orders_is_no_fault_of_the_model():
     run(scenario)
 
 
+@pytest.mark.parametrize("devices", [("cpu",), ("cpu", "cpu")])
+def test_a_process_that_hangs_when_it_is_taken_is_ended_and_no_fault_of_the_model(monkeypatch, devices):
+    monkeypatch.setattr(neuron.processes.worker, "ANSWER_SECONDS", 0.2)
+
+    async def scenario(place):
+        pid = await place.warm()
+        os.kill(pid, signal.SIGSTOP)
+        group = place.group(devices=devices)
+        group.start()
+        with pytest.raises(CortexError, match=rf"rank 0 \(pid {pid}, cpu\) of demo hung for 0.2 seconds"):
+            await group.ready(PATIENCE)
+        await group.stop()
+        assert group.died_waiting
+        assert group.was_killed
+        assert not is_running(pid)
+        async with place.serving(devices=devices) as group:
+            assert not group.died_waiting
+
+    run(scenario)
+
+
+def test_a_new_process_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(neuron.processes.worker, "READY_SECONDS", 0.2)
+
+    async def scenario(place):
+        group = place.group()
+        group.start()
+        os.kill(group.ranks()[0].pid, signal.SIGSTOP)
+        with pytest.raises(CortexError, match="hung"):
+            await group.ready(PATIENCE)
+        await group.stop()
+        assert group.was_killed
+        assert not group.died_waiting
+
+    run(scenario)
+
+
 def test_a_process_that_died_serving_or_loading_does_not_come_back():
     async def scenario(place):
         pid = await place.warm()
@@ -503,6 +540,16 @@ def test_a_neuron_keeps_one_for_its_transformers_and_it_dies_with_it(tmp_path):
         daemon.process.kill()
         daemon.process.wait()
         wait_until(lambda: not any(map(is_running, pids)), "all to die with it")
+
+
+def test_a_load_whose_process_hangs_begins_again_with_a_new_one(tmp_path):
+    with Neuron(tmp_path, standby=True) as daemon, daemon.client() as client:
+        wait_until(lambda: "standby ready" in daemon.log, "a warm process")
+        [pid] = daemon.children()
+        os.kill(pid, signal.SIGSTOP)
+        assert isinstance(client.ask(chat("demo"), PATIENCE), Finished)
+        assert not is_running(pid)
+        assert daemon.log.count("load begins again") == daemon.log.count("hung for 5 seconds") == 1
 
 
 def test_a_neuron_ends_while_one_waits(tmp_path):
