@@ -151,16 +151,7 @@ class Server:
         allowed: Sequence[str] = (),
         insecure: bool = False,
     ) -> None:
-        if secret is None and not insecure and not _is_local(endpoint):
-            raise CortexError(
-                Code.BAD_REQUEST,
-                f"{endpoint} can be reached from other hosts and has no keys: make some with "
-                "`cortex keygen`, or set `insecure: true` where the network itself is safe",
-            )
-        if (secret is None) != (not allowed):
-            raise CortexError(
-                Code.BAD_REQUEST, "a secret key and the public keys of allowed clients belong together"
-            )
+        check_keys(endpoint, secret, allowed, insecure)
         self.endpoint = endpoint
         self._handler, self._on_gone = handler, on_gone
         self._secret, self._allowed = secret, allowed
@@ -540,6 +531,20 @@ def _mismatch(header: bytes) -> CortexError:
         Code.PROTOCOL_MISMATCH,
         f"the client speaks protocol {theirs}, this neuron {ours}; have both of one version of cortex",
     )
+
+
+def check_keys(endpoint: str, secret: str | None, allowed: Sequence[str], insecure: bool) -> None:
+    """CortexError where a `Server` would refuse its arguments of these names."""
+    if secret is None and not insecure and not _is_local(endpoint):
+        raise CortexError(
+            Code.BAD_REQUEST,
+            f"{endpoint} can be reached from other hosts and has no keys: make some with "
+            "`cortex keygen`, or set `insecure: true` where the network itself is safe",
+        )
+    if (secret is None) != (not allowed):
+        raise CortexError(
+            Code.BAD_REQUEST, "a secret key and the public keys of allowed clients belong together"
+        )
 
 
 def _is_local(endpoint: str) -> bool:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ipc.errors import CortexError
+from ipc.settings import ConfigError
 from neuron.catalogue.appraisal import place
 from neuron.catalogue.catalogue import Catalogue
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.description import ModelDescription
 from neuron.inspection import notes_on
+from neuron.listener import read_keys
 from neuron.memory.devices import Inventory
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
@@ -54,6 +56,10 @@ def place_all(config: NeuronConfig) -> Placement:
     catalogue = Catalogue(config, inventory.devices)
     ledger, copies = Ledger(inventory.devices), weight_cache(config.quantised_cache)
     found = Placement()
+    try:
+        read_keys(config, "")
+    except ConfigError as error:
+        found.problems.append(str(error))
     configured = {model.id for model in config.models}
     models = sorted(map(catalogue.settings, catalogue.list_models()), key=lambda model: not model.pin)
     runtime, measured = dict(UNMEASURED_BYTES), ledger.devices != ["cpu"]
@@ -88,6 +94,9 @@ def place_all(config: NeuronConfig) -> Placement:
             found.notes.append(
                 f"{model.id}: the context is cut from {description.context_length} to fit the memory"
             )
+    default = config.default_model and catalogue.base(config.default_model)
+    if default and default not in (*(model.id for model in models), *catalogue.away):
+        found.notes.append(f"default_model: {_why_absent(catalogue, default)}")
     folders = (Path(folder) for folder in config.model_folders)
     absent = [folder for folder in folders if not folder.expanduser().is_dir()]
     found.notes += [f"model_folders: {folder} is no folder, and nothing is found there" for folder in absent]
@@ -95,6 +104,14 @@ def place_all(config: NeuronConfig) -> Placement:
     found.notes += [f"{name} is not offered: {reason}" for name, reason in catalogue.refused.items()]
     found.notes += [f"{name} is not here, and pulled when it is asked for" for name in catalogue.away]
     return found
+
+
+def _why_absent(catalogue: Catalogue, model_id: str) -> str:
+    """Why a model that is not among those found is not offered; it may come while the neuron runs."""
+    try:
+        return f"{model_id} is at {catalogue.find(model_id)} and not offered"
+    except CortexError as error:
+        return error.message
 
 
 def _absent(model: ModelSettings, description: ModelDescription) -> list[str]:

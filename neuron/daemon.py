@@ -12,13 +12,13 @@ from pathlib import Path
 import uvloop
 
 from ipc.errors import CortexError
-from ipc.keys import load_public, load_secret
 from ipc.notify import sd_notify
 from ipc.responsive import stay_responsive
 from ipc.server import Server
 from ipc.structs import learn_structs
 from ipc.version import version
 from neuron.config import NeuronConfig
+from neuron.listener import read_keys
 from neuron.memory.devices import Inventory
 from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation
@@ -61,8 +61,9 @@ async def serve(config: NeuronConfig, path: str | Path | None = None, backoff: B
     """Start all parts, wait for a signal, and end them. The arguments are those of `run`.
 
     Raises:
-        OSError: the port is in use, or a key file cannot be read.
-        CortexError: the listener would be open to other hosts without keys.
+        OSError: the port is in use.
+        ConfigError: a key cannot be read, a device is not here, or the listener would be open to other hosts
+            without keys.
     """
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -70,6 +71,7 @@ async def serve(config: NeuronConfig, path: str | Path | None = None, backoff: B
         loop.add_signal_handler(number, _stop, stopping)
     at_terminal = os.isatty(0)  # which closes with this signal
     loop.add_signal_handler(signal.SIGHUP, *((_stop, stopping) if at_terminal else (_nothing_to_read,)))
+    secret, allowed = read_keys(config, path or "")
     inventory = Inventory(config)
     if inventory.cuda_unavailable:
         log.warning("a GPU is not used reason=%s", inventory.cuda_unavailable)
@@ -80,8 +82,8 @@ async def serve(config: NeuronConfig, path: str | Path | None = None, backoff: B
         config.listen,
         service.handle,
         service.on_gone,
-        secret=load_secret(config.key_file) if config.key_file is not None else None,
-        allowed=[load_public(key) for key in config.allowed_keys],
+        secret=secret,
+        allowed=allowed,
         insecure=config.insecure,
     )
     reload = Reload(config, path, models.finder.configure) if path is not None else None

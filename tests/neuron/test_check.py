@@ -50,6 +50,30 @@ def configured(folder: Path, **settings: Any) -> dict[str, Any]:
     return {"models": [{"id": "mine", "path": str(folder), **settings}]}
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"listen": "tcp://0.0.0.0:*"}, "listen: tcp://0.0.0.0:* can be reached from other hosts"),
+        ({"key_file": "/nope"}, "key_file: cannot read the key file /nope"),
+        ({"allowed_keys": ["a" * 40, "abc"]}, "allowed_keys[1]: cannot read the key file abc"),
+        ({"allowed_keys": ["a" * 40]}, "key_file: a secret key and the public keys"),
+    ],
+)
+def test_keys_with_which_it_would_not_start_are_problems(check, config, words):
+    code, said = check(only_configured=True, **config)
+    assert code == 1
+    assert words in said
+
+
+def test_a_default_model_that_is_not_here_is_a_note(check, tmp_path):
+    folder = write_checkpoint(tmp_path / "model")
+    code, said = check(default_model="nope", **configured(folder))
+    assert code == 0
+    assert "default_model: " in said
+    assert "'nope'" in said
+    assert "default_model: " not in check(default_model="mine", **configured(folder))[1]
+
+
 def test_what_is_not_followed_is_a_note(check, tmp_path):
     folder = write_checkpoint(tmp_path / "model")
     (folder / "generation_config.json").write_text(json.dumps({"num_beams": 4, "temperature": "0.6"}))

@@ -97,6 +97,8 @@ def test_with_keys_only_known_clients_are_answered(tmp_path):
         ("models: [{id: a, ranks: 0}]", "models[0].ranks"),
         ("devices: [cuda:99]", "cuda:99"),
         ("models: [", "n.yaml"),
+        ("key_file: /nope", "n.yaml: key_file: cannot read the key file /nope"),
+        ("allowed_keys: [abc]", "n.yaml: allowed_keys[0]: cannot read the key file abc"),
     ],
 )
 def test_a_bad_configuration_is_one_line_that_names_the_thing(tmp_path, text, words):
