@@ -255,6 +255,10 @@ def _checked_neurons(config: GatewayConfig, path: str | Path) -> list[NeuronSett
                 )
             _usable(partial(load_public, neuron.public_key), path, f"{key}.public_key")
         endpoint = re.sub(r"^http:", "tcp:", neuron.endpoint).rstrip("/")
+        for j, other in enumerate(neurons):
+            if other.endpoint == endpoint:
+                text = f"{neuron.endpoint!r} is the endpoint of neurons[{j}] already"
+                raise ConfigError(path, f"{key}.endpoint", text)
         neurons.append(replace(neuron, endpoint=endpoint))
     return neurons
 

@@ -180,6 +180,8 @@ def model_entry(name: str, dtype: str | None, ranks: int, devices: list[str] | N
         if not folder.is_file():
             raise UpError(f"--model {name}: there is no such file")
         entry |= {"id": PART.sub("", folder.stem), "path": str(folder.absolute())}
+    elif name != "demo" and folder.is_file():
+        raise UpError(f"--model {name}: it is a file, and neither a checkpoint's folder nor a GGUF file")
     elif name != "demo" and (folder.is_dir() or name.startswith(("/", ".", "~"))):
         if not folder.is_dir():
             raise UpError(f"--model {name}: there is no such folder")

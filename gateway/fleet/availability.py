@@ -30,7 +30,8 @@ def able(hosts: Sequence[H], model: str) -> list[H]:
         return takes
     names = ", ".join(host.name for host in answering or knowing)
     if answering:
-        raise CortexError(Code.DRAINING, f"{model!r} is being drained on the neuron {names}, which has it")
+        text = f"{model!r} is being drained on the neuron {names}, which has it, until `cortex resume`"
+        raise CortexError(Code.DRAINING, text)
     raise CortexError(
         Code.NEURON_LOST,
         f"the neuron {names}, which has the model {model!r}, does not answer",

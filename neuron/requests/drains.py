@@ -28,7 +28,8 @@ class Drains:
         """DRAINING for new work of a model, or of `ALL`, that is being drained."""
         if model in self._waiting:
             what = f"the model {model}" if model else "this neuron"
-            raise CortexError(Code.DRAINING, f"{what} is being drained here and takes no new work")
+            text = f"{what} is being drained here and takes no new work until `cortex resume`"
+            raise CortexError(Code.DRAINING, text)
 
     def begin(self, model: str) -> asyncio.Future[None]:
         """From now on it takes nothing; what is returned ends when nothing is open. Twice is one drain."""

@@ -16,6 +16,7 @@ def test_draining_and_lost_neurons_get_nothing() -> None:
     with pytest.raises(CortexError) as caught:
         able([host("a", draining=True)], "m")
     assert caught.value.code == Code.DRAINING
+    assert "cortex resume" in caught.value.message
 
 
 def test_model_of_a_lost_neuron_is_away_and_not_unknown() -> None:

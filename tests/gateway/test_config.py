@@ -107,6 +107,11 @@ def test_with_it_goes_which_file_it_was_as_it_was_read(
             "neurons[1].name",
             "neurons[0]",
         ),
+        (
+            "neurons: [{name: a, endpoint: 'tcp://h:1'}, {name: b, endpoint: 'http://h:1/'}]",
+            "neurons[1].endpoint",
+            "'http://h:1/' is the endpoint of neurons[0]",
+        ),
     ],
 )
 def test_error_names_file_key_and_value(tmp_path: Path, text: str, key: str, value: str) -> None:

@@ -85,6 +85,14 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
         plan([str(tmp_path / "missing")])
 
 
+def test_a_file_that_is_no_checkpoint_is_called_one(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for name in ("README.md", str(tmp_path / "README.md")):
+        with pytest.raises(UpError, match="it is a file"):
+            model_entry(name, None, 1, None)
+
+
 def test_a_model_cannot_be_there_twice():
     with pytest.raises(UpError, match="demo"):
         plan(["demo", "demo"])

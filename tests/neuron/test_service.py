@@ -430,7 +430,9 @@ def test_drain_finishes_what_runs_and_takes_nothing_new_until_resume(neuron, cli
         stream = begin(running, chat("steady", 100))
         drained = threads.submit(drain)
         wait_until(lambda: neuron.health().draining, "the drain to begin")
-        assert refused(client, chat("steady")).code == Code.DRAINING
+        refusal = refused(client, chat("steady"))
+        assert refusal.code == Code.DRAINING
+        assert "cortex resume" in refusal.message
         assert refused(client, Load(id=0, model="sim")).code == Code.DRAINING
         assert not drained.done()
         assert isinstance(list(stream)[-1], Finished)
