@@ -134,7 +134,7 @@ def plain(message: str) -> str:
     lines = [line for line in message.splitlines() if line]
     line = next((line for line in lines if line.startswith("error: ")), lines[0] if lines else "")
     line = re.sub(r"^(at \d+\(\d+\): |failed to compile JSON schema: )*", "", line)
-    return line.replace("#/$defs/root", "#")[:300]
+    return re.sub(r"#?/\$defs/root", "#", line)[:300]  # as the client wrote it
 
 
 if __name__ == "__main__":

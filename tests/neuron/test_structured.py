@@ -134,7 +134,7 @@ REFUSED: list[tuple[Any, str, str]] = [
         "/items",
         "minimum",
     ),
-    ({"items": {"$ref": "#/$defs/missing"}}, "/items", "missing"),
+    ({"items": {"$ref": "#/$defs/missing"}}, "/items", "'#/$defs/missing' does not exist"),
     ({"$ref": "https://example.com/schema"}, "", "example.com"),
     ({"allOf": [{"type": "string"}, {"type": "number"}]}, "", "incompatible"),
     ({"enum": []}, "", "empty"),
