@@ -50,7 +50,7 @@ def load_secret(path: str | Path) -> str:
 
 def load_public(key_or_path: str | Path) -> str:
     """The public key itself, or the one in the file of that name; CortexError when it is neither."""
-    if not Path(key_or_path).is_file() and _is_key(str(key_or_path)):
+    if not os.path.isfile(key_or_path) and _is_key(str(key_or_path)):
         return str(key_or_path)
     return _load(Path(key_or_path))
 
@@ -73,7 +73,7 @@ def _load(path: Path) -> str:
             f"user {os.geteuid()} may not read the key file {path}; give it and its folder to the user of "
             f"the service: chown USER {path.parent} {path}",
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CortexError(Code.BAD_REQUEST, f"cannot read the key file {path}: {error}") from error
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if len(keys) != 1 or not _is_key(keys[0]):

@@ -47,6 +47,8 @@ def check_free(path: str) -> None:
         OSError: EADDRINUSE where somebody does, EEXIST where something lies that is no socket, or whatever
             keeps this process from finding out.
     """
+    if path.startswith("\0"):  # a name without a file, which nobody can take from who has it
+        return
     with suppress(FileNotFoundError, ConnectionRefusedError), socket.socket(socket.AF_UNIX) as probe:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             raise OSError(errno.EEXIST, "there is a file that is no socket")

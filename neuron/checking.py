@@ -1,4 +1,5 @@
-"""Which of a configuration's models would fit, and where: `neuron check` without a path."""
+"""Whether a neuron could start with its configuration, and which models would fit where: `neuron check`
+without a path."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from neuron.catalogue.catalogue import Catalogue
 from neuron.config import ModelSettings, NeuronConfig
 from neuron.description import ModelDescription
 from neuron.inspection import notes_on
-from neuron.listener import read_keys
+from neuron.keys import read_keys
 from neuron.memory.devices import Inventory
 from neuron.memory.fit import Fit
 from neuron.memory.ledger import Ledger
@@ -47,7 +48,7 @@ class Placement:
 
 
 def place_all(config: NeuronConfig) -> Placement:
-    """Place pinned models together, in their order, and every other one beside those alone.
+    """Read the keys; place pinned models together, in their order, and every other one beside those alone.
 
     Raises:
         ConfigError: it names a device that is not here.

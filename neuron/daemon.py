@@ -18,7 +18,7 @@ from ipc.server import Server
 from ipc.structs import learn_structs
 from ipc.version import version
 from neuron.config import NeuronConfig
-from neuron.listener import read_keys
+from neuron.keys import read_keys
 from neuron.memory.devices import Inventory
 from neuron.models.manager import ModelManager
 from neuron.preparation.preparation import Preparation

@@ -1,8 +1,9 @@
 """The file that one process keeps counts in: there is room for all of it before it is mapped.
 
 prometheus-client maps files with holes, and where a disk has no room for what is written into a hole, that
-ends the process (SIGBUS). Here, where there is none for a file, or for more of it, counts that stand in it go
-on, and new ones stand in memory, where no other process sees them: metrics are missing, and no answer is.
+ends the process (SIGBUS). Here, where there is none for a file, or for more of it, some counts stand in
+memory from then on, where no other process sees them: metrics are missing or stand still, and no answer is
+lost.
 """
 
 from __future__ import annotations

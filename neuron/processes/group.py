@@ -45,6 +45,7 @@ log = logging.getLogger("neuron.processes.group")
 # Of records that are taken in one turn of the loop: some milliseconds' worth. One record may have more.
 TURN_BYTES = 32 << 10
 POOL = 0  # its pool, as the subject of an order: there is one
+ANSWER_SECONDS = 5.0  # from its orders until a process that was warm shows that it has read them
 STOP_SECONDS = 1.5  # from the Stop command to SIGTERM
 RELEASE_SECONDS = 10.0  # the same, where a process shall give its memory back and live on
 TERMINATE_SECONDS = 0.5  # from SIGTERM to SIGKILL
@@ -165,14 +166,11 @@ class WorkerGroup:
         Raises:
             CortexError: a rank died, hangs, or was not ready within `deadline` seconds; then the group ends.
         """
-        timers = [
-            self._loop.call_later(rank.worker.patience, self._expect_beat, rank) for rank in self._ranks
-        ]
+        expecting = asyncio.create_task(self._expect_beats())
         try:
             await asyncio.wait([self._ready], timeout=deadline)
         finally:
-            for timer in timers:
-                timer.cancel()
+            expecting.cancel()
         if not self._ready.done():
             late = "; ".join(f"{rank}: {rank.loading}" for rank in self._ranks if rank.ready is None)
             self._end(
@@ -186,15 +184,17 @@ class WorkerGroup:
             raise self._death
         return ready
 
-    def _expect_beat(self, rank: Rank) -> None:
-        """End the group where `rank` has not read its orders by now: no fault of the model."""
-        if self._ended or self._heartbeat.read(rank.index).time:
-            return
-        self.was_killed, self.died_waiting = True, rank.worker.waited
-        text = (
-            f"{rank} of {self.spec.model} hung for {rank.worker.patience:g} seconds before it read its orders"
-        )
-        self._end(CortexError(Code.MODEL_LOAD_FAILED, text))
+    async def _expect_beats(self) -> None:
+        """End the group where a process that waited warm does not read its orders: no fault of the model."""
+        for _ in range(2):  # one that was stopped with them has half of it left when all go on
+            await asyncio.sleep(ANSWER_SECONDS / 2)
+        hung = [
+            each for each in self._ranks if each.worker.warm and not self._heartbeat.read(each.index).time
+        ]
+        if hung and not self._ended:
+            self.was_killed = self.died_waiting = True
+            text = f"{hung[0]} of {self.spec.model} hung for {ANSWER_SECONDS:g} seconds, and reads no orders"
+            self._end(CortexError(Code.MODEL_LOAD_FAILED, text))
 
     # --- work -------------------------------------------------------------------------------------------
 

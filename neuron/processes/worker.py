@@ -14,8 +14,7 @@ from ipc.control import Control, ControlBroken
 from ipc.worker_messages import KERNELS, Waiting, WarmUp, WorkerSpec
 
 PROGRAM = (sys.executable, "-m", "workers")
-READY_SECONDS = 300.0  # from the start of a process until it is ready for a model
-ANSWER_SECONDS = 5.0  # from an order to a process that is, until it shows that it has read it
+READY_SECONDS = 300.0  # from the start of a process that is measured until it is ready
 FAREWELL_SECONDS = 1.0  # for one that has hung up to end by itself
 
 # A process that waits does not know how many CPU threads its next model wants: the engine sets that number.
@@ -110,11 +109,6 @@ class Worker:
     def waited(self) -> bool:
         """Whether it was there before its last order was given."""
         return self.orders > 1
-
-    @property
-    def patience(self) -> float:
-        """Seconds from an order to be a rank until its first heartbeat: longer, and it hangs."""
-        return ANSWER_SECONDS if self.warm else READY_SECONDS
 
     def report(self) -> Waiting | None:
         """What it said since its last order, once it said something; None: not yet, or never again."""

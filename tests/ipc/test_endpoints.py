@@ -104,6 +104,13 @@ def test_one_that_listens_and_takes_nobody_keeps_its_path(tmp_path):
             check_free(str(tmp_path / "neuron"))
 
 
+def test_a_name_without_a_file_is_the_kernels_to_refuse():
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("")  # a name that is free
+        one.listen()
+        check_free(f"\0{one.getsockname()[1:].decode()}")
+
+
 def test_a_file_that_is_no_socket_is_not_removed(tmp_path):
     (tmp_path / "notes").write_text("mine")
 

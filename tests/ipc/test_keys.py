@@ -74,3 +74,9 @@ def test_a_missing_or_binary_file_is_named(tmp_path):
     (tmp_path / "binary.key").write_bytes(b"\xff\xfe")
     with pytest.raises(CortexError, match=r"binary\.key"):
         load_secret(tmp_path / "binary.key")
+
+
+@pytest.mark.parametrize("given", ["x" * 300, "a\0b", "/" + "y" * 5000])
+def test_what_can_be_no_path_and_is_no_key_is_refused_as_a_file_that_cannot_be_read(given):
+    with pytest.raises(CortexError, match="cannot read the key file"):
+        load_public(given)
